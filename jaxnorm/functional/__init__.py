@@ -1,0 +1,1 @@
+"""Pure functions, one file per family; all are exported by `jaxnorm` itself."""

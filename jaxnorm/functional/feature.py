@@ -1,0 +1,134 @@
+"""Normalizations of each example over its own features: layer norm and RMS norm."""
+
+from __future__ import annotations
+
+import jax
+
+from jaxnorm import _axes
+from jaxnorm._axes import ArrayLike, Axes, DTypeLike
+from jaxnorm._standardize import Options, normalize
+
+
+def layer_norm(
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    axis: Axes = -1,
+    feature_axes: Axes | None = None,
+    epsilon: float = 1e-6,
+    mask: ArrayLike | None = None,
+    gamma_offset: float = 0.0,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """Normalizes each example by the mean and the variance of its own features.
+
+    y = (x - mean) / sqrt(var + epsilon) * (gamma + gamma_offset) + beta, with the mean and the
+    biased variance over `axis`; the same in training and at test time.
+
+    Args:
+      x: floating-point or complex array of rank 1 or more.
+      gamma: scale; has the shape of `x` along `feature_axes`, or the rank of `x` (broadcast).
+      beta: offset; like `gamma`.
+      axis: the axes pooled, in any order and sign.
+      feature_axes: the axes that gamma and beta vary along. Default: those in `axis` (the last
+        axis for a gamma or beta of rank 1 where `axis` has several).
+      epsilon: added to the variance.
+      mask: boolean, broadcasts against `x`; elements where it is False are not pooled and give 0.
+      gamma_offset: added to gamma in float32 or wider; 1.0 for a gamma that starts at zero.
+      dtype: of the result; default: that of `x`.
+
+    Returns:
+      The normalized array, in the shape of `x`.
+
+    Raises:
+      TypeError: `x` or `dtype` is of integers, or `mask` is not boolean.
+      ValueError: an axis is out of range or given twice, gamma, beta or mask does not fit, or
+        epsilon is negative.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxnorm
+      >>> jaxnorm.layer_norm(jnp.array([1., 3., 5., 7.]), epsilon=4.0).tolist()
+      [-1.0, -0.3333333432674408, 0.3333333432674408, 1.0]
+
+    Reference: Ba, Kiros & Hinton 2016, Layer Normalization, arXiv:1607.06450. The standard
+    deviation is the root of the mean squared deviation: an often copied formula that divides
+    the root of the sum by the count has its root in the wrong place.
+    """
+    return _normalize_features(
+        x, gamma, beta, axis, feature_axes, epsilon, mask, dtype, gamma_offset=float(gamma_offset)
+    )
+
+
+def rms_norm(
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    axis: Axes = -1,
+    feature_axes: Axes | None = None,
+    epsilon: float = 1e-6,
+    mask: ArrayLike | None = None,
+    gamma_offset: float = 0.0,
+    cast_before_gamma: bool = False,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """Divides each example by the root mean square of its features.
+
+    y = x / sqrt(mean(|x|^2) + epsilon) * (gamma + gamma_offset) + beta, with the mean over `axis`.
+
+    Args:
+      x: floating-point or complex array of rank 1 or more.
+      gamma: scale; has the shape of `x` along `feature_axes`, or the rank of `x` (broadcast).
+      beta: offset; like `gamma`.
+      axis: the axes pooled, in any order and sign.
+      feature_axes: the axes that gamma and beta vary along. Default: those in `axis` (the last
+        axis for a gamma or beta of rank 1 where `axis` has several).
+      epsilon: added to the mean square.
+      mask: boolean, broadcasts against `x`; elements where it is False are not pooled and give 0.
+      gamma_offset: added to gamma in float32 or wider; 1.0 is Gemma's rule, all in float32 and
+        cast last.
+      cast_before_gamma: round to the dtype of `x` before gamma is applied, which is Llama's rule.
+      dtype: of the result; default: that of `x`.
+
+    Returns:
+      The normalized array, in the shape of `x`.
+
+    Raises:
+      TypeError: `x` or `dtype` is of integers, or `mask` is not boolean.
+      ValueError: an axis is out of range or given twice, gamma, beta or mask does not fit, or
+        epsilon is negative.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxnorm
+      >>> jaxnorm.rms_norm(jnp.array([6., 8., 0., 0.]), epsilon=39.0).tolist()
+      [0.75, 1.0, 0.0, 0.0]
+
+    Reference: Zhang & Sennrich 2019, Root Mean Square Layer Normalization, arXiv:1910.07467.
+    """
+    return _normalize_features(
+        x,
+        gamma,
+        beta,
+        axis,
+        feature_axes,
+        epsilon,
+        mask,
+        dtype,
+        gamma_offset=float(gamma_offset),
+        center=False,
+        cast_before_gamma=bool(cast_before_gamma),
+    )
+
+
+def _normalize_features(x, gamma, beta, axis, feature_axes, epsilon, mask, dtype, **options):
+    x = _axes.check_input(x)
+    axes = _axes.canonical_axes(axis, x.shape)
+    if gamma is not None:
+        gamma = _axes.expand_parameter(gamma, x.shape, feature_axes, axes, "gamma")
+    if beta is not None:
+        beta = _axes.expand_parameter(beta, x.shape, feature_axes, axes, "beta")
+    if mask is not None:
+        mask = _axes.expand_mask(mask, x.shape)
+    options = Options(axes, _axes.check_epsilon(epsilon), **options)
+    return normalize(x, gamma, beta, mask, options, _axes.result_dtype(x, dtype))[0]

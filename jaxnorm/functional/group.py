@@ -1,0 +1,162 @@
+"""Normalizations of each example over its positions: group norm and instance norm."""
+
+from __future__ import annotations
+
+import jax
+
+from jaxnorm import _axes
+from jaxnorm._axes import ArrayLike, Axes, DTypeLike
+from jaxnorm._standardize import Options, normalize
+
+
+def group_norm(
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    num_groups: int | None = None,
+    group_size: int | None = None,
+    channel_axis: int = -1,
+    axis: Axes | None = None,
+    epsilon: float = 1e-6,
+    mask: ArrayLike | None = None,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """Normalizes each example within groups of neighbouring channels.
+
+    y = (x - mean) / sqrt(var + epsilon) * gamma + beta, with the mean and the biased variance
+    over `axis` and the channels of a group. One group is layer norm over those axes and the
+    channels; one channel per group is instance norm.
+
+    Args:
+      x: floating-point or complex array of rank 1 or more.
+      gamma: scale; one value per channel, or the rank of `x` (broadcast).
+      beta: offset; like `gamma`.
+      num_groups: into how many groups the channels are divided; must divide them. Default 32.
+      group_size: channels per group, instead of `num_groups`.
+      channel_axis: the axis of the channels.
+      axis: the axes pooled beside the group's channels. Default: all but axis 0 and the channels.
+      epsilon: added to the variance.
+      mask: boolean, broadcasts against `x`; elements where it is False are not pooled and give 0.
+      dtype: of the result; default: that of `x`.
+
+    Returns:
+      The normalized array, in the shape of `x`.
+
+    Raises:
+      TypeError: `x` or `dtype` is of integers, or `mask` is not boolean.
+      ValueError: the groups do not divide the channels or are given twice, an axis is out of range
+        or given twice, gamma, beta or mask does not fit, or epsilon is negative.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxnorm
+      >>> x = jnp.array([[1., 3., 10., 30.]])
+      >>> jaxnorm.group_norm(x, num_groups=2, epsilon=0.0).tolist()
+      [[-1.0, 1.0, -1.0, 1.0]]
+
+    Reference: Wu & He 2018, Group Normalization, arXiv:1803.08494.
+    """
+    x = _axes.check_input(x)
+    (channel,) = _axes.canonical_axes(channel_axis, x.shape, "channel_axis")
+    groups = _count_groups(num_groups, group_size, x.shape, channel)
+    if axis is None:
+        pooled = tuple(a for a in range(1, x.ndim) if a != channel)
+    else:
+        axes = _axes.canonical_axes(axis, x.shape, allow_empty=True)
+        pooled = tuple(a for a in axes if a != channel)
+
+    if gamma is not None:
+        gamma = _axes.expand_parameter(gamma, x.shape, None, (channel,), "gamma")
+    if beta is not None:
+        beta = _axes.expand_parameter(beta, x.shape, None, (channel,), "beta")
+    if mask is not None:
+        mask = _axes.expand_mask(mask, x.shape)
+    axes = (channel + 1, *(a + (a > channel) for a in pooled))
+    options = Options(axes, _axes.check_epsilon(epsilon), split=(channel, groups))
+    return normalize(x, gamma, beta, mask, options, _axes.result_dtype(x, dtype))[0]
+
+
+def _count_groups(num_groups, group_size, shape, channel) -> int:
+    channels = shape[channel]
+    if num_groups is not None and group_size is not None:
+        raise ValueError(
+            f"give num_groups or group_size, not both; got num_groups={num_groups!r} and "
+            f"group_size={group_size!r}."
+        )
+    name, value = ("num_groups", num_groups) if group_size is None else ("group_size", group_size)
+    if value is None:
+        value = 32
+    if value < 1 or channels % value:
+        raise ValueError(
+            f"{name}={value!r} does not divide the {channels} channels on axis {channel} of the "
+            f"input of shape {shape}; choose a divisor of {channels}."
+        )
+    return value if group_size is None else channels // value
+
+
+def instance_norm(
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    axis: Axes | None = None,
+    channel_axis: int = -1,
+    epsilon: float = 1e-6,
+    mask: ArrayLike | None = None,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """Normalizes each channel of each example over its positions.
+
+    y = (x - mean) / sqrt(var + epsilon) * gamma + beta, with the mean and the biased variance
+    over `axis`.
+
+    Args:
+      x: floating-point or complex array of rank 1 or more.
+      gamma: scale; one value per channel, or the rank of `x` (broadcast).
+      beta: offset; like `gamma`.
+      axis: the axes pooled. Default: all but axis 0 and the channels.
+      channel_axis: the axis of the channels.
+      epsilon: added to the variance.
+      mask: boolean, broadcasts against `x`; elements where it is False are not pooled and give 0.
+      dtype: of the result; default: that of `x`.
+
+    Returns:
+      The normalized array, in the shape of `x`.
+
+    Raises:
+      TypeError: `x` or `dtype` is of integers, or `mask` is not boolean.
+      ValueError: there is no axis to pool, an axis is out of range or given twice, gamma, beta or
+        mask does not fit, or epsilon is negative.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxnorm
+      >>> x = jnp.array([[[1., 10.], [3., 30.]]])
+      >>> jaxnorm.instance_norm(x, epsilon=0.0).tolist()
+      [[[-1.0, -1.0], [1.0, 1.0]]]
+
+    Reference: Ulyanov, Vedaldi & Lempitsky 2016, Instance Normalization, arXiv:1607.08022.
+    """
+    x = _axes.check_input(x)
+    (channel,) = _axes.canonical_axes(channel_axis, x.shape, "channel_axis")
+    if axis is None:
+        axes = tuple(a for a in range(1, x.ndim) if a != channel)
+        if not axes:
+            raise ValueError(
+                f"an input of shape {x.shape} has no axis besides the batch and the channels to "
+                "normalize over; instance norm needs positions, or pass axis."
+            )
+    else:
+        axes = _axes.canonical_axes(axis, x.shape)
+        if channel in axes:
+            raise ValueError(
+                f"axis={axis!r} contains the channel axis {channel} of the input of shape "
+                f"{x.shape}; instance norm keeps the channels apart. Use layer_norm to pool them."
+            )
+    if gamma is not None:
+        gamma = _axes.expand_parameter(gamma, x.shape, None, (channel,), "gamma")
+    if beta is not None:
+        beta = _axes.expand_parameter(beta, x.shape, None, (channel,), "beta")
+    if mask is not None:
+        mask = _axes.expand_mask(mask, x.shape)
+    options = Options(axes, _axes.check_epsilon(epsilon))
+    return normalize(x, gamma, beta, mask, options, _axes.result_dtype(x, dtype))[0]

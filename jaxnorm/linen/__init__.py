@@ -1,0 +1,9 @@
+"""Flax linen modules over the pure functions of `jaxnorm`."""
+
+from jaxnorm.linen.batch import BatchNorm as BatchNorm
+from jaxnorm.linen.feature import LayerNorm as LayerNorm
+from jaxnorm.linen.feature import RMSNorm as RMSNorm
+from jaxnorm.linen.group import GroupNorm as GroupNorm
+from jaxnorm.linen.group import InstanceNorm as InstanceNorm
+
+__all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]

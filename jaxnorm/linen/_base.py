@@ -1,0 +1,50 @@
+"""What the normalization modules share: gamma and beta, as parameters or from the call."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxnorm import _axes
+from jaxnorm._axes import ArrayLike, Axes
+
+
+class AffineModule(nn.Module, kw_only=True):
+    """Base of the normalization modules: fields and parameters, no arithmetic.
+
+    Attributes:
+      epsilon: added to the variance.
+      dtype: dtype of the result; default: that of the input.
+      param_dtype: dtype of the parameters.
+      use_gamma: whether to scale by a parameter gamma.
+      use_beta: whether to add a parameter beta.
+      gamma_init: initializer of gamma.
+      beta_init: initializer of beta.
+      param_names: the names of the two parameters; ("scale", "bias") are flax.linen's.
+    """
+
+    epsilon: float = 1e-6
+    dtype: jax.typing.DTypeLike | None = None
+    param_dtype: jax.typing.DTypeLike = jnp.float32
+    use_gamma: bool = True
+    use_beta: bool = True
+    gamma_init: nn.initializers.Initializer = nn.initializers.ones
+    beta_init: nn.initializers.Initializer = nn.initializers.zeros
+    param_names: tuple[str, str] = ("gamma", "beta")
+
+    def affine(
+        self, x: jax.Array, axes: Axes, gamma: ArrayLike | None, beta: ArrayLike | None
+    ) -> tuple[ArrayLike | None, ArrayLike | None]:
+        """Returns gamma and beta: those of the call, else the module's own parameters.
+
+        The parameters have the sizes of `x` along `axes`.
+        """
+        axes = _axes.canonical_axes(axes, x.shape, "feature_axes")
+        shape = tuple(x.shape[a] for a in axes)
+        gamma_name, beta_name = self.param_names
+        if gamma is None and self.use_gamma:
+            gamma = self.param(gamma_name, self.gamma_init, shape, self.param_dtype)
+        if beta is None and self.use_beta:
+            beta = self.param(beta_name, self.beta_init, shape, self.param_dtype)
+        return gamma, beta

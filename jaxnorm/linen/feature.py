@@ -1,0 +1,110 @@
+"""Layer norm and RMS norm as Flax linen modules."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+
+from jaxnorm._axes import ArrayLike, Axes
+from jaxnorm.functional import feature
+from jaxnorm.linen._base import AffineModule
+
+
+class LayerNorm(AffineModule, kw_only=True):
+    """Layer normalization; see `jaxnorm.layer_norm`.
+
+    The same in training and at test time: it keeps no statistics.
+
+    Attributes:
+      reduction_axes: the axes pooled.
+      feature_axes: the axes that gamma and beta vary along.
+      gamma_offset: added to gamma; give `gamma_init=nn.initializers.zeros` with 1.0.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnn
+      >>> x = jnp.array([[1., 3.], [2., 6.]])
+      >>> norm = jnn.LayerNorm(epsilon=0.0)
+      >>> variables = norm.init(jax.random.key(0), x)
+      >>> norm.apply(variables, x).tolist()
+      [[-1.0, 1.0], [-1.0, 1.0]]
+
+    Reference: Ba, Kiros & Hinton 2016, Layer Normalization, arXiv:1607.06450.
+    """
+
+    reduction_axes: Axes = -1
+    feature_axes: Axes = -1
+    gamma_offset: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self,
+        x: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        gamma: ArrayLike | None = None,
+        beta: ArrayLike | None = None,
+    ) -> jax.Array:
+        """Normalizes `x`; a gamma or beta given here replaces the module's own."""
+        gamma, beta = self.affine(x, self.feature_axes, gamma, beta)
+        return feature.layer_norm(
+            x,
+            gamma,
+            beta,
+            axis=self.reduction_axes,
+            feature_axes=self.feature_axes,
+            epsilon=self.epsilon,
+            mask=mask,
+            gamma_offset=self.gamma_offset,
+            dtype=self.dtype,
+        )
+
+
+class RMSNorm(AffineModule, kw_only=True):
+    """Root mean square normalization; see `jaxnorm.rms_norm`. Has no beta by default.
+
+    Attributes:
+      reduction_axes: the axes pooled.
+      feature_axes: the axes that gamma and beta vary along.
+      gamma_offset: added to gamma; 1.0 with `gamma_init=nn.initializers.zeros` is Gemma's rule.
+      cast_before_gamma: round to the input's dtype before gamma is applied, Llama's rule.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnn
+      >>> x = jnp.array([[2., 2.], [0., 0.]])
+      >>> norm = jnn.RMSNorm(epsilon=0.0)
+      >>> variables = norm.init(jax.random.key(0), x)
+      >>> norm.apply(variables, x).tolist()
+      [[1.0, 1.0], [0.0, 0.0]]
+
+    Reference: Zhang & Sennrich 2019, Root Mean Square Layer Normalization, arXiv:1910.07467.
+    """
+
+    use_beta: bool = False
+    reduction_axes: Axes = -1
+    feature_axes: Axes = -1
+    gamma_offset: float = 0.0
+    cast_before_gamma: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        gamma: ArrayLike | None = None,
+        beta: ArrayLike | None = None,
+    ) -> jax.Array:
+        """Normalizes `x`; a gamma or beta given here replaces the module's own."""
+        gamma, beta = self.affine(x, self.feature_axes, gamma, beta)
+        return feature.rms_norm(
+            x,
+            gamma,
+            beta,
+            axis=self.reduction_axes,
+            feature_axes=self.feature_axes,
+            epsilon=self.epsilon,
+            mask=mask,
+            gamma_offset=self.gamma_offset,
+            cast_before_gamma=self.cast_before_gamma,
+            dtype=self.dtype,
+        )

@@ -1,0 +1,104 @@
+"""Group norm and instance norm as Flax linen modules."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+
+from jaxnorm._axes import ArrayLike, Axes
+from jaxnorm.functional import group
+from jaxnorm.linen._base import AffineModule
+
+
+class GroupNorm(AffineModule, kw_only=True):
+    """Group normalization; see `jaxnorm.group_norm`.
+
+    Attributes:
+      num_groups: into how many groups the channels are divided; 32 if `group_size` is not given.
+      group_size: channels per group, instead of `num_groups`.
+      channel_axis: the axis of the channels.
+      reduction_axes: the axes pooled beside the group's channels; default: all but axis 0.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnn
+      >>> x = jnp.array([[1., 3., 10., 30.]])
+      >>> norm = jnn.GroupNorm(num_groups=2, epsilon=0.0)
+      >>> variables = norm.init(jax.random.key(0), x)
+      >>> norm.apply(variables, x).tolist()
+      [[-1.0, 1.0, -1.0, 1.0]]
+
+    Reference: Wu & He 2018, Group Normalization, arXiv:1803.08494.
+    """
+
+    num_groups: int | None = None
+    group_size: int | None = None
+    channel_axis: int = -1
+    reduction_axes: Axes | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        gamma: ArrayLike | None = None,
+        beta: ArrayLike | None = None,
+    ) -> jax.Array:
+        """Normalizes `x`; a gamma or beta given here replaces the module's own."""
+        gamma, beta = self.affine(x, self.channel_axis, gamma, beta)
+        return group.group_norm(
+            x,
+            gamma,
+            beta,
+            num_groups=self.num_groups,
+            group_size=self.group_size,
+            channel_axis=self.channel_axis,
+            axis=self.reduction_axes,
+            epsilon=self.epsilon,
+            mask=mask,
+            dtype=self.dtype,
+        )
+
+
+class InstanceNorm(AffineModule, kw_only=True):
+    """Instance normalization; see `jaxnorm.instance_norm`.
+
+    Attributes:
+      channel_axis: the axis of the channels.
+      reduction_axes: the axes pooled; default: all but axis 0 and the channels.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnn
+      >>> x = jnp.array([[[1., 10.], [3., 30.]]])
+      >>> norm = jnn.InstanceNorm(epsilon=0.0)
+      >>> variables = norm.init(jax.random.key(0), x)
+      >>> norm.apply(variables, x).tolist()
+      [[[-1.0, -1.0], [1.0, 1.0]]]
+
+    Reference: Ulyanov, Vedaldi & Lempitsky 2016, Instance Normalization, arXiv:1607.08022.
+    """
+
+    channel_axis: int = -1
+    reduction_axes: Axes | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        gamma: ArrayLike | None = None,
+        beta: ArrayLike | None = None,
+    ) -> jax.Array:
+        """Normalizes `x`; a gamma or beta given here replaces the module's own."""
+        gamma, beta = self.affine(x, self.channel_axis, gamma, beta)
+        return group.instance_norm(
+            x,
+            gamma,
+            beta,
+            axis=self.reduction_axes,
+            channel_axis=self.channel_axis,
+            epsilon=self.epsilon,
+            mask=mask,
+            dtype=self.dtype,
+        )
