@@ -31,7 +31,7 @@ class Moments(NamedTuple):
 
     mean: jax.Array
     var: jax.Array
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class Centered(NamedTuple):
@@ -45,7 +45,7 @@ class Centered(NamedTuple):
     shift: jax.Array
     offset: jax.Array
     var: jax.Array
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def to_moments(self, axes: Sequence[int]) -> Moments:
         squeeze = functools.partial(jnp.squeeze, axis=tuple(axes))

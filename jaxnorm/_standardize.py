@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +93,7 @@ def normalize(x, gamma, beta, mask, options: Options, dtype) -> tuple[jax.Array,
     return compute(x, gamma, beta)
 
 
-def split_axis(value, shape: tuple[int, ...], split: tuple[int, int] | None):
+def split_axis(value: Any, shape: tuple[int, ...], split: tuple[int, int] | None) -> Any:
     """Divides an axis of `value`, which broadcasts to `shape`, into (parts, size of a part)."""
     if value is None or split is None:
         return value

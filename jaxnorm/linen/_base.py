@@ -34,14 +34,14 @@ class AffineModule(nn.Module, kw_only=True):
     param_names: tuple[str, str] = ("gamma", "beta")
 
     def affine(
-        self, x: jax.Array, axes: Axes, gamma: ArrayLike | None, beta: ArrayLike | None
+        self, x: ArrayLike, axes: Axes, gamma: ArrayLike | None, beta: ArrayLike | None
     ) -> tuple[ArrayLike | None, ArrayLike | None]:
         """Returns gamma and beta: those of the call, else the module's own parameters.
 
         The parameters have the sizes of `x` along `axes`.
         """
-        axes = _axes.canonical_axes(axes, x.shape, "feature_axes")
-        shape = tuple(x.shape[a] for a in axes)
+        sizes = jnp.shape(x)
+        shape = tuple(sizes[a] for a in _axes.canonical_axes(axes, sizes, "feature_axes"))
         gamma_name, beta_name = self.param_names
         if gamma is None and self.use_gamma:
             gamma = self.param(gamma_name, self.gamma_init, shape, self.param_dtype)
