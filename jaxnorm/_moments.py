@@ -55,7 +55,8 @@ class Centered(NamedTuple):
 
 def compute_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     """Returns the dtype of statistics for inputs of `dtype`: float32 or wider."""
-    return jnp.promote_types(dtype, jnp.float32)
+    dtype = jnp.dtype(dtype)
+    return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
 
 
 def real_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
@@ -77,6 +78,14 @@ def _reduce_precision(x: jax.Array, dropped_bits: int) -> jax.Array:
         )
     info = jnp.finfo(x.dtype)
     return lax.reduce_precision(x, info.nexp, info.nmant - dropped_bits)
+
+
+def save(x: jax.Array) -> jax.Array:
+    """Marks `x` as a statistic that `jax.checkpoint` keeps for the backward pass."""
+    if jnp.iscomplexobj(x):
+        # jax.checkpoint cannot keep a complex array (it rounds what it keeps).
+        return lax.complex(save(x.real), save(x.imag))
+    return checkpoint_name(x, SAVED)
 
 
 def pooled_sum(x: jax.Array, axes: Sequence[int]) -> jax.Array:
@@ -110,10 +119,12 @@ def _shift(x: jax.Array, mask: jax.Array | None, axes: tuple[int, ...], names, g
             mean = lax.psum(mean / shards, names, axis_index_groups=groups)
     else:
         count = pooled_sum(jnp.broadcast_to(mask, x.shape).astype(x.real.dtype), axes)
-        mean = pooled_sum(x / jnp.maximum(count, 1), axes)
+        mean = pooled_sum(x / jnp.maximum(count, 1).astype(x.dtype), axes)
         if names:
-            total, count = lax.psum((mean * count, count), names, axis_index_groups=groups)
-            mean = total / jnp.maximum(count, 1)
+            total, count = lax.psum(
+                (mean * count.astype(x.dtype), count), names, axis_index_groups=groups
+            )
+            mean = total / jnp.maximum(count, 1).astype(x.dtype)
     shift = _reduce_precision(mean, 3)
     if mask is None and not names:
         # A constant input equals its first element: then x - shift is exactly 0.
@@ -139,7 +150,7 @@ def centered_moments(
         zero = jnp.zeros(kept, real)
         return Centered(zero.astype(x.dtype), zero.astype(x.dtype), zero, jnp.zeros((), real))
     shift, count = _shift(lax.stop_gradient(x), mask, axes, names, groups)
-    shift = checkpoint_name(lax.stop_gradient(shift), SAVED)
+    shift = save(lax.stop_gradient(shift))
     centered = x - shift
     if mask is not None:
         centered = jnp.where(mask, centered, 0)
@@ -150,9 +161,9 @@ def centered_moments(
         shards = lax.psum(1, names, axis_index_groups=groups) if names else 1
         count = jnp.asarray(size * shards, real)
     divisor = jnp.maximum(count, 1)
-    offset = first / divisor
+    offset = first / divisor.astype(x.dtype)
     var = jnp.maximum(second / divisor - abs2(offset), 0)
-    return Centered(shift, checkpoint_name(offset, SAVED), checkpoint_name(var, SAVED), count)
+    return Centered(shift, save(offset), save(var), count)
 
 
 def moments(
@@ -257,7 +268,7 @@ def _merge_two(a: Moments, b: Moments) -> Moments:
     mean_b, var_b = (jnp.where(b.count > 0, v, u) for u, v in zip(a[:2], b[:2], strict=True))
     weight_a, weight_b = a.count / safe, b.count / safe
     delta = mean_b - mean_a
-    mean = jnp.where(count > 0, mean_a + delta * weight_b, 0)
+    mean = jnp.where(count > 0, mean_a + delta * weight_b.astype(delta.dtype), 0)
     var = weight_a * var_a + weight_b * var_b + abs2(delta) * (weight_a * weight_b)
     return Moments(mean, jnp.where(count > 0, var, 0), count)
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 
 from jaxnorm import _axes, _moments
 from jaxnorm._axes import ArrayLike, Axes, DTypeLike
@@ -82,7 +81,7 @@ def normalize(x, gamma, beta, mask, options: Options, dtype) -> tuple[jax.Array,
             wide = (wide - stats.shift) - stats.offset
         else:
             stats = _mean_square(wide, mask, options.axes)
-        y = wide * inverse_root(stats.var, options.epsilon)
+        y = wide * inverse_root(stats.var, options.epsilon).astype(wide.dtype)
         early = x.dtype if options.cast_before_gamma else None
         y = apply_affine(y, gamma, beta, options.gamma_offset, early)
         if mask is not None:
@@ -111,7 +110,7 @@ def _mean_square(x, mask, axes) -> _moments.Centered:
     else:
         kept = jnp.broadcast_to(mask, x.shape).astype(total.dtype)
         count = _moments.pooled_sum(kept, axes)
-    mean_square = checkpoint_name(total / jnp.maximum(count, 1), _moments.SAVED)
+    mean_square = _moments.save(total / jnp.maximum(count, 1))
     zero = jnp.zeros_like(mean_square)
     return _moments.Centered(zero, zero, mean_square, count)
 
@@ -205,7 +204,7 @@ def standardize_full(x, mean, var, gamma, beta, mask, epsilon, gamma_offset, dty
         y = x.astype(wide)
         if mask is not None:
             y = jnp.where(mask, y, 0)
-        y = (y - mean) * inverse_root(var, epsilon)
+        y = (y - mean) * inverse_root(var, epsilon).astype(y.dtype)
         y = apply_affine(y, gamma, beta, gamma_offset)
         if mask is not None:
             y = jnp.where(mask, y, 0)
