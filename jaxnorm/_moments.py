@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxnorm import _axes
 from jaxnorm._axes import ArrayLike, Axes
+from jaxnorm._pool import Pool, abs2, compute_dtype, real_dtype, reduce_precision, widen
 
 SAVED = "jaxnorm_statistics"
 
@@ -35,135 +35,114 @@ class Moments(NamedTuple):
 
 
 class Centered(NamedTuple):
-    """Moments with the mean in two parts, each with the reduced axes kept at size 1.
+    """Moments with the mean in two parts, with the rank of the input.
 
     At mean/std 1e6 a float32 mean is off by up to 0.03 standard deviations, so the mean is
     carried as `shift + offset`. `x - shift` is nearly exact where the shift is large, and
-    `offset` is the mean of that remainder.
+    `offset` is the mean of that remainder. Without centering both are None, and `var` is the
+    mean square.
     """
 
-    shift: jax.Array
-    offset: jax.Array
+    shift: jax.Array | None
+    offset: jax.Array | None
     var: jax.Array
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
-
-    def to_moments(self, axes: Sequence[int]) -> Moments:
-        squeeze = functools.partial(jnp.squeeze, axis=tuple(axes))
-        count = squeeze(self.count) if self.count.ndim else self.count
-        return Moments(squeeze(self.shift + self.offset), squeeze(self.var), count)
 
 
-def compute_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
-    """Returns the dtype of statistics for inputs of `dtype`: float32 or wider."""
-    dtype = jnp.dtype(dtype)
-    return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
-
-
-def real_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
-    """Returns the dtype of variances and counts for inputs of `dtype`."""
-    return jnp.finfo(compute_dtype(dtype)).dtype
-
-
-def abs2(x: jax.Array) -> jax.Array:
-    """Returns |x|^2, real."""
-    if jnp.iscomplexobj(x):
-        return x.real * x.real + x.imag * x.imag
-    return x * x
-
-
-def _reduce_precision(x: jax.Array, dropped_bits: int) -> jax.Array:
-    if jnp.iscomplexobj(x):
-        return lax.complex(
-            _reduce_precision(x.real, dropped_bits), _reduce_precision(x.imag, dropped_bits)
-        )
-    info = jnp.finfo(x.dtype)
-    return lax.reduce_precision(x, info.nexp, info.nmant - dropped_bits)
-
-
-def save(x: jax.Array) -> jax.Array:
+def save(x: Any) -> Any:
     """Marks `x` as a statistic that `jax.checkpoint` keeps for the backward pass."""
+    if x is None:
+        return None
     if jnp.iscomplexobj(x):
         # jax.checkpoint cannot keep a complex array (it rounds what it keeps).
         return lax.complex(save(x.real), save(x.imag))
     return checkpoint_name(x, SAVED)
 
 
-def pooled_sum(x: jax.Array, axes: Sequence[int]) -> jax.Array:
-    """Returns the sum over `axes`, which stay with size 1, with short sums only.
+def save_only_statistics(*names, **params):
+    """A `jax.checkpoint` policy: keep per-group statistics, compute all else again."""
+    return jax.checkpoint_policies.save_only_these_names(SAVED)(*names, **params)
 
-    XLA on CPU adds up several reduced axes in one sequence, whose rounding errors grow with its
-    length; it splits a single long axis by itself. So each axis is summed on its own. Rounding
-    away one bit between the sums keeps XLA from merging them into one again.
+
+def as_is(*arrays: Any) -> Any:
+    """Passes arrays from one stage of a computation to the next."""
+    return arrays
+
+
+def local_count(x: jax.Array, mask: jax.Array | None, pool: Pool) -> jax.Array:
+    """Returns the number of elements of each pool on this device, of rank 0 without a mask."""
+    real = real_dtype(x.dtype)
+    if mask is None:
+        return jnp.asarray(pool.size(x.shape), real)
+    return pool.sum(jnp.broadcast_to(mask, x.shape).astype(real))
+
+
+def centered_moments(
+    x: jax.Array, mask: jax.Array | None, pool: Pool, isolate: Callable[..., Any] = as_is
+) -> tuple[Centered, jax.Array]:
+    """Returns the moments of `x` and their count.
+
+    `isolate` stands between the passes over `x`; see `jaxnorm._primitives.isolate`.
     """
-    for position, axis in enumerate(sorted(axes, reverse=True)):
-        if position:
-            x = _reduce_precision(x, 1)
-        x = jnp.sum(x, axis, keepdims=True)
-    return x
+    count = local_count(x, mask, pool)
+    shift, count = _shift(lax.stop_gradient(x), mask, count, pool)
+    shift = lax.stop_gradient(shift)
+    x, mask, shift = isolate(x, mask, shift)
+    centered = widen(x, mask) - pool.spread(shift, x.shape)
+    if mask is not None:
+        centered = jnp.where(mask, centered, 0)
+    first, second = pool.sum(centered), pool.sum(abs2(centered))
+    if pool.names:
+        first, second = lax.psum((first, second), pool.names, axis_index_groups=pool.index_groups)
+    divisor = jnp.maximum(count, 1)
+    offset = first / divisor.astype(first.dtype)
+    var = jnp.maximum(second / divisor - abs2(offset), 0)
+    return Centered(shift, offset, var), count
 
 
-def _shift(x: jax.Array, mask: jax.Array | None, axes: tuple[int, ...], names, groups):
-    """Returns a value within about one standard deviation of the mean, and the masked count.
+def _shift(x, mask, count, pool: Pool) -> tuple[jax.Array, jax.Array]:
+    """Returns a value within about one standard deviation of the mean, and the full count.
 
     Its bits must be the same wherever XLA computes it, also where it is fused into a consumer:
     a mean that one fusion rounds and another contracts into a fused multiply-add would no longer
     belong to its remainder. Reducing the precision works on the bits and cannot be contracted.
     """
-    size = math.prod(x.shape[a] for a in axes)
-    if mask is None:
-        count = None
-        # Dividing before adding keeps the sum of huge values finite.
-        mean = pooled_sum(x * (1.0 / size), axes)
-        if names:
-            shards = lax.psum(1, names, axis_index_groups=groups)
-            mean = lax.psum(mean / shards, names, axis_index_groups=groups)
-    else:
-        count = pooled_sum(jnp.broadcast_to(mask, x.shape).astype(x.real.dtype), axes)
-        mean = pooled_sum(x / jnp.maximum(count, 1).astype(x.dtype), axes)
-        if names:
-            total, count = lax.psum(
-                (mean * count.astype(x.dtype), count), names, axis_index_groups=groups
+    wide = widen(x, mask)
+    # Dividing before adding keeps the sum of huge values finite.
+    inverse = pool.spread(1 / jnp.maximum(count, 1), x.shape) if count.ndim else 1 / count
+    mean = pool.sum(wide * inverse.astype(wide.dtype))
+    if pool.names:
+        groups = pool.index_groups
+        if mask is None:
+            shards = lax.psum(1, pool.names, axis_index_groups=groups)
+            mean, count = (
+                lax.psum(mean / shards, pool.names, axis_index_groups=groups),
+                count * shards,
             )
-            mean = total / jnp.maximum(count, 1).astype(x.dtype)
-    shift = _reduce_precision(mean, 3)
-    if mask is None and not names:
+        else:
+            total, count = lax.psum(
+                (mean * count.astype(mean.dtype), count), pool.names, axis_index_groups=groups
+            )
+            mean = total / jnp.maximum(count, 1).astype(mean.dtype)
+    shift = reduce_precision(mean, 3)
+    if mask is None and not pool.names:
         # A constant input equals its first element: then x - shift is exactly 0.
-        first = lax.slice_in_dim(x, 0, 1, axis=axes[0])
-        for axis in axes[1:]:
-            first = lax.slice_in_dim(first, 0, 1, axis=axis)
+        first = pool.first(x).astype(wide.dtype)
         shift = jnp.where(jnp.abs(first - shift) <= 1e-6 * jnp.abs(shift), first, shift)
     return shift, count
 
 
-def centered_moments(
-    x: jax.Array,
-    mask: jax.Array | None,
-    axes: tuple[int, ...],
-    names: tuple[str, ...] = (),
-    groups: AxisIndexGroups = None,
-) -> Centered:
-    """Returns the moments of `x`, a float32 or wider array whose masked slots are 0."""
-    size = math.prod(x.shape[a] for a in axes)
-    real = x.real.dtype
-    if x.size == 0:
-        kept = tuple(1 if a in axes else s for a, s in enumerate(x.shape))
-        zero = jnp.zeros(kept, real)
-        return Centered(zero.astype(x.dtype), zero.astype(x.dtype), zero, jnp.zeros((), real))
-    shift, count = _shift(lax.stop_gradient(x), mask, axes, names, groups)
-    shift = save(lax.stop_gradient(shift))
-    centered = x - shift
-    if mask is not None:
-        centered = jnp.where(mask, centered, 0)
-    first, second = pooled_sum(centered, axes), pooled_sum(abs2(centered), axes)
-    if names:
-        first, second = lax.psum((first, second), names, axis_index_groups=groups)
-    if count is None:
-        shards = lax.psum(1, names, axis_index_groups=groups) if names else 1
-        count = jnp.asarray(size * shards, real)
-    divisor = jnp.maximum(count, 1)
-    offset = first / divisor.astype(x.dtype)
-    var = jnp.maximum(second / divisor - abs2(offset), 0)
-    return Centered(shift, save(offset), save(var), count)
+def mean_square(x: jax.Array, mask: jax.Array | None, pool: Pool) -> tuple[Centered, jax.Array]:
+    """Returns the mean of |x|^2 in place of the moments, and the count."""
+    count = local_count(x, mask, pool)
+    total = pool.sum(abs2(widen(x, mask)))
+    return Centered(None, None, total / jnp.maximum(count, 1)), count
+
+
+def to_moments(stats: Centered, count: jax.Array, axes: Sequence[int]) -> Moments:
+    """Returns public moments, without the reduced axes."""
+    squeeze = functools.partial(jnp.squeeze, axis=tuple(axes))
+    mean = jnp.zeros_like(stats.var) if stats.shift is None else stats.shift + stats.offset
+    return Moments(squeeze(mean), squeeze(stats.var), squeeze(count) if count.ndim else count)
 
 
 def moments(
@@ -206,7 +185,8 @@ def moments(
     names = _axes.check_axis_name(axis_name)
     if mask is not None:
         mask = _axes.expand_mask(mask, x.shape)
-    return _moments(x, mask, axes, names, freeze_groups(axis_index_groups))
+    pool = Pool(axes, None, names, freeze_groups(axis_index_groups))
+    return _moments(x, mask, pool)
 
 
 def freeze_groups(groups: AxisIndexGroups) -> tuple[tuple[int, ...], ...] | None:
@@ -214,21 +194,24 @@ def freeze_groups(groups: AxisIndexGroups) -> tuple[tuple[int, ...], ...] | None
     return None if groups is None else tuple(tuple(int(i) for i in group) for group in groups)
 
 
-def save_only_statistics(*names, **params):
-    """A `jax.checkpoint` policy: keep per-group statistics, compute all else again."""
-    return jax.checkpoint_policies.save_only_these_names(SAVED)(*names, **params)
+@functools.partial(jax.jit, static_argnums=2, inline=True)
+def _moments(x, mask, pool: Pool) -> Moments:
+    if x.size == 0:
+        return empty_moments(x, pool)
 
-
-@functools.partial(jax.jit, static_argnums=(2, 3, 4), inline=True)
-def _moments(x, mask, axes, names, groups) -> Moments:
     @functools.partial(jax.checkpoint, policy=save_only_statistics)
     def compute(x):
-        wide = x.astype(compute_dtype(x.dtype))
-        if mask is not None:
-            wide = jnp.where(mask, wide, 0)
-        return centered_moments(wide, mask, axes, names, groups).to_moments(axes)
+        stats, count = centered_moments(x, mask, pool)
+        return to_moments(Centered(*map(save, stats)), count, pool.axes)
 
     return compute(x)
+
+
+def empty_moments(x: jax.Array, pool: Pool) -> Moments:
+    """Returns the moments of no elements: zeros."""
+    shape = tuple(s for a, s in enumerate(x.shape) if a not in pool.axes)
+    zero = jnp.zeros(shape, compute_dtype(x.dtype))
+    return Moments(zero, zero.real, jnp.zeros((), zero.real.dtype))
 
 
 def merge_moments(*moments: Moments) -> Moments:

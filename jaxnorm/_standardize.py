@@ -1,118 +1,17 @@
-"""The differentiable core: (x - mean) * rsqrt(var + epsilon) * gamma + beta."""
+"""Normalization by given moments: (x - mean) / sqrt(var + epsilon) * gamma + beta."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxnorm import _axes, _moments
 from jaxnorm._axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._moments import Moments
-
-
-class Options(NamedTuple):
-    """What `normalize` needs to know at trace time."""
-
-    axes: tuple[int, ...]
-    epsilon: float
-    gamma_offset: float = 0.0
-    center: bool = True
-    cast_before_gamma: bool = False
-    split: tuple[int, int] | None = None  # (axis, parts): divided first, as for groups of channels
-    names: tuple[str, ...] = ()
-    groups: tuple[tuple[int, ...], ...] | None = None
-
-
-def inverse_root(var: jax.Array, epsilon: float) -> jax.Array:
-    """Returns 1 / sqrt(var + epsilon), and 0 with gradient 0 where that is infinite."""
-    radicand = var + epsilon
-    if epsilon > 0:
-        return lax.rsqrt(radicand)
-    positive = radicand > 0
-    return jnp.where(positive, lax.rsqrt(jnp.where(positive, radicand, 1)), 0)
-
-
-def apply_affine(y, gamma, beta, gamma_offset: float, cast_before_gamma=None) -> jax.Array:
-    """Returns y * (gamma + gamma_offset) + beta, in the dtype of `y`.
-
-    `cast_before_gamma` is a narrower dtype that `y` is rounded to before gamma is applied.
-    """
-    if cast_before_gamma is not None and cast_before_gamma != y.dtype:
-        # A cast there and back would be removed by XLA, which may keep excess precision.
-        info = jnp.finfo(cast_before_gamma)
-        y = lax.reduce_precision(y, info.nexp, info.nmant)
-    if gamma is not None:
-        gamma = gamma.astype(y.dtype)
-        y = y * (gamma + gamma_offset if gamma_offset else gamma)
-    elif gamma_offset:
-        y = y * gamma_offset
-    if beta is not None:
-        y = y + beta.astype(y.dtype)
-    return y
-
-
-@functools.partial(jax.jit, static_argnums=(4, 5), inline=True)
-def normalize(x, gamma, beta, mask, options: Options, dtype) -> tuple[jax.Array, Moments]:
-    """Normalizes `x` by its own statistics over `options.axes`, pooled over `options.names`.
-
-    gamma, beta and mask have the rank of `x`; `options.axes` are those after the split. Only `x`,
-    the parameters and the per-group statistics are kept for the backward pass; x_hat is computed
-    again there.
-
-    Returns:
-      The result in `dtype` and the moments, the reduced axes removed. Without `options.center`
-      the moments have mean 0, and var is the mean square.
-    """
-
-    @functools.partial(jax.checkpoint, policy=_moments.save_only_statistics)
-    def compute(x, gamma, beta):
-        wide = split_axis(x, x.shape, options.split).astype(_moments.compute_dtype(x.dtype))
-        if mask is not None:
-            # Zeros in masked slots keep NaN there out of every product below.
-            wide = jnp.where(mask, wide, 0)
-        if options.center:
-            stats = _moments.centered_moments(
-                wide, mask, options.axes, options.names, options.groups
-            )
-            wide = (wide - stats.shift) - stats.offset
-        else:
-            stats = _mean_square(wide, mask, options.axes)
-        y = wide * inverse_root(stats.var, options.epsilon).astype(wide.dtype)
-        early = x.dtype if options.cast_before_gamma else None
-        y = apply_affine(y, gamma, beta, options.gamma_offset, early)
-        if mask is not None:
-            y = jnp.where(mask, y, 0)
-        return y.reshape(x.shape).astype(dtype), stats.to_moments(options.axes)
-
-    gamma, beta, mask = (split_axis(v, x.shape, options.split) for v in (gamma, beta, mask))
-    return compute(x, gamma, beta)
-
-
-def split_axis(value: Any, shape: tuple[int, ...], split: tuple[int, int] | None) -> Any:
-    """Divides an axis of `value`, which broadcasts to `shape`, into (parts, size of a part)."""
-    if value is None or split is None:
-        return value
-    axis, parts = split
-    size = value.shape[axis]
-    pair = (1, 1) if size == 1 and shape[axis] != 1 else (parts, size // parts)
-    return value.reshape(value.shape[:axis] + pair + value.shape[axis + 1 :])
-
-
-def _mean_square(x, mask, axes) -> _moments.Centered:
-    total = _moments.pooled_sum(_moments.abs2(x), axes)
-    if mask is None:
-        size = x.size // max(total.size, 1)
-        count = jnp.asarray(size, total.dtype)
-    else:
-        kept = jnp.broadcast_to(mask, x.shape).astype(total.dtype)
-        count = _moments.pooled_sum(kept, axes)
-    mean_square = _moments.save(total / jnp.maximum(count, 1))
-    zero = jnp.zeros_like(mean_square)
-    return _moments.Centered(zero, zero, mean_square, count)
+from jaxnorm._normalize import apply_affine, inverse_root, keep
+from jaxnorm._pool import widen
 
 
 def standardize(
@@ -199,15 +98,9 @@ def standardize_full(x, mean, var, gamma, beta, mask, epsilon, gamma_offset, dty
 
     @functools.partial(jax.checkpoint, policy=_moments.save_only_statistics)
     def compute(x, mean, var, gamma, beta):
-        wide = _moments.compute_dtype(x.dtype)
-        mean, var = mean.astype(wide), var.astype(jnp.finfo(wide).dtype)
-        y = x.astype(wide)
-        if mask is not None:
-            y = jnp.where(mask, y, 0)
-        y = (y - mean) * inverse_root(var, epsilon).astype(y.dtype)
-        y = apply_affine(y, gamma, beta, gamma_offset)
-        if mask is not None:
-            y = jnp.where(mask, y, 0)
-        return y.astype(dtype)
+        y = widen(x, mask)
+        inv = inverse_root(var.astype(y.real.dtype), epsilon).astype(y.dtype)
+        y = apply_affine((y - mean.astype(y.dtype)) * inv, gamma, beta, gamma_offset)
+        return keep(mask, y).astype(dtype)
 
     return compute(x, mean, var, gamma, beta)

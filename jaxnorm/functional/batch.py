@@ -9,7 +9,8 @@ import jax
 from jaxnorm import _axes, _moments
 from jaxnorm._axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._moments import AxisIndexGroups, Moments
-from jaxnorm._standardize import Options, normalize
+from jaxnorm._normalize import Options, normalize
+from jaxnorm._pool import Pool
 
 
 def batch_norm(
@@ -66,16 +67,13 @@ def batch_norm(
     x = _axes.check_input(x)
     axes = _axes.canonical_axes(axis, x.shape)
     kept = _axes.other_axes(axes, x.ndim)
-    options = Options(
-        axes,
-        _axes.check_epsilon(epsilon),
-        names=_axes.check_axis_name(axis_name),
-        groups=_moments.freeze_groups(axis_index_groups),
-    )
+    names = _axes.check_axis_name(axis_name)
+    pool = Pool(axes, None, names, _moments.freeze_groups(axis_index_groups))
+    options = Options(pool, _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype))
     if gamma is not None:
         gamma = _axes.expand_parameter(gamma, x.shape, feature_axes, kept, "gamma")
     if beta is not None:
         beta = _axes.expand_parameter(beta, x.shape, feature_axes, kept, "beta")
     if mask is not None:
         mask = _axes.expand_mask(mask, x.shape)
-    return normalize(x, gamma, beta, mask, options, _axes.result_dtype(x, dtype))
+    return normalize(x, gamma, beta, mask, options)

@@ -6,7 +6,8 @@ import jax
 
 from jaxnorm import _axes
 from jaxnorm._axes import ArrayLike, Axes, DTypeLike
-from jaxnorm._standardize import Options, normalize
+from jaxnorm._normalize import Options, normalize
+from jaxnorm._pool import Pool
 
 
 def layer_norm(
@@ -130,5 +131,7 @@ def _normalize_features(x, gamma, beta, axis, feature_axes, epsilon, mask, dtype
         beta = _axes.expand_parameter(beta, x.shape, feature_axes, axes, "beta")
     if mask is not None:
         mask = _axes.expand_mask(mask, x.shape)
-    options = Options(axes, _axes.check_epsilon(epsilon), **options)
-    return normalize(x, gamma, beta, mask, options, _axes.result_dtype(x, dtype))[0]
+    options = Options(
+        Pool(axes), _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype), **options
+    )
+    return normalize(x, gamma, beta, mask, options)[0]

@@ -6,7 +6,8 @@ import jax
 
 from jaxnorm import _axes
 from jaxnorm._axes import ArrayLike, Axes, DTypeLike
-from jaxnorm._standardize import Options, normalize
+from jaxnorm._normalize import Options, normalize
+from jaxnorm._pool import Pool
 
 
 def group_norm(
@@ -71,9 +72,9 @@ def group_norm(
         beta = _axes.expand_parameter(beta, x.shape, None, (channel,), "beta")
     if mask is not None:
         mask = _axes.expand_mask(mask, x.shape)
-    axes = (channel + 1, *(a + (a > channel) for a in pooled))
-    options = Options(axes, _axes.check_epsilon(epsilon), split=(channel, groups))
-    return normalize(x, gamma, beta, mask, options, _axes.result_dtype(x, dtype))[0]
+    pool = Pool(pooled, (channel, groups))
+    options = Options(pool, _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype))
+    return normalize(x, gamma, beta, mask, options)[0]
 
 
 def _count_groups(num_groups, group_size, shape, channel) -> int:
@@ -158,5 +159,5 @@ def instance_norm(
         beta = _axes.expand_parameter(beta, x.shape, None, (channel,), "beta")
     if mask is not None:
         mask = _axes.expand_mask(mask, x.shape)
-    options = Options(axes, _axes.check_epsilon(epsilon))
-    return normalize(x, gamma, beta, mask, options, _axes.result_dtype(x, dtype))[0]
+    options = Options(Pool(axes), _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype))
+    return normalize(x, gamma, beta, mask, options)[0]

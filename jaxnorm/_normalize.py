@@ -1,0 +1,395 @@
+"""Normalization by the input's own statistics: the result, its tangent, its cotangents.
+
+y = (x - mean) / sqrt(var + epsilon) * gamma + beta, with the mean and the variance over a pool.
+The tangent and the cotangents are written out, so that nothing but `x`, the parameters and the
+statistics is kept for them, and each is computed in as few passes over memory as it can be.
+All arrays have the rank of `x`, with size 1 where they do not vary.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.interpreters import ad
+
+from jaxnorm import _moments
+from jaxnorm._moments import Centered, Moments
+from jaxnorm._pool import Pool, compute_dtype, insert_axis, real_dtype, sum_axes, widen
+from jaxnorm._primitives import Operation, Shape, as_is
+
+Isolate = Callable[..., Any]
+
+
+class Options(NamedTuple):
+    """What a normalization needs to know at trace time."""
+
+    pool: Pool
+    epsilon: float
+    dtype: jnp.dtype
+    center: bool = True
+    gamma_offset: float = 0.0
+    cast_before_gamma: bool = False
+
+
+@functools.partial(jax.jit, static_argnames="options", inline=True)
+def normalize(x, gamma, beta, mask, options: Options) -> tuple[jax.Array, Moments]:
+    """Normalizes `x` by its own statistics over `options.pool`.
+
+    gamma, beta and mask have the rank of `x`. Returns the result and the moments, the reduced
+    axes removed; without `options.center` the moments have mean 0, and var is the mean square.
+    """
+    pool = options.pool
+    if x.size == 0:
+        return x.astype(options.dtype), _moments.empty_moments(x, pool)
+    if _is_local(x, gamma, beta, mask, pool):
+        y, *stats = _forward(x, gamma, beta, mask, options=options)
+        stats, count = Centered(*stats), _moments.local_count(x, mask, pool)
+    else:
+        y, stats, count = _recomputed(x, gamma, beta, mask, options)
+    return y, _moments.to_moments(stats, count, pool.axes)
+
+
+def _is_local(x, gamma, beta, mask, pool: Pool) -> bool:
+    """Whether the primitives serve: real input, no named axes, no types that name a mesh.
+
+    Inside `jax.shard_map` and with explicit sharding, the types of arrays say how they lie on
+    the mesh, and JAX derives those of the results only through its own operations.
+    """
+    if pool.names or jnp.iscomplexobj(x):
+        return False
+    auto = jax.sharding.AxisType.Auto
+    return all(
+        kind == auto
+        for value in (x, gamma, beta, mask)
+        if value is not None
+        for kind in jax.typeof(value).sharding.mesh.axis_types
+    )
+
+
+def _recomputed(x, gamma, beta, mask, options: Options):
+    """Normalizes by JAX's own derivatives, computing all but the statistics again for them."""
+
+    @functools.partial(jax.checkpoint, policy=_moments.save_only_statistics)
+    def compute(x, gamma, beta):
+        stats, count = statistics(x, mask, options)
+        stats = Centered(*map(_moments.save, stats))
+        return result(x, gamma, beta, mask, stats, options), stats, count
+
+    return compute(x, gamma, beta)
+
+
+def statistics(x, mask, options: Options, isolate: Isolate = as_is):
+    """Returns the statistics of each pool and the count."""
+    if options.center:
+        return _moments.centered_moments(x, mask, options.pool, isolate)
+    return _moments.mean_square(x, mask, options.pool)
+
+
+def inverse_root(var: jax.Array, epsilon: float) -> jax.Array:
+    """Returns 1 / sqrt(var + epsilon), and 0 with gradient 0 where that is infinite."""
+    radicand = var + epsilon
+    if epsilon > 0:
+        return lax.rsqrt(radicand)
+    positive = radicand > 0
+    return jnp.where(positive, lax.rsqrt(jnp.where(positive, radicand, 1)), 0)
+
+
+def full_gamma(gamma, gamma_offset: float, dtype) -> jax.Array:
+    """Returns gamma + gamma_offset in `dtype`; 1 without either."""
+    if gamma is None:
+        return jnp.asarray(gamma_offset or 1, dtype)
+    return gamma.astype(dtype) + gamma_offset if gamma_offset else gamma.astype(dtype)
+
+
+def apply_affine(y, gamma, beta, gamma_offset: float, round_to=None) -> jax.Array:
+    """Returns y * (gamma + gamma_offset) + beta, in the dtype of `y`.
+
+    `round_to` is a narrower dtype that `y` is rounded to before gamma is applied.
+    """
+    if round_to is not None and round_to != y.dtype:
+        # A cast there and back would be removed by XLA, which may keep excess precision.
+        info = jnp.finfo(round_to)
+        y = lax.reduce_precision(y, info.nexp, info.nmant)
+    if gamma is not None or gamma_offset:
+        y = y * full_gamma(gamma, gamma_offset, y.dtype)
+    return y if beta is None else y + beta.astype(y.dtype)
+
+
+def keep(mask, x) -> jax.Array:
+    """Returns `x` with zeros in the masked slots."""
+    return x if mask is None else jnp.where(mask, x, 0)
+
+
+def normalized(x, mask, stats: Centered, options: Options) -> jax.Array:
+    """Returns x_hat = (x - mean) / sqrt(var + epsilon), in float32 or wider."""
+    spread = functools.partial(options.pool.spread, shape=x.shape)
+    wide = widen(x, mask)
+    if stats.shift is not None:
+        wide = (wide - spread(stats.shift)) - spread(stats.offset)
+    inv = spread(inverse_root(stats.var, options.epsilon))
+    return keep(mask, wide * inv.astype(wide.dtype))
+
+
+def result(x, gamma, beta, mask, stats: Centered, options: Options) -> jax.Array:
+    """Returns y for given statistics."""
+    y = normalized(x, mask, stats, options)
+    round_to = x.dtype if options.cast_before_gamma else None
+    y = apply_affine(y, gamma, beta, options.gamma_offset, round_to)
+    return keep(mask, y).astype(options.dtype)
+
+
+def forward(x, gamma, beta, mask, *, options: Options, isolate: Isolate):
+    """Returns y and the statistics: shift, offset and var."""
+    stats, _ = statistics(x, mask, options, isolate)
+    if not _varies_within(gamma, options.pool) and options.pool.axes:
+        # Sums over long columns and the result are separate passes over memory in any case.
+        x, gamma, beta, mask, *stats = isolate(x, gamma, beta, mask, *stats)
+    return (result(x, gamma, beta, mask, Centered(*stats), options), *stats)
+
+
+def _varies_within(parameter, pool: Pool) -> bool:
+    """Whether gamma or beta takes several values along the pooled axes."""
+    return parameter is not None and any(parameter.shape[a] != 1 for a in pool.axes)
+
+
+def tangent(
+    x, gamma, mask, shift, offset, var, dx, dgamma, dbeta, *, options: Options, isolate: Isolate
+):
+    """Returns the tangents of y, offset and var; linear in dx, dgamma and dbeta.
+
+    With P the mean over the pool and x_hat the normalized x,
+    dy = (dx - P(dx) - x_hat P(x_hat dx)) / sqrt(var + epsilon) * gamma + x_hat * dgamma + dbeta,
+    doffset = P(dx) and dvar = 2 P((x - mean) dx); without centering, no P(dx).
+    """
+    pool = options.pool
+    x_hat = normalized(x, mask, Centered(shift, offset, var), options)
+    dy, doffset, dvar = jnp.zeros_like(x_hat), None, None
+    if dx is not None:
+        spread = functools.partial(pool.spread, shape=dx.shape)
+        dx = widen(dx, mask)
+        count = jnp.maximum(_moments.local_count(x, mask, pool), 1)
+        inv = inverse_root(var, options.epsilon)
+        correlation = pool.sum(x_hat * dx) / count
+        dvar = 2 * correlation / _nonzero(inv)
+        dy = dx - x_hat * spread(correlation)
+        if options.center:
+            doffset = pool.sum(dx) / count
+            dy = dy - spread(doffset)
+        dy = dy * spread(inv) * full_gamma(gamma, options.gamma_offset, dy.dtype)
+    if dgamma is not None:
+        dy = dy + x_hat * dgamma.astype(x_hat.dtype)
+    if dbeta is not None:
+        dy = dy + dbeta.astype(x_hat.dtype)
+    return keep(mask, dy).astype(options.dtype), doffset, dvar
+
+
+def _nonzero(inv: jax.Array) -> jax.Array:
+    """Returns `inv` with 1 where it is 0: there x - mean = x_hat / inv is 0."""
+    return jnp.where(inv > 0, inv, 1)
+
+
+def cotangents(
+    x,
+    gamma,
+    mask,
+    shift,
+    offset,
+    var,
+    dy,
+    doffset,
+    dvar,
+    *,
+    options: Options,
+    isolate: Isolate,
+    gamma_axes: tuple[int, ...] | None,
+    beta_axes: tuple[int, ...] | None,
+    want_x: bool,
+):
+    """Returns the cotangents of x, gamma and beta: the transpose of `tangent`.
+
+    With P the mean over the pool and u = dy * gamma,
+    dx = (u - P(u) - x_hat P(x_hat u)) / sqrt(var + epsilon) + (doffset + 2 (x - mean) dvar) / n,
+    dgamma = sum(dy x_hat) over `gamma_axes` and dbeta = sum(dy) over `beta_axes` (None: not
+    wanted), both in float32 or wider.
+    """
+    pool, stats = options.pool, (shift, offset, var)
+    wide = compute_dtype(x.dtype)
+
+    def summed(axes, times_x_hat: bool):
+        """Sums dy or dy x_hat over axes, in a pass of its own."""
+        x_, mask_, dy_, *stats_ = isolate(x, mask, dy, *stats)
+        terms = widen(dy_, mask_)
+        if times_x_hat:
+            terms = terms * normalized(x_, mask_, Centered(*stats_), options)
+        return sum_axes(terms, axes)
+
+    dx = dgamma = dbeta = None
+    if dy is None:
+        if gamma_axes is not None:
+            dgamma = jnp.zeros(_reduced_shape(x.shape, gamma_axes), wide)
+        if beta_axes is not None:
+            dbeta = jnp.zeros(_reduced_shape(x.shape, beta_axes), wide)
+    else:
+        # Where gamma has one value along the pooled axes, sums over these serve all three.
+        shared = bool(pool.axes) and not _varies_within(gamma, pool)
+        cross = linear = None
+        if shared:
+            cross = summed(pool.axes, True) if want_x or gamma_axes is not None else None
+            if options.center and want_x:
+                linear = summed(pool.axes, False)
+        if gamma_axes is not None:
+            if cross is None:
+                dgamma = summed(gamma_axes, True)
+            else:
+                dgamma = sum_axes(cross, [a for a in gamma_axes if a not in pool.axes])
+        if beta_axes is not None:
+            if linear is None or not set(pool.axes) <= set(beta_axes):
+                dbeta = summed(beta_axes, False)
+            else:
+                dbeta = sum_axes(linear, [a for a in beta_axes if a not in pool.axes])
+        if want_x:
+            dx = _cotangent_of_x(x, gamma, mask, stats, dy, cross, linear, options, isolate)
+    if want_x and (doffset is not None or dvar is not None):
+        extra = _cotangent_of_statistics(x, mask, Centered(*stats), doffset, dvar, options)
+        dx = extra if dx is None else dx + extra
+    if dx is not None:
+        dx = keep(mask, dx).astype(x.dtype)
+    return dx, dgamma, dbeta
+
+
+def _cotangent_of_x(x, gamma, mask, stats, dy, cross, linear, options: Options, isolate: Isolate):
+    """Returns the cotangent of x by way of y; `cross` and `linear` are sums that may be known."""
+    pool, wide = options.pool, compute_dtype(x.dtype)
+    x, gamma, mask, dy, cross, linear, *stats = isolate(x, gamma, mask, dy, cross, linear, *stats)
+    stats = Centered(*stats)
+    spread = functools.partial(pool.spread, shape=x.shape)
+    gamma = full_gamma(gamma, options.gamma_offset, wide)
+    count = jnp.maximum(_moments.local_count(x, mask, pool), 1)
+    x_hat = normalized(x, mask, stats, options)
+    u = widen(dy, mask) * gamma
+    if cross is None:
+        cross = pool.sum(u * x_hat)
+        linear = pool.sum(u) if options.center else None
+    else:
+        within = pool._replace(axes=())
+        cross = within.sum(cross * gamma)
+        linear = within.sum(linear * gamma) if options.center else None
+    dx = u - x_hat * spread(cross / count)
+    if options.center:
+        dx = dx - spread(linear / count)
+    return dx * spread(inverse_root(stats.var, options.epsilon))
+
+
+def _cotangent_of_statistics(x, mask, stats: Centered, doffset, dvar, options: Options):
+    """Returns the cotangent of x by way of offset and var."""
+    spread = functools.partial(options.pool.spread, shape=x.shape)
+    count = jnp.maximum(_moments.local_count(x, mask, options.pool), 1)
+    total = jnp.zeros((), compute_dtype(x.dtype))
+    if doffset is not None:
+        total = total + spread(doffset / count)
+    if dvar is not None:
+        inv = _nonzero(inverse_root(stats.var, options.epsilon))
+        total = total + normalized(x, mask, stats, options) * spread(2 * dvar / (inv * count))
+    return jnp.broadcast_to(total, jnp.broadcast_shapes(total.shape, x.shape))
+
+
+def _reduced_shape(shape, axes) -> tuple[int, ...]:
+    return tuple(1 if a in axes else s for a, s in enumerate(shape))
+
+
+def _statistics_shape(x, options: Options) -> tuple[Shape | None, Shape | None, Shape]:
+    shape = _reduced_shape(x.shape, options.pool.axes)
+    if options.pool.groups is not None:
+        channel, parts = options.pool.groups
+        shape = (*shape[:channel], parts, *shape[channel + 1 :])
+    mean = Shape(shape, compute_dtype(x.dtype)) if options.center else None
+    return mean, mean, Shape(shape, real_dtype(x.dtype))
+
+
+def _forward_shapes(x, gamma, beta, mask, *, options):
+    return (Shape(x.shape, options.dtype), *_statistics_shape(x, options))
+
+
+def _tangent_shapes(x, gamma, mask, shift, offset, var, dx, dgamma, dbeta, *, options):
+    main = x if dx is None else dx
+    _, doffset, dvar = _statistics_shape(main, options)
+    y = Shape(main.shape, options.dtype)
+    return (y, None, None) if dx is None else (y, doffset, dvar)
+
+
+def _cotangent_shapes(
+    x, gamma, mask, shift, offset, var, dy, doffset, dvar, *, options, gamma_axes, beta_axes, want_x
+):
+    main = x if dy is None else dy
+    wide = compute_dtype(x.dtype)
+    return (
+        Shape(main.shape, x.dtype) if want_x else None,
+        None if gamma_axes is None else Shape(_reduced_shape(main.shape, gamma_axes), wide),
+        None if beta_axes is None else Shape(_reduced_shape(main.shape, beta_axes), wide),
+    )
+
+
+def _insert_axis(position: int, params: dict[str, Any]) -> dict[str, Any]:
+    options = params["options"]
+    params = {**params, "options": options._replace(pool=options.pool.insert_axis(position))}
+    for name in ("gamma_axes", "beta_axes"):
+        if params.get(name) is not None:
+            params[name] = insert_axis(params[name], position)
+    return params
+
+
+_forward = Operation("normalize", forward, _forward_shapes, _insert_axis, main=(0,))
+_tangent = Operation("normalize_tangent", tangent, _tangent_shapes, _insert_axis, main=(6, 0))
+_cotangents = Operation(
+    "normalize_cotangents", cotangents, _cotangent_shapes, _insert_axis, main=(6, 0)
+)
+
+
+@_forward.def_jvp
+def _forward_jvp(operands, tangents, *, options):
+    x, gamma, beta, mask = operands
+    dx, dgamma, dbeta, _ = tangents
+    y, *stats = _forward(x, gamma, beta, mask, options=options)
+    dy, doffset, dvar = _tangent(x, gamma, mask, *stats, dx, dgamma, dbeta, options=options)
+    return (y, *stats), (dy, None, doffset, dvar)
+
+
+@_tangent.def_transpose
+def _tangent_transpose(cotangents, operands, *, options):
+    *fixed, dx, dgamma, dbeta = operands
+    dy = cotangents[0]
+    shape = fixed[0].shape if dy is None else dy.shape
+
+    def summed(parameter):
+        if not ad.is_undefined_primal(parameter):
+            return None
+        sizes = parameter.aval.shape
+        return tuple(a for a, s in enumerate(sizes) if s != shape[a])
+
+    ct_x, ct_gamma, ct_beta = _cotangents(
+        *fixed,
+        *cotangents,
+        options=options,
+        gamma_axes=summed(dgamma),
+        beta_axes=summed(dbeta),
+        want_x=ad.is_undefined_primal(dx),
+    )
+    if ct_gamma is not None:
+        ct_gamma = ct_gamma.astype(dgamma.aval.dtype)
+    if ct_beta is not None:
+        ct_beta = ct_beta.astype(dbeta.aval.dtype)
+    return (*(None for _ in fixed), ct_x, ct_gamma, ct_beta)
+
+
+@_cotangents.def_transpose
+def _cotangents_transpose(cotangents, operands, *, options, gamma_axes, beta_axes, want_x):
+    *fixed, dy, doffset, dvar = operands
+    ct_x, ct_gamma, ct_beta = cotangents
+    results = _tangent(*fixed, ct_x, ct_gamma, ct_beta, options=options)
+    wanted = zip((dy, doffset, dvar), results, strict=True)
+    return (*(None for _ in fixed), *(r if ad.is_undefined_primal(o) else None for o, r in wanted))
