@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import jax
 
-from jaxnorm import _axes, _moments
+from jaxnorm import _axes, _collectives
 from jaxnorm._axes import ArrayLike, Axes, DTypeLike
-from jaxnorm._moments import AxisIndexGroups, Moments
+from jaxnorm._collectives import AxisIndexGroups
+from jaxnorm._moments import Moments
 from jaxnorm._normalize import Options, normalize
 from jaxnorm._pool import Pool
 
@@ -68,7 +69,7 @@ def batch_norm(
     axes = _axes.canonical_axes(axis, x.shape)
     kept = _axes.other_axes(axes, x.ndim)
     names = _axes.check_axis_name(axis_name)
-    pool = Pool(axes, None, names, _moments.freeze_groups(axis_index_groups))
+    pool = Pool(axes, None, names, _collectives.freeze_groups(axis_index_groups))
     options = Options(pool, _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype))
     if gamma is not None:
         gamma = _axes.expand_parameter(gamma, x.shape, feature_axes, kept, "gamma")

@@ -34,14 +34,20 @@ class AffineModule(nn.Module, kw_only=True):
     param_names: tuple[str, str] = ("gamma", "beta")
 
     def affine(
-        self, x: ArrayLike, axes: Axes, gamma: ArrayLike | None, beta: ArrayLike | None
+        self,
+        x: ArrayLike,
+        axes: Axes,
+        gamma: ArrayLike | None,
+        beta: ArrayLike | None,
+        leading: tuple[int, ...] = (),
     ) -> tuple[ArrayLike | None, ArrayLike | None]:
         """Returns gamma and beta: those of the call, else the module's own parameters.
 
-        The parameters have the sizes of `x` along `axes`.
+        The parameters have the sizes `leading`, and then those of `x` along `axes`.
         """
         sizes = jnp.shape(x)
-        shape = tuple(sizes[a] for a in _axes.canonical_axes(axes, sizes, "feature_axes"))
+        features = _axes.canonical_axes(axes, sizes, "feature_axes")
+        shape = (*leading, *(sizes[a] for a in features))
         gamma_name, beta_name = self.param_names
         if gamma is None and self.use_gamma:
             gamma = self.param(gamma_name, self.gamma_init, shape, self.param_dtype)

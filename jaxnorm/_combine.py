@@ -1,0 +1,227 @@
+"""Moments combined: those of disjoint sets merged, running ones moved, two sources mixed."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxnorm import _axes, _collectives
+from jaxnorm._axes import ArrayLike, Axes
+from jaxnorm._collectives import AxisIndexGroups
+from jaxnorm._moments import Moments
+from jaxnorm._pool import abs2
+
+
+def merge_moments(
+    *moments: Moments,
+    axis: Axes | None = None,
+    axis_name: str | Sequence[str] | None = None,
+    axis_index_groups: AxisIndexGroups = None,
+) -> Moments:
+    """Merges the moments of disjoint sets of elements into those of their union.
+
+    count = n_a + n_b, mean = mean_a + (mean_b - mean_a) n_b / count, and
+    var = (n_a var_a + n_b var_b + |mean_b - mean_a|^2 n_a n_b / count) / count,
+    exact in any order; moments of count 0 change nothing. This is the law of total variance:
+    the variance within the sets plus the variance of their means.
+
+    Args:
+      *moments: one or more `Moments` whose shapes broadcast.
+      axis: axes of the moments' own arrays to merge along as well, as for microbatches or virtual
+        batches stacked there; they are removed.
+      axis_name: mapped axes (of `jax.vmap` or `jax.shard_map`) to merge over as well, in two
+        collectives.
+      axis_index_groups: groups of indices of `axis_name` that merge together.
+
+    Returns:
+      The `Moments` of all elements together.
+
+    Raises:
+      ValueError: no moments are given, or `axis` is out of range.
+      NameError: an `axis_name` is not bound.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxnorm
+      >>> a = jaxnorm.moments(jnp.array([1., 2.]), axis=0)
+      >>> b = jaxnorm.moments(jnp.array([3., 4., 5.]), axis=0)
+      >>> m = jaxnorm.merge_moments(a, b)
+      >>> float(m.mean), float(m.var), float(m.count)
+      (3.0, 2.0, 5.0)
+
+    Reference: Chan, Golub & LeVeque 1979, Updating Formulae and a Pairwise Algorithm for
+    Computing Sample Variances.
+    """
+    if not moments:
+        raise ValueError("merge_moments needs at least one Moments, got none.")
+    merged = functools.reduce(_merge_two, (Moments(*map(jnp.asarray, m)) for m in moments))
+    if axis is not None:
+        axes = _axes.canonical_axes(axis, merged.mean.shape)
+        merged = _merge_by(merged, lambda *sums: [jnp.sum(s, axes) for s in sums], axes)
+    names = _axes.check_axis_name(axis_name)
+    if names:
+        groups = _collectives.freeze_groups(axis_index_groups)
+        merged = _merge_by(merged, lambda *sums: _collectives.psum(sums, names, groups))
+    return merged
+
+
+def _merge_two(a: Moments, b: Moments) -> Moments:
+    count = a.count + b.count
+    safe = jnp.where(count > 0, count, 1)
+    # An empty side takes the other's values: its own may be anything, even NaN.
+    mean_a, var_a = (jnp.where(a.count > 0, u, v) for u, v in zip(a[:2], b[:2], strict=True))
+    mean_b, var_b = (jnp.where(b.count > 0, v, u) for u, v in zip(a[:2], b[:2], strict=True))
+    weight_a, weight_b = a.count / safe, b.count / safe
+    delta = mean_b - mean_a
+    mean = jnp.where(count > 0, mean_a + delta * weight_b.astype(delta.dtype), 0)
+    var = weight_a * var_a + weight_b * var_b + abs2(delta) * (weight_a * weight_b)
+    return Moments(mean, jnp.where(count > 0, var, 0), count)
+
+
+def _merge_by(m: Moments, total, expanded: tuple[int, ...] = ()) -> Moments:
+    """Merges the parts of `m` that `total` adds up; it removes the axes `expanded`."""
+    mean, var, count = m
+    count = jnp.broadcast_to(count, mean.shape) if expanded else count
+    mean, var = (jnp.where(count > 0, value, 0) for value in (mean, var))
+    weighted, all_counts = total(mean * count.astype(mean.dtype), count)
+    divisor = jnp.maximum(all_counts, 1)
+    center = weighted / divisor.astype(mean.dtype)
+    # The mean of the remainder is added, so that a rounded mean does not widen the variance.
+    delta = mean - jnp.expand_dims(center, expanded)
+    rest, squares = total(delta * count.astype(mean.dtype), (var + abs2(delta)) * count)
+    rest = rest / divisor.astype(mean.dtype)
+    return Moments(center + rest, jnp.maximum(squares / divisor - abs2(rest), 0), all_counts)
+
+
+def mix_moments(first: Moments, second: Moments, *, weight: ArrayLike) -> Moments:
+    """Mixes two sources of statistics: weight * first + (1 - weight) * second.
+
+    Mean and variance are each averaged with that weight, which estimates one population from two
+    samples; to pool two different sets of elements use `merge_moments`. With `first` the batch's
+    and `second` the running moments this is prediction-time batch norm's mixture, where the
+    paper's weight is n / (N + n) for n test examples and a prior worth N.
+
+    Args:
+      first: the `Moments` that get `weight`.
+      second: the `Moments` that get the rest.
+      weight: in [0, 1]; may be traced.
+
+    Returns:
+      The mixed `Moments`; `count` is that of `first`.
+
+    Raises:
+      ValueError: `weight` is a number outside [0, 1].
+
+    Example:
+      >>> import jax.numpy as jnp, jaxnorm
+      >>> a, b = (jaxnorm.moments(jnp.array(v), axis=0) for v in ([0., 2.], [4., 8.]))
+      >>> m = jaxnorm.mix_moments(a, b, weight=0.25)
+      >>> float(m.mean), float(m.var)
+      (4.75, 3.25)
+
+    Reference: Schneider et al. 2020, Improving Robustness against Common Corruptions by
+    Covariate Shift Adaptation, arXiv:2006.16971.
+    """
+    check_fraction(weight, "weight")
+    first, second = (Moments(*map(jnp.asarray, m)) for m in (first, second))
+
+    def mix(a, b):
+        w = jnp.asarray(weight, a.real.dtype).astype(a.dtype)
+        return w * a + (1 - w) * b.astype(a.dtype)
+
+    return Moments(mix(first.mean, second.mean), mix(first.var, second.var), first.count)
+
+
+def update_moments(
+    running: Moments,
+    batch: Moments,
+    *,
+    momentum: float | jax.Array | None,
+    unbiased: bool = True,
+    debias: bool = False,
+) -> Moments:
+    """Moves running moments towards those of a batch.
+
+    new = (1 - w) * running + w * batch, for the mean and the variance. After t earlier updates
+    the weight w is
+
+    - 1 - momentum, the exponential average;
+    - with `debias`, (1 - momentum) / (1 - momentum^(t+1)): the same average without its initial
+      value, as in Adam;
+    - with `momentum=None`, 1 / (t+1), the plain average of all batches.
+
+    With `unbiased`, the batch's variance is first multiplied by m / (m - 1), m = `batch.count`, as
+    in the batch norm paper.
+
+    Args:
+      running: the running moments; their dtypes are kept. Their `count` is the number of updates
+        so far, which only `debias` and `momentum=None` use.
+      batch: the batch's moments; where its count is 0 nothing changes.
+      momentum: the decay of the old value, in [0, 1], or None.
+      unbiased: whether the running variance estimates the population's.
+      debias: whether the initial running moments get no weight.
+
+    Returns:
+      The new running `Moments`; `count` has grown by one where the batch had elements.
+
+    Raises:
+      ValueError: `momentum` is a number outside [0, 1], or 1 with `debias`.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxnorm
+      >>> start = jaxnorm.Moments(jnp.zeros(()), jnp.ones(()), jnp.zeros(()))
+      >>> batch = jaxnorm.moments(jnp.array([1., 3.]), axis=0)
+      >>> new = jaxnorm.update_moments(start, batch, momentum=0.5)
+      >>> float(new.mean), float(new.var), float(new.count)
+      (1.0, 1.5, 1.0)
+      >>> new = jaxnorm.update_moments(start, batch, momentum=0.5, debias=True)
+      >>> float(new.mean), float(new.var)
+      (2.0, 2.0)
+
+    Reference: Ioffe & Szegedy 2015, Batch Normalization, arXiv:1502.03167.
+    """
+    running, batch = (Moments(*map(jnp.asarray, m)) for m in (running, batch))
+    if jnp.iscomplexobj(batch.mean) and not jnp.iscomplexobj(running.mean):
+        raise TypeError(
+            f"running moments of dtype {running.mean.dtype} cannot hold a batch's mean of dtype "
+            f"{batch.mean.dtype}; start them from a complex mean."
+        )
+    var = batch.var
+    if unbiased:
+        var = var * (batch.count / jnp.maximum(batch.count - 1, 1))
+    weight = _update_weight(momentum, running.count, debias)
+
+    def move(old, new):
+        wide = jnp.promote_types(old.dtype, new.dtype)
+        w = jnp.asarray(weight, jnp.finfo(wide).dtype).astype(wide)
+        moved = (1 - w) * old.astype(wide) + w * new.astype(wide)
+        return jnp.where(batch.count > 0, moved, old.astype(wide)).astype(old.dtype)
+
+    updates = running.count + (batch.count > 0).astype(running.count.dtype)
+    return Moments(move(running.mean, batch.mean), move(running.var, var), updates)
+
+
+def _update_weight(momentum, updates: jax.Array, debias: bool) -> jax.Array | float:
+    if momentum is None:
+        return 1 / (updates + 1)
+    check_fraction(momentum, "momentum")
+    if not debias:
+        return 1 - momentum
+    if isinstance(momentum, jax.Array):
+        log = jnp.log(momentum)
+    elif momentum == 1:
+        raise ValueError("momentum=1 with debias=True has no average to give; use momentum=None.")
+    else:
+        log = math.log(momentum) if momentum else -math.inf
+    # 1 - momentum^n loses its leading digits where momentum is close to 1.
+    weight = (1 - momentum) / -jnp.expm1((updates + 1) * log)
+    return jnp.where(updates == 0, 1, weight)
+
+
+def check_fraction(value: ArrayLike | None, name: str) -> None:
+    """Checks that `value`, unless it is an array, lies in [0, 1]."""
+    if isinstance(value, (int, float)) and not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value!r}.")

@@ -1,0 +1,275 @@
+"""The decisions of batch norm, composed: what is pooled, and which statistics normalize."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxnorm import _axes, _collectives, _moments
+from jaxnorm._axes import ArrayLike, Axes, DTypeLike
+from jaxnorm._collectives import AxisIndexGroups
+from jaxnorm._combine import merge_moments
+from jaxnorm._moments import Centered, Moments
+from jaxnorm._normalize import Options, apply_affine, keep, normalize, normalized
+from jaxnorm._pool import Pool, insert_axis
+from jaxnorm._standardize import _expand_moment as expand_moment
+from jaxnorm._standardize import standardize_full
+from jaxnorm.functional._corrections import Correction, Limit, Statistics, correction_of
+from jaxnorm.functional._segments import SegmentPool
+
+
+class Inputs(NamedTuple):
+    """The arrays of a batch norm, at the rank of `x`, or None."""
+
+    x: jax.Array
+    gamma: jax.Array | None
+    beta: jax.Array | None
+    mask: jax.Array | None
+    running: Moments | None  # the pooled axes have size 1; segments take the place of examples
+
+
+class Batch(NamedTuple):
+    """Where the examples lie, and how they are divided, if they are."""
+
+    axis: int = 0
+    virtual: int = 1
+    segments: tuple[jax.Array, int] | None = None  # the segment of each example; how many
+
+
+def check_inputs(
+    x: ArrayLike,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
+    mask: ArrayLike | None,
+    axis: Axes,
+    feature_axes: Axes | None,
+) -> tuple[Inputs, tuple[int, ...]]:
+    """Returns the arrays at the rank of `x`, without running moments, and the axes pooled."""
+    x = _axes.check_input(x)
+    axes = _axes.canonical_axes(axis, x.shape)
+    kept = _axes.other_axes(axes, x.ndim)
+    if gamma is not None:
+        gamma = _axes.expand_parameter(gamma, x.shape, feature_axes, kept, "gamma")
+    if beta is not None:
+        beta = _axes.expand_parameter(beta, x.shape, feature_axes, kept, "beta")
+    if mask is not None:
+        mask = _axes.expand_mask(mask, x.shape)
+    return Inputs(x, gamma, beta, mask, None), axes
+
+
+def make_options(
+    x: jax.Array,
+    axes: tuple[int, ...],
+    epsilon: float,
+    axis_name: str | Sequence[str] | None,
+    axis_index_groups: AxisIndexGroups,
+    dtype: DTypeLike | None,
+) -> Options:
+    """Returns the checked options of a batch norm."""
+    names = _axes.check_axis_name(axis_name)
+    pool = Pool(axes, None, names, _collectives.freeze_groups(axis_index_groups))
+    return Options(pool, _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype))
+
+
+def check_batch_axis(batch_axis: int, shape: tuple[int, ...], axes: Sequence[int]) -> int:
+    """Returns the axis of the examples, which must be pooled."""
+    (axis,) = _axes.canonical_axes(batch_axis, shape, "batch_axis")
+    if axis not in axes:
+        raise ValueError(
+            f"batch_axis={batch_axis!r} must be one of the axes pooled, which are {tuple(axes)} "
+            f"for the input of shape {shape}."
+        )
+    return axis
+
+
+def expand_running(running: Moments, inputs: Inputs, axes, batch: Batch) -> Inputs:
+    """Returns `inputs` with the `running` moments; one row for each segment, if there are any."""
+    shape = inputs.x.shape
+    if batch.segments is not None:
+        # To the moments, the segments are what the examples are to the input: an axis that stays.
+        shape = (*shape[: batch.axis], batch.segments[1], *shape[batch.axis + 1 :])
+        position = _position(axes, batch.axis)
+        mean, var = (jnp.moveaxis(jnp.asarray(v), 0, position) for v in running[:2])
+        running = Moments(mean, var, running[2])
+        axes = tuple(a for a in axes if a != batch.axis)
+    mean, var = (
+        expand_moment(value, shape, axes, name)
+        for value, name in ((running[0], "running.mean"), (running[1], "running.var"))
+    )
+    return inputs._replace(running=Moments(mean, var, jnp.asarray(running[2])))
+
+
+def normalize_by_running(inputs: Inputs, batch: Batch, options: Options) -> jax.Array:
+    """Normalizes by the running statistics, with segments by those of each example's own."""
+    x, gamma, beta, mask, running = inputs
+    assert running is not None
+    mean, var, _ = running
+    if batch.segments is not None:
+        pool = SegmentPool(options.pool, *batch.segments, batch.axis)
+        mean, var = pool.spread(mean, x.shape), pool.spread(var, x.shape)
+        mask = _both(mask, pool.holds(x.ndim))
+    return standardize_full(x, mean, var, gamma, beta, mask, options.epsilon, 0.0, options.dtype)
+
+
+def normalize_by(
+    source: Statistics,
+    inputs: Inputs,
+    batch: Batch,
+    options: Options,
+    limits: tuple[Limit, Limit],
+) -> tuple[jax.Array, Moments | None]:
+    """Normalizes by the statistics that `source` names; returns the batch's too, if it has them."""
+    if source == "running":
+        return normalize_by_running(inputs, batch, options), None
+    updates = jnp.zeros(()) if inputs.running is None else inputs.running.count
+    return normalize_by_batch(inputs, batch, correction_of(source, *limits, updates), options)
+
+
+def batch_moments(inputs: Inputs, batch: Batch, options: Options) -> Moments:
+    """Returns the moments that `normalize_by_batch` returns, without normalizing."""
+    if batch.segments is None:
+        return _moments._moments(inputs.x, inputs.mask, options.pool)
+    pool: Any = SegmentPool(options.pool, *batch.segments, batch.axis)
+    mask = _both(inputs.mask, pool.holds(inputs.x.ndim))
+    stats, count = _moments.centered_moments(inputs.x, mask, pool)
+    return _segments_first(_moments.to_moments(stats, count, pool.axes), options, batch)
+
+
+def choose(evaluate: Any, results: list[jax.Array]) -> jax.Array:
+    """Returns the only result, or with a traced `evaluate` that of evaluation or of training."""
+    if len(results) == 1:
+        return results[0]
+    train, test = results
+    return jnp.where(evaluate, test, train)
+
+
+def normalize_by_batch(
+    inputs: Inputs, batch: Batch, correction: Correction | None, options: Options
+) -> tuple[jax.Array, Moments]:
+    """Normalizes by the batch's statistics, which `correction` brings closer to the running ones.
+
+    Returns the result and the batch's moments: those of all virtual batches together; with
+    segments one row for each.
+    """
+    if batch.virtual > 1:
+        return _normalize_virtual(inputs, batch, correction, options)
+    if batch.segments is None and correction is None:
+        x, gamma, beta, mask, _ = inputs
+        return normalize(x, gamma, beta, mask, options)
+    ids, number = (None, 0) if batch.segments is None else batch.segments
+    y, moments = _normalize_corrected(inputs, ids, correction, number, batch.axis, options)
+    return y, moments if ids is None else _segments_first(moments, options, batch)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5), inline=True)
+def _normalize_corrected(inputs, ids, correction, number, batch_axis, options: Options):
+    pool: Any = options.pool
+    mask = inputs.mask
+    if ids is not None:
+        pool = SegmentPool(pool, ids, number, batch_axis)
+        options, mask = options._replace(pool=pool), _both(mask, pool.holds(inputs.x.ndim))
+
+    @functools.partial(jax.checkpoint, policy=_moments.save_only_statistics)
+    def compute(x, gamma, beta):
+        stats, count = _moments.centered_moments(x, mask, pool)
+        stats = Centered(*map(_moments.save, stats))
+        used, scale, bias = stats, None, None
+        if correction is not None:
+            used, scale, bias = correction.apply(stats, inputs.running, options.epsilon)
+        y = normalized(x, mask, used, options)
+        y = apply_affine(y, pool.spread(scale, x.shape), pool.spread(bias, x.shape), 0.0)
+        y = keep(mask, apply_affine(y, gamma, beta, 0.0)).astype(options.dtype)
+        return y, _moments.to_moments(stats, count, pool.axes)
+
+    return compute(inputs.x, inputs.gamma, inputs.beta)
+
+
+def _segments_first(moments: Moments, options: Options, batch: Batch) -> Moments:
+    position = _position(options.pool.axes, batch.axis)
+    return Moments(*(jnp.moveaxis(v, position, 0) for v in moments))
+
+
+def _both(mask: jax.Array | None, other: jax.Array) -> jax.Array:
+    return other if mask is None else mask & other
+
+
+def _position(axes: Sequence[int], axis: int) -> int:
+    """Returns where `axis` stands among the axes that stay when the others in `axes` go."""
+    return sum(a not in axes for a in range(axis))
+
+
+def _normalize_virtual(inputs, batch: Batch, correction, options: Options):
+    """Divides the batch, over all devices of the named axes, into `batch.virtual` parts."""
+    pool, virtual = options.pool, batch.virtual
+    if pool.names and pool.index_groups is not None:
+        raise ValueError("give num_virtual_batches or axis_index_groups, not both.")
+    shards = _collectives.size(pool.names)
+    if virtual % shards == 0:
+        local = options._replace(pool=pool._replace(names=()))
+        y, moments = _normalize_parts(inputs, batch, virtual // shards, correction, local)
+        return y, merge_moments(moments, axis_name=pool.names or None)
+    if shards % virtual:
+        raise ValueError(
+            f"num_virtual_batches={virtual} must divide the {shards} devices of axis_name="
+            f"{'/'.join(pool.names)!r} or be a multiple of them."
+        )
+    each = shards // virtual
+    groups = tuple(tuple(range(start, start + each)) for start in range(0, shards, each))
+    options = options._replace(pool=pool._replace(index_groups=groups))
+    y, moments = normalize_by_batch(inputs, batch._replace(virtual=1), correction, options)
+    # Every device of a group holds the group's moments: the merged count is that many too large.
+    mean, var, count = merge_moments(moments, axis_name=pool.names)
+    return y, Moments(mean, var, count / each)
+
+
+def _normalize_parts(inputs: Inputs, batch: Batch, parts: int, correction, options: Options):
+    """Normalizes each of `parts` equal parts of the batch by itself."""
+    if parts == 1:
+        return normalize_by_batch(inputs, batch._replace(virtual=1), correction, options)
+    axis, shape = batch.axis, inputs.x.shape
+    size = shape[axis]
+    if size % parts:
+        raise ValueError(
+            f"num_virtual_batches={batch.virtual!r} does not divide the batch: axis {axis} of the "
+            f"input of shape {shape} has {size} examples to divide into {parts} equal parts."
+        )
+    if not _divides_evenly(inputs.x, axis, parts):
+        ids = jnp.arange(size) // (size // parts)
+        segmented = Batch(axis, 1, (ids, parts))
+        y, moments = normalize_by_batch(inputs, segmented, correction, options)
+        return y, merge_moments(moments, axis=0)
+
+    def divide(value: Any) -> Any:
+        if value is None:
+            return None
+        pair = (parts, size // parts) if value.shape[axis] == size else (1, 1)
+        return value.reshape(*value.shape[:axis], *pair, *value.shape[axis + 1 :])
+
+    x, gamma, beta, mask = map(divide, inputs[:4])
+    running = inputs.running
+    if running is not None:
+        running = Moments(divide(running.mean), divide(running.var), running.count)
+    axes = insert_axis(options.pool.axes, axis)
+    y, moments = normalize_by_batch(
+        Inputs(x, gamma, beta, mask, running),
+        Batch(axis + 1),
+        correction,
+        options._replace(pool=options.pool._replace(axes=axes)),
+    )
+    position = _position(options.pool.axes, axis)
+    return y.reshape(shape), merge_moments(moments, axis=position)
+
+
+def _divides_evenly(x: jax.Array, axis: int, parts: int) -> bool:
+    """Whether explicit sharding allows the reshape that divides `axis` into `parts`."""
+    sharding = jax.typeof(x).sharding
+    names = sharding.spec[axis]
+    if names is None:
+        return True
+    names = (names,) if isinstance(names, str) else names
+    return parts % math.prod(sharding.mesh.shape[name] for name in names) == 0

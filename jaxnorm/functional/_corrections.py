@@ -1,0 +1,76 @@
+"""How running statistics change those of the batch, before they normalize."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnorm._axes import ArrayLike
+from jaxnorm._moments import Centered, Moments
+from jaxnorm._normalize import inverse_root
+
+Statistics = Literal["batch", "running", "renorm"] | float
+Limit = ArrayLike | Callable[[jax.Array], ArrayLike]  # a value, or a function of the updates
+
+
+class Blend(NamedTuple):
+    """A weighted mean of the batch's and the running statistics."""
+
+    weight: ArrayLike  # of the batch's
+
+    def apply(self, stats: Centered, running: Moments, epsilon: float) -> tuple[Centered, Any, Any]:
+        """Returns the statistics that normalize, and what then scales and shifts the result."""
+        del epsilon
+        assert stats.shift is not None and stats.offset is not None
+        real = stats.var.dtype
+        w = jnp.asarray(self.weight, real)
+        kind = stats.offset.dtype
+        apart = running.mean.astype(kind) - stats.shift
+        offset = w.astype(kind) * stats.offset + (1 - w).astype(kind) * apart
+        var = w * stats.var + (1 - w) * running.var.astype(real)
+        return Centered(stats.shift, offset, var), None, None
+
+
+class Renorm(NamedTuple):
+    """Batch renormalization: x_hat * r + d, with constants r and d that undo the batch's noise."""
+
+    r_max: ArrayLike
+    d_max: ArrayLike
+
+    def apply(self, stats: Centered, running: Moments, epsilon: float) -> tuple[Centered, Any, Any]:
+        """Returns the statistics that normalize, and what then scales and shifts the result."""
+        assert stats.shift is not None and stats.offset is not None
+        real, kind = stats.var.dtype, stats.offset.dtype
+        r_max, d_max = (jnp.asarray(v, real) for v in (self.r_max, self.d_max))
+        inverse = inverse_root(running.var.astype(real), epsilon)
+        r = jnp.sqrt(stats.var + epsilon) * inverse
+        d = ((stats.shift - running.mean.astype(kind)) + stats.offset) * inverse.astype(kind)
+        d = _clip(d, d_max)
+        r, d = lax.stop_gradient((jnp.clip(r, 1 / r_max, r_max), d))
+        return stats, r, d
+
+
+def _clip(d: jax.Array, largest: jax.Array) -> jax.Array:
+    if jnp.iscomplexobj(d):
+        size = jnp.abs(d)
+        return d * (jnp.minimum(size, largest) / jnp.where(size > 0, size, 1)).astype(d.dtype)
+    return jnp.clip(d, -largest, largest)
+
+
+Correction = Blend | Renorm
+
+
+def correction_of(
+    source: Statistics, r_max: Limit, d_max: Limit, updates: jax.Array
+) -> Correction | None:
+    """Returns how the batch's statistics are corrected for `source`; None: not at all."""
+    if source == "batch":
+        return None
+    if source == "renorm":
+        at = jnp.max(updates)
+        return Renorm(*(limit(at) if callable(limit) else limit for limit in (r_max, d_max)))
+    return Blend(float(source))

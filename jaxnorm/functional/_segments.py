@@ -1,0 +1,80 @@
+"""A pool for each segment of the examples, as for the domains or classes of a mixed batch."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnorm import _axes
+from jaxnorm._pool import Pool, sum_axes
+
+
+class SegmentPool(NamedTuple):
+    """Examples of one segment are pooled; statistics have one row for each segment.
+
+    Sums over segments and their inverse are products with a matrix of zeros and ones, which JAX
+    transposes and shards like any other: no gather, no scatter, no copy of the whole input.
+    """
+
+    whole: Pool  # its axes contain `batch_axis`
+    ids: jax.Array  # the segment of each example
+    number: int
+    batch_axis: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.whole.names
+
+    @property
+    def index_groups(self) -> Any:
+        return self.whole.index_groups
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The axes that statistics have at size 1."""
+        return tuple(a for a in self.whole.axes if a != self.batch_axis)
+
+    def size(self, shape: tuple[int, ...]) -> int:
+        """Returns the largest number of elements that a segment can have on one device."""
+        return self.whole.size(shape)
+
+    def holds(self, rank: int) -> jax.Array:
+        """Returns a mask, of the rank of the input, of the examples that are in a segment."""
+        inside = (self.ids >= 0) & (self.ids < self.number)
+        return jnp.expand_dims(inside, _axes.other_axes((self.batch_axis,), rank))
+
+    def sum(self, x: jax.Array) -> jax.Array:
+        """Returns the sum over each segment, which takes the place of the examples."""
+        return self._product(sum_axes(x, self.axes), 0)
+
+    def spread(self, statistic: Any, shape: tuple[int, ...]) -> Any:
+        """Returns for each example the statistic of its segment."""
+        del shape
+        return None if statistic is None else self._product(statistic, 1)
+
+    def _product(self, x: jax.Array, contracted: int) -> jax.Array:
+        member = self.ids[:, None] == jnp.arange(self.number)[None, :]
+        product = lax.dot_general(
+            member.astype(x.dtype),
+            x,
+            (((contracted,), (self.batch_axis,)), ((), ())),
+            precision=lax.Precision.HIGHEST,
+        )
+        return jnp.moveaxis(product, 0, self.batch_axis)
+
+
+def check_segments(ids: Any, number: int, size: int, name: str) -> jax.Array:
+    """Returns the segment of each of `size` examples as an array."""
+    value = jnp.asarray(ids)
+    if not jnp.issubdtype(value.dtype, jnp.integer):
+        raise TypeError(f"{name} must hold integers, got dtype {value.dtype}.")
+    if value.shape != (size,):
+        raise ValueError(
+            f"{name} must have shape ({size},), one entry for each example, got {value.shape}."
+        )
+    if number < 1:
+        raise ValueError(f"the number of segments must be at least 1, got {number!r}.")
+    return value

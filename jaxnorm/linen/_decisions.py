@@ -1,0 +1,69 @@
+"""What a call of batch norm decides: which statistics normalize, and whether they are updated."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxnorm.functional._corrections import Statistics
+
+
+class Decisions(NamedTuple):
+    """The decisions of one call.
+
+    Attributes:
+      sources: the statistics that normalize; with a traced `evaluate` those of training and those
+        of evaluation.
+      evaluate: whether to evaluate, maybe traced.
+      update: whether to update the running statistics, maybe traced.
+    """
+
+    sources: tuple[Statistics, ...]
+    evaluate: bool | jax.Array
+    update: bool | jax.Array
+
+    @property
+    def needs_running(self) -> bool:
+        return self.update is not False or any(s != "batch" for s in self.sources)
+
+    @classmethod
+    def make(
+        cls,
+        evaluate: Any,
+        update: Any,
+        train_statistics: Statistics,
+        eval_statistics: Statistics,
+        frozen: str | None,
+        label: str,
+    ) -> Decisions:
+        if frozen not in (None, "statistics", "all"):
+            raise ValueError(f'frozen must be None, "statistics" or "all", got {frozen!r}.')
+        train = _check_statistics(train_statistics, "train_statistics")
+        test = _check_statistics(eval_statistics, "eval_statistics")
+        if frozen is not None:
+            return cls(("running",), True, False)
+        if evaluate is None:
+            raise ValueError(
+                f"{label} needs use_running_average: False in training, True in evaluation; set it "
+                "as a field or pass it in the call."
+            )
+        traced = isinstance(evaluate, jax.Array)
+        if update is None:
+            update = ~evaluate if traced else not evaluate
+        elif not isinstance(update, jax.Array):
+            update = bool(update)
+        if traced:
+            return cls((train, test), evaluate, update)
+        return cls((test,) if evaluate else (train,), bool(evaluate), update)
+
+
+def _check_statistics(value: Any, name: str) -> Statistics:
+    if isinstance(value, str) and value in ("batch", "running", "renorm"):
+        return value
+    if isinstance(value, (int, float)) and 0 <= value <= 1:
+        return float(value)
+    raise ValueError(
+        f'{name} must be "batch", "running", "renorm", or the weight of the batch in a mixture '
+        f"with the running statistics, in [0, 1]; got {value!r}."
+    )
