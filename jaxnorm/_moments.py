@@ -11,13 +11,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxnorm import _axes
+from jaxnorm import _axes, _collectives
 from jaxnorm._axes import ArrayLike, Axes
+from jaxnorm._collectives import AxisIndexGroups
 from jaxnorm._pool import Pool, abs2, compute_dtype, real_dtype, reduce_precision, widen
 
 SAVED = "jaxnorm_statistics"
-
-AxisIndexGroups = Sequence[Sequence[int]] | None
 
 
 class Moments(NamedTuple):
@@ -83,23 +82,24 @@ def centered_moments(
 
     `isolate` stands between the passes over `x`; see `jaxnorm._primitives.isolate`.
     """
-    count = local_count(x, mask, pool)
-    shift, count = _shift(lax.stop_gradient(x), mask, count, pool)
-    shift = lax.stop_gradient(shift)
+    shift, count = _shift(lax.stop_gradient(x), mask, pool)
+    # Saved where they are made: what follows needs them, and so do its derivatives.
+    shift, count = save(lax.stop_gradient(shift)), save(count)
     x, mask, shift = isolate(x, mask, shift)
     centered = widen(x, mask) - pool.spread(shift, x.shape)
     if mask is not None:
         centered = jnp.where(mask, centered, 0)
     first, second = pool.sum(centered), pool.sum(abs2(centered))
     if pool.names:
-        first, second = lax.psum((first, second), pool.names, axis_index_groups=pool.index_groups)
+        first, second = _collectives.psum((first, second), pool.names, pool.index_groups)
     divisor = jnp.maximum(count, 1)
-    offset = first / divisor.astype(first.dtype)
+    offset = _snap(first / divisor.astype(first.dtype))
     var = jnp.maximum(second / divisor - abs2(offset), 0)
-    return Centered(shift, offset, var), count
+    # Of a sum that overflows (inf - inf would be NaN) the inverse root is 0.
+    return Centered(shift, offset, jnp.where(second < jnp.inf, var, jnp.inf)), count
 
 
-def _shift(x, mask, count, pool: Pool) -> tuple[jax.Array, jax.Array]:
+def _shift(x, mask, pool: Pool) -> tuple[jax.Array, jax.Array]:
     """Returns a value within about one standard deviation of the mean, and the full count.
 
     Its bits must be the same wherever XLA computes it, also where it is fused into a consumer:
@@ -107,28 +107,36 @@ def _shift(x, mask, count, pool: Pool) -> tuple[jax.Array, jax.Array]:
     belong to its remainder. Reducing the precision works on the bits and cannot be contracted.
     """
     wide = widen(x, mask)
-    # Dividing before adding keeps the sum of huge values finite.
-    inverse = pool.spread(1 / jnp.maximum(count, 1), x.shape) if count.ndim else 1 / count
-    mean = pool.sum(wide * inverse.astype(wide.dtype))
-    if pool.names:
-        groups = pool.index_groups
-        if mask is None:
-            shards = lax.psum(1, pool.names, axis_index_groups=groups)
-            mean, count = (
-                lax.psum(mean / shards, pool.names, axis_index_groups=groups),
-                count * shards,
-            )
-        else:
-            total, count = lax.psum(
-                (mean * count.astype(mean.dtype), count), pool.names, axis_index_groups=groups
-            )
-            mean = total / jnp.maximum(count, 1).astype(mean.dtype)
-    shift = reduce_precision(mean, 3)
-    if mask is None and not pool.names:
-        # A constant input equals its first element: then x - shift is exactly 0.
-        first = pool.first(x).astype(wide.dtype)
-        shift = jnp.where(jnp.abs(first - shift) <= 1e-6 * jnp.abs(shift), first, shift)
-    return shift, count
+    size = pool.size(x.shape)
+    # Dividing before adding keeps the sum of huge values finite; dividing by the size, not by
+    # the count, lets the sum and the count cross devices together.
+    inverse = 1 / jnp.asarray(size, wide.real.dtype)
+    mean, count = pool.sum(wide * inverse.astype(wide.dtype)), local_count(x, mask, pool)
+    if pool.names and mask is None:
+        shards = _collectives.shards(pool.names, pool.index_groups)
+        mean = mean / jnp.asarray(shards, mean.dtype)
+        (mean,) = _collectives.psum((mean,), pool.names, pool.index_groups)
+        count = count * jnp.asarray(shards, count.dtype)
+    elif pool.names:
+        mean, count = _collectives.psum((mean, count), pool.names, pool.index_groups)
+    if mask is not None:
+        mean = mean / (jnp.maximum(count, 1) * inverse).astype(mean.dtype)
+    return reduce_precision(mean, 3), count
+
+
+def _snap(offset: jax.Array) -> jax.Array:
+    """Returns `offset` rounded to a few bits where that changes it by rounding errors only.
+
+    Of a constant input, x - shift is a constant of few bits, but its mean need not be: XLA
+    multiplies by the reciprocal of the count, and long sums are rounded. Snapped to it, the
+    remainder is exactly 0. Elsewhere this moves the mean by less than 1e-6 of its remainder.
+    """
+    if jnp.iscomplexobj(offset):
+        return lax.complex(_snap(offset.real), _snap(offset.imag))
+    coarse = lax.stop_gradient(reduce_precision(offset, 12))
+    near = jnp.abs(offset - coarse) <= 1e-6 * jnp.abs(coarse)
+    # The difference carries the gradient: zero in value, the identity in derivative.
+    return jnp.where(near, coarse + (offset - lax.stop_gradient(offset)), offset)
 
 
 def mean_square(x: jax.Array, mask: jax.Array | None, pool: Pool) -> tuple[Centered, jax.Array]:
@@ -185,13 +193,8 @@ def moments(
     names = _axes.check_axis_name(axis_name)
     if mask is not None:
         mask = _axes.expand_mask(mask, x.shape)
-    pool = Pool(axes, None, names, freeze_groups(axis_index_groups))
+    pool = Pool(axes, None, names, _collectives.freeze_groups(axis_index_groups))
     return _moments(x, mask, pool)
-
-
-def freeze_groups(groups: AxisIndexGroups) -> tuple[tuple[int, ...], ...] | None:
-    """Returns `axis_index_groups` in a hashable form."""
-    return None if groups is None else tuple(tuple(int(i) for i in group) for group in groups)
 
 
 @functools.partial(jax.jit, static_argnums=2, inline=True)
@@ -212,92 +215,3 @@ def empty_moments(x: jax.Array, pool: Pool) -> Moments:
     shape = tuple(s for a, s in enumerate(x.shape) if a not in pool.axes)
     zero = jnp.zeros(shape, compute_dtype(x.dtype))
     return Moments(zero, zero.real, jnp.zeros((), zero.real.dtype))
-
-
-def merge_moments(*moments: Moments) -> Moments:
-    """Merges the moments of disjoint sets of elements into those of their union.
-
-    count = n_a + n_b, mean = mean_a + (mean_b - mean_a) n_b / count, and
-    var = (n_a var_a + n_b var_b + |mean_b - mean_a|^2 n_a n_b / count) / count
-    (Chan, Golub & LeVeque 1979), exact in any order; moments of count 0 change nothing.
-
-    Args:
-      *moments: one or more `Moments` whose shapes broadcast.
-
-    Returns:
-      The `Moments` of all elements together.
-
-    Raises:
-      ValueError: no moments are given.
-
-    Example:
-      >>> import jax.numpy as jnp, jaxnorm
-      >>> a = jaxnorm.moments(jnp.array([1., 2.]), axis=0)
-      >>> b = jaxnorm.moments(jnp.array([3., 4., 5.]), axis=0)
-      >>> m = jaxnorm.merge_moments(a, b)
-      >>> float(m.mean), float(m.var), float(m.count)
-      (3.0, 2.0, 5.0)
-    """
-    if not moments:
-        raise ValueError("merge_moments needs at least one Moments, got none.")
-    return functools.reduce(_merge_two, (Moments(*map(jnp.asarray, m)) for m in moments))
-
-
-def _merge_two(a: Moments, b: Moments) -> Moments:
-    count = a.count + b.count
-    safe = jnp.where(count > 0, count, 1)
-    # An empty side takes the other's values: its own may be anything, even NaN.
-    mean_a, var_a = (jnp.where(a.count > 0, u, v) for u, v in zip(a[:2], b[:2], strict=True))
-    mean_b, var_b = (jnp.where(b.count > 0, v, u) for u, v in zip(a[:2], b[:2], strict=True))
-    weight_a, weight_b = a.count / safe, b.count / safe
-    delta = mean_b - mean_a
-    mean = jnp.where(count > 0, mean_a + delta * weight_b.astype(delta.dtype), 0)
-    var = weight_a * var_a + weight_b * var_b + abs2(delta) * (weight_a * weight_b)
-    return Moments(mean, jnp.where(count > 0, var, 0), count)
-
-
-def update_moments(
-    running: Moments, batch: Moments, *, momentum: float, unbiased: bool = True
-) -> Moments:
-    """Moves running moments towards those of a batch.
-
-    new = momentum * running + (1 - momentum) * batch, for the mean and the variance. With
-    `unbiased`, the batch's variance is first multiplied by m / (m - 1), m = `batch.count`, as in
-    the batch norm paper (Ioffe & Szegedy 2015, arXiv:1502.03167).
-
-    Args:
-      running: the running moments; their dtypes are kept.
-      batch: the batch's moments; where its count is 0 nothing changes.
-      momentum: the decay of the old value, in [0, 1].
-      unbiased: whether the running variance estimates the population's.
-
-    Returns:
-      The new running `Moments`; `count` is the number of elements seen.
-
-    Raises:
-      ValueError: `momentum` is a number outside [0, 1].
-
-    Example:
-      >>> import jax.numpy as jnp, jaxnorm
-      >>> start = jaxnorm.Moments(jnp.zeros(()), jnp.ones(()), jnp.zeros(()))
-      >>> batch = jaxnorm.moments(jnp.array([1., 3.]), axis=0)
-      >>> new = jaxnorm.update_moments(start, batch, momentum=0.5)
-      >>> float(new.mean), float(new.var), float(new.count)
-      (1.0, 1.5, 2.0)
-    """
-    if isinstance(momentum, (int, float)) and not 0 <= momentum <= 1:
-        raise ValueError(f"momentum must lie in [0, 1], got {momentum!r}.")
-    running, batch = (Moments(*map(jnp.asarray, m)) for m in (running, batch))
-    var = batch.var
-    if unbiased:
-        var = var * (batch.count / jnp.maximum(batch.count - 1, 1))
-
-    def move(old, new):
-        moved = momentum * old + (1 - momentum) * new
-        return jnp.where(batch.count > 0, moved, old).astype(old.dtype)
-
-    return Moments(
-        move(running.mean, batch.mean),
-        move(running.var, var),
-        (running.count + batch.count).astype(running.count.dtype),
-    )

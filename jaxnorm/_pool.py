@@ -40,15 +40,6 @@ class Pool(NamedTuple):
             x.reshape(*x.shape[:channel], parts, -1, *x.shape[channel + 1 :]), channel + 1
         )
 
-    def first(self, x: jax.Array) -> jax.Array:
-        """Returns the first element of each pool."""
-        for axis in self.axes:
-            x = lax.slice_in_dim(x, 0, 1, axis=axis)
-        if self.groups is not None:
-            channel, parts = self.groups
-            x = lax.slice_in_dim(x, 0, None, x.shape[channel] // parts, axis=channel)
-        return x
-
     def spread(self, statistic: Any, shape: tuple[int, ...]) -> Any:
         """Returns `statistic` so that it broadcasts against an array of shape `shape`."""
         if statistic is None or self.groups is None:

@@ -162,6 +162,6 @@ def _restore(values: Sequence[Any], present: Sequence[bool]) -> tuple[Optional, 
     return tuple(next(given) if p else None for p in present)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _jitted(operation: Operation, params: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
     return jax.jit(functools.partial(operation.bind_flat, dict(params)))
