@@ -13,7 +13,7 @@ from jaxnorm import _axes, _collectives
 from jaxnorm._axes import ArrayLike, Axes
 from jaxnorm._collectives import AxisIndexGroups
 from jaxnorm._moments import Moments
-from jaxnorm._pool import abs2
+from jaxnorm._pool import abs2, compute_dtype
 
 
 def merge_moments(
@@ -195,7 +195,7 @@ def update_moments(
     weight = _update_weight(momentum, running.count, debias)
 
     def move(old, new):
-        wide = jnp.promote_types(old.dtype, new.dtype)
+        wide = compute_dtype(old.dtype)
         w = jnp.asarray(weight, jnp.finfo(wide).dtype).astype(wide)
         moved = (1 - w) * old.astype(wide) + w * new.astype(wide)
         return jnp.where(batch.count > 0, moved, old.astype(wide)).astype(old.dtype)

@@ -52,7 +52,9 @@ class RunningMoments:
     def accumulate(self, batch: Moments) -> None:
         """Merges the moments of a batch, of the shape of the running ones."""
         old = Moments(*(self._module.get_variable(self.collection, name) for name in ACCUMULATORS))
+        batch = Moments(*(b.astype(a.dtype) for a, b in zip(old, batch, strict=True)))
         merged = _combine.merge_moments(old, batch)
-        for name, before, value in zip(ACCUMULATORS, old, merged, strict=True):
-            value = jnp.broadcast_to(value, before.shape).astype(before.dtype)
-            self._module.put_variable(self.collection, name, value)
+        for name, value, shaped in zip(ACCUMULATORS, merged, old, strict=True):
+            self._module.put_variable(
+                self.collection, name, jnp.broadcast_to(value, shaped.shape)
+            )
