@@ -1,0 +1,1 @@
+"""The commands of `python -m jaxnorm`, one or a few files for each."""
