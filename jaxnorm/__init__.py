@@ -3,28 +3,48 @@
 The Flax linen modules are in `jaxnorm.linen`.
 """
 
+from jaxnorm._combine import merge_moments as merge_moments
+from jaxnorm._combine import mix_moments as mix_moments
+from jaxnorm._combine import update_moments as update_moments
 from jaxnorm._moments import Moments as Moments
-from jaxnorm._moments import merge_moments as merge_moments
 from jaxnorm._moments import moments as moments
-from jaxnorm._moments import update_moments as update_moments
 from jaxnorm._standardize import standardize as standardize
 from jaxnorm.functional.batch import batch_norm as batch_norm
 from jaxnorm.functional.feature import layer_norm as layer_norm
 from jaxnorm.functional.feature import rms_norm as rms_norm
 from jaxnorm.functional.group import group_norm as group_norm
 from jaxnorm.functional.group import instance_norm as instance_norm
+from jaxnorm.functional.renorm import batch_renorm as batch_renorm
+from jaxnorm.functional.renorm import blended_batch_norm as blended_batch_norm
+from jaxnorm.functional.segment import segment_batch_norm as segment_batch_norm
+from jaxnorm.functional.virtual import ghost_batch_norm as ghost_batch_norm
+from jaxnorm.functional.weight import spectral_norm as spectral_norm
+from jaxnorm.functional.weight import weight_norm as weight_norm
+from jaxnorm.functional.weight_standardization import (
+    scaled_weight_standardize as scaled_weight_standardize,
+)
+from jaxnorm.functional.weight_standardization import weight_standardize as weight_standardize
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Moments",
     "batch_norm",
+    "batch_renorm",
+    "blended_batch_norm",
+    "ghost_batch_norm",
     "group_norm",
     "instance_norm",
     "layer_norm",
     "merge_moments",
+    "mix_moments",
     "moments",
     "rms_norm",
+    "scaled_weight_standardize",
+    "segment_batch_norm",
+    "spectral_norm",
     "standardize",
     "update_moments",
+    "weight_norm",
+    "weight_standardize",
 ]
