@@ -194,11 +194,11 @@ def moments(
     if mask is not None:
         mask = _axes.expand_mask(mask, x.shape)
     pool = Pool(axes, None, names, _collectives.freeze_groups(axis_index_groups))
-    return _moments(x, mask, pool)
+    return pooled_moments(x, mask, pool)
 
 
 @functools.partial(jax.jit, static_argnums=2, inline=True)
-def _moments(x, mask, pool: Pool) -> Moments:
+def pooled_moments(x, mask, pool: Pool) -> Moments:
     if x.size == 0:
         return empty_moments(x, pool)
 

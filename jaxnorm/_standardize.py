@@ -64,7 +64,7 @@ def standardize(
     axes = _axes.canonical_axes(axis, x.shape)
     kept = _axes.other_axes(axes, x.ndim)
     mean, var = (
-        _expand_moment(value, x.shape, axes, name)
+        expand_moment(value, x.shape, axes, name)
         for value, name in ((moments[0], "moments.mean"), (moments[1], "moments.var"))
     )
     if gamma is not None:
@@ -77,7 +77,7 @@ def standardize(
     return standardize_full(x, mean, var, gamma, beta, mask, epsilon, float(gamma_offset), dtype)
 
 
-def _expand_moment(value, shape, axes, name) -> jax.Array:
+def expand_moment(value, shape, axes, name) -> jax.Array:
     value = jnp.asarray(value)
     kept = tuple(s for a, s in enumerate(shape) if a not in axes)
     if value.shape == kept:

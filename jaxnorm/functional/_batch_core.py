@@ -17,8 +17,7 @@ from jaxnorm._combine import merge_moments
 from jaxnorm._moments import Centered, Moments
 from jaxnorm._normalize import Options, apply_affine, keep, normalize, normalized
 from jaxnorm._pool import Pool, insert_axis
-from jaxnorm._standardize import _expand_moment as expand_moment
-from jaxnorm._standardize import standardize_full
+from jaxnorm._standardize import expand_moment, standardize_full
 from jaxnorm.functional._corrections import Correction, Limit, Statistics, correction_of
 from jaxnorm.functional._segments import SegmentPool
 
@@ -133,7 +132,7 @@ def normalize_by(
 def batch_moments(inputs: Inputs, batch: Batch, options: Options) -> Moments:
     """Returns the moments that `normalize_by_batch` returns, without normalizing."""
     if batch.segments is None:
-        return _moments._moments(inputs.x, inputs.mask, options.pool)
+        return _moments.pooled_moments(inputs.x, inputs.mask, options.pool)
     pool: Any = SegmentPool(options.pool, *batch.segments, batch.axis)
     mask = _both(inputs.mask, pool.holds(inputs.x.ndim))
     stats, count = _moments.centered_moments(inputs.x, mask, pool)
