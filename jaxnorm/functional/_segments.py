@@ -6,17 +6,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxnorm import _axes
+from jaxnorm._plan import PORTABLE, Plan
 from jaxnorm._pool import Pool, sum_axes
 
 
 class SegmentPool(NamedTuple):
     """Examples of one segment are pooled; statistics have one row for each segment.
 
-    Sums over segments and their inverse are products with a matrix of zeros and ones, which JAX
-    transposes and shards like any other: no gather, no scatter, no copy of the whole input.
+    Segments are told apart by a selection that is summed at once: unlike a gather or a scatter it
+    splits over devices, forward and backward, without moving the input.
     """
 
     whole: Pool  # its axes contain `batch_axis`
@@ -46,24 +46,24 @@ class SegmentPool(NamedTuple):
         inside = (self.ids >= 0) & (self.ids < self.number)
         return jnp.expand_dims(inside, _axes.other_axes((self.batch_axis,), rank))
 
-    def sum(self, x: jax.Array) -> jax.Array:
+    def sum(self, x: jax.Array, plan: Plan = PORTABLE) -> jax.Array:
         """Returns the sum over each segment, which takes the place of the examples."""
-        return self._product(sum_axes(x, self.axes), 0)
+        x = jnp.expand_dims(sum_axes(x, self.axes, plan), self.batch_axis + 1)
+        return jnp.sum(jnp.where(self._member(x.ndim), x, 0), self.batch_axis)
 
     def spread(self, statistic: Any, shape: tuple[int, ...]) -> Any:
         """Returns for each example the statistic of its segment."""
         del shape
-        return None if statistic is None else self._product(statistic, 1)
+        if statistic is None:
+            return None
+        rows = jnp.expand_dims(statistic, self.batch_axis)
+        return jnp.sum(jnp.where(self._member(rows.ndim), rows, 0), self.batch_axis + 1)
 
-    def _product(self, x: jax.Array, contracted: int) -> jax.Array:
+    def _member(self, rank: int) -> jax.Array:
+        """Returns whether an example (on the batch axis) is in a segment (on the next)."""
         member = self.ids[:, None] == jnp.arange(self.number)[None, :]
-        product = lax.dot_general(
-            member.astype(x.dtype),
-            x,
-            (((contracted,), (self.batch_axis,)), ((), ())),
-            precision=lax.Precision.HIGHEST,
-        )
-        return jnp.moveaxis(product, 0, self.batch_axis)
+        pair = (self.batch_axis, self.batch_axis + 1)
+        return jnp.expand_dims(member, _axes.other_axes(pair, rank))
 
 
 def check_segments(ids: Any, number: int, size: int, name: str) -> jax.Array:
