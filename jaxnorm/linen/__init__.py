@@ -1,9 +1,23 @@
 """Flax linen modules over the pure functions of `jaxnorm`."""
 
+from jaxnorm.linen.bake import bake as bake
 from jaxnorm.linen.batch import BatchNorm as BatchNorm
 from jaxnorm.linen.feature import LayerNorm as LayerNorm
 from jaxnorm.linen.feature import RMSNorm as RMSNorm
 from jaxnorm.linen.group import GroupNorm as GroupNorm
 from jaxnorm.linen.group import InstanceNorm as InstanceNorm
+from jaxnorm.linen.weight import SpectralNorm as SpectralNorm
+from jaxnorm.linen.weight import WeightNorm as WeightNorm
+from jaxnorm.linen.weight import WeightStandardization as WeightStandardization
 
-__all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
+__all__ = [
+    "BatchNorm",
+    "GroupNorm",
+    "InstanceNorm",
+    "LayerNorm",
+    "RMSNorm",
+    "SpectralNorm",
+    "WeightNorm",
+    "WeightStandardization",
+    "bake",
+]

@@ -1,0 +1,193 @@
+"""What the weight wrappers share: which parameters of a layer they replace, and the call."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
+from typing import Any, ClassVar, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from jaxnorm import _axes
+from jaxnorm._axes import Axes
+
+Path = tuple[str, ...]
+
+
+class Chosen(NamedTuple):
+    """A parameter that a wrapper replaces.
+
+    Attributes:
+      stored: its value, with the metadata of partitioned initializers.
+      place: its path in the model's parameters.
+    """
+
+    stored: Any
+    place: Path
+
+
+Own = dict[str, jax.Array]  # a wrapper's variables for one weight, by name, as in own_names
+
+
+class _Wrapper(nn.Module):
+    """Holds the layer, the one field that can be given by position."""
+
+    layer: nn.Module
+
+
+class WeightWrapper(_Wrapper, kw_only=True):
+    """Base of the wrappers that call a layer with some of its parameters replaced.
+
+    The layer keeps its parameters, under its own name and unchanged: what it is called with is
+    computed from them in each call.
+
+    Attributes:
+      layer: the layer that is wrapped.
+      select: which of its parameters are replaced: patterns that the end of their path must
+        match, as in `pathlib.PurePath.match` ("kernel", "Dense_0/kernel", "query/*"), or a
+        function of the path, such as "Dense_0/kernel", and the parameter.
+      feature_axes: the axes of the output units in the parameters; the others are reduced over.
+    """
+
+    own_names: ClassVar[tuple[str, ...]] = ()
+
+    select: Sequence[str] | Callable[[str, jax.Array], bool] = ("kernel", "embedding")
+    feature_axes: Axes = -1
+
+    @nn.nowrap
+    def weight(self, value: jax.Array, own: Own) -> jax.Array:
+        """Returns the weights to use for the parameter `value`, as in evaluation."""
+        raise NotImplementedError
+
+    @nn.nowrap
+    def input_axes(self, value: jax.Array) -> tuple[int, ...]:
+        """Returns the axes of `value` that are not of output units."""
+        features = _axes.canonical_axes(self.feature_axes, value.shape, "feature_axes")
+        return _axes.other_axes(features, value.ndim)
+
+    @nn.nowrap
+    def chosen(self) -> dict[Path, Chosen]:
+        """Returns the layer's parameters to replace, by their path from the layer."""
+        found = self._parameters()
+        chosen = {path: one for path, one in found.items() if self._selects(path, one.stored)}
+        label = f"{type(self).__name__} {'/'.join(self.path) or '(top level)'}"
+        if not chosen:
+            raise ValueError(
+                f"{label} found no parameter to normalize with select={self.select!r}: its layer "
+                f"{type(self.layer).__name__} has {sorted(map('/'.join, found))}."
+            )
+        for path, one in chosen.items():
+            value = unbox(one.stored)
+            if value.ndim == 0 or not self.input_axes(value):
+                raise ValueError(
+                    f"{label} cannot normalize the parameter {'/'.join(path)} of shape "
+                    f"{value.shape}: feature_axes={self.feature_axes!r} leaves no axis to reduce "
+                    "over. Leave it out with select, or choose other feature_axes."
+                )
+        return chosen
+
+    @nn.nowrap
+    def _parameters(self) -> dict[Path, Chosen]:
+        """Returns all parameters of the layer and of the modules that its fields hold.
+
+        Modules that are made in a call, as those of an nn.Sequential, belong to the module that is
+        called: they lie beside the layer and not below it.
+        """
+        found: dict[Path, Chosen] = {}
+        beside = self.layer.path[:-1]
+        for module in _modules_within(self.layer):
+            start = self.layer.path if _is_below(module.path, self.layer.path) else beside
+            start = start if _is_below(module.path, start) else ()
+            params = traverse_util.flatten_dict(module.variables.get("params", {}))
+            for path, stored in params.items():
+                place = (*module.path, *path)
+                found.setdefault(place[len(start) :], Chosen(stored, place))
+        return found
+
+    @nn.nowrap
+    def _selects(self, path: Path, stored: Any) -> bool:
+        name = "/".join(path)
+        if callable(self.select):
+            return bool(self.select(name, unbox(stored)))
+        patterns = (self.select,) if isinstance(self.select, str) else self.select
+        return any(PurePosixPath(name).match(pattern) for pattern in patterns)
+
+    @nn.nowrap
+    def call_layer(self, weights: dict[Path, jax.Array] | None, method: str, args, kwargs) -> Any:
+        """Calls the layer, with `weights` in place of the parameters at their paths."""
+        if not isinstance(self.layer, nn.Module):
+            raise TypeError(
+                f"layer must be a Flax module, such as nn.Dense(4), got {self.layer!r}."
+            )
+
+        def call(layer):
+            return getattr(layer, method)(*args, **kwargs)
+
+        if weights is None:
+            return call(self.layer)
+        parameters = self._parameters()
+        # Flax maps the variables of one module after the other and does not say whose they are,
+        # but they are the same objects.
+        replacements = {id(raw(parameters[path].stored)): w for path, w in weights.items()}
+        used = set()
+
+        def replace(variables):
+            params = traverse_util.flatten_dict(variables.get("params", {}))
+            for path, stored in params.items():
+                key = id(raw(stored))
+                if key in replacements:
+                    params[path] = rebox(stored, replacements[key])
+                    used.add(key)
+            return {**variables, "params": traverse_util.unflatten_dict(params)}
+
+        mapped = nn.map_variables(call, "params", replace)
+        y = mapped(self.layer)
+        assert used == set(replacements), "a weight was not replaced"
+        return y
+
+
+def _modules_within(module: nn.Module) -> list[nn.Module]:
+    """Returns a module and those in its fields, and in theirs."""
+    found = [module]
+    for field in dataclasses.fields(module):  # pyright: ignore[reportArgumentType]
+        if field.name not in ("parent", "name"):
+            for leaf in jax.tree.leaves(getattr(module, field.name)):
+                if isinstance(leaf, nn.Module):
+                    found += _modules_within(leaf)
+    return found
+
+
+def _is_below(path: Path, start: Path) -> bool:
+    return path[: len(start)] == start
+
+
+def own_name(path: Path, name: str) -> str:
+    """Returns the name of a wrapper's variable for the weight at `path`, such as kernel_g."""
+    return "_".join((*path, name))
+
+
+def unbox(stored: Any) -> jax.Array:
+    """Returns a parameter without the metadata of partitioned initializers."""
+    return jnp.asarray(stored.unbox() if isinstance(stored, nn.meta.AxisMetadata) else stored)
+
+
+def raw(stored: Any) -> Any:
+    """Returns the array in a stored parameter, the very object."""
+    (value,) = jax.tree.leaves(stored)
+    return value
+
+
+def rebox(stored: Any, value: jax.Array) -> Any:
+    """Returns `value` with the metadata of `stored`."""
+    return stored.replace_boxed(value) if isinstance(stored, nn.meta.AxisMetadata) else value
+
+
+def box_features(stored: Any, value: jax.Array, features: tuple[int, ...]) -> Any:
+    """Returns `value`, which varies along the axes `features` of `stored`, partitioned like it."""
+    if not isinstance(stored, nn.Partitioned):
+        return value
+    return stored.replace(value=value, names=tuple(stored.names[a] for a in features))
