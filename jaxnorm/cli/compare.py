@@ -110,13 +110,15 @@ def train_all(
     from jaxnorm.cli.compare_training import train
 
     settings = list_settings(args)
+    console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     ) as progress:
         overall = progress.add_task("", total=len(settings))
         for done, setting in enumerate(settings):

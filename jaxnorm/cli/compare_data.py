@@ -59,7 +59,7 @@ def load_file(path: Path) -> Dataset:
 
 def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             for name in ("x", "y"):
                 if name not in file.files:
                     found = ", ".join(sorted(file.files)) or "nothing"

@@ -1,0 +1,263 @@
+"""How jaxnorm and its peers in JAX are called: each as its users do, under `jax.jit`."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Literal
+
+from jaxnorm.cli.peers import EPSILON, MOMENTUM, NORMS, Case, Data, Program, Unavailable
+
+# (x, *parameters) -> result, running statistics.
+Normalization = Callable[..., tuple[jax.Array, Any]]
+
+
+class JaxPeer:
+    """A library in JAX.
+
+    Attributes:
+      build: returns the normalization of a case.
+      channels_first: whether it takes images as (N, C, H, W).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        build: Callable[[Case], Normalization],
+        norms: Sequence[str] = NORMS,
+        channels_first: bool = False,
+    ):
+        self.name, self.version, self.norms = name, version, norms
+        self.build, self.channels_first = build, channels_first
+
+    def programs(self, case: Case, data: Data, backward: bool) -> list[Program]:
+        """Compiles the case; see `Peer`."""
+        function, arguments = self._computation(case, data, backward)
+        return [compile_program(function, *arguments)]
+
+    def kept_bytes(self, case: Case, data: Data) -> int:
+        """Counts the residuals of `jax.vjp`; see `Peer`."""
+        normalization = self.build(case)
+        x, _ = self._arrays(case, data)
+
+        def residuals(x, *parameters):
+            return jax.tree.leaves(jax.vjp(normalization, x, *parameters, has_aux=True)[1])
+
+        with foreign_code():
+            jaxpr = jax.make_jaxpr(residuals)(x, *data.parameters).jaxpr
+        kept = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+        return sum(v.aval.size * v.aval.dtype.itemsize for v in kept)  # type: ignore[attr-defined]
+
+    def evaluate(self, case: Case, data: Data) -> tuple[np.ndarray, ...]:
+        """Returns y, dx and the parameters' cotangents; see `Peer`."""
+        function, arguments = self._computation(case, data, True)
+        with foreign_code():
+            y, (dx, *dparameters), _ = jax.jit(function)(*arguments)
+        if self._channels_first(case):
+            y, dx = (jnp.moveaxis(a, 1, -1) for a in (y, dx))
+        return tuple(np.asarray(a).astype(np.float64) for a in (y, dx, *dparameters))
+
+    def _channels_first(self, case: Case) -> bool:
+        return self.channels_first and case.norm in ("batch", "group", "instance")
+
+    def _arrays(self, case: Case, data: Data) -> tuple[jax.Array, jax.Array]:
+        return data.on_device(self._channels_first(case))
+
+    def _computation(self, case: Case, data: Data, backward: bool):
+        normalization = self.build(case)
+        parameters = jax.device_put(data.parameters)
+        x, dy = self._arrays(case, data)
+        if not backward:
+            return normalization, (x, *parameters)
+
+        def with_cotangents(dy, x, *parameters):
+            y, pullback, running = jax.vjp(normalization, x, *parameters, has_aux=True)
+            return y, pullback(dy.astype(y.dtype)), running
+
+        return with_cotangents, (dy, x, *parameters)
+
+
+@contextlib.contextmanager
+def foreign_code() -> Iterator[None]:
+    """Runs other libraries under JAX's default promotion, their warnings unheard."""
+    with (
+        warnings.catch_warnings(),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def compile_program(function: Callable[..., Any], *arguments: Any) -> Program:
+    """Traces and compiles a function, nothing of it remembered from before."""
+    jax.clear_caches()
+    with foreign_code():
+        start = time.perf_counter()
+        compiled = jax.jit(function).lower(*arguments).compile()
+        seconds = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    return Program(
+        call=lambda: compiled(*arguments),
+        wait=jax.block_until_ready,
+        queues=jax.default_backend() != "cpu",
+        compile_seconds=seconds,
+        temp_bytes=None if memory is None else memory.temp_size_in_bytes,
+    )
+
+
+def import_peer(name: str) -> Any:
+    """Imports a library that need not be installed, nor fit the installed JAX."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name == name:
+                raise Unavailable("it is not installed") from error
+            raise Unavailable(f"its import failed ({error})") from error
+        except Exception as error:
+            raise Unavailable(f"its import failed ({error})") from error
+
+
+def load_jaxnorm() -> JaxPeer:
+    """Returns the modules of `jaxnorm.linen`."""
+    import jaxnorm
+    import jaxnorm.linen
+
+    return JaxPeer("jaxnorm", jaxnorm.__version__, _linen(jaxnorm.linen, ("gamma", "beta")))
+
+
+def load_flax() -> JaxPeer:
+    """Returns the modules of `flax.linen`."""
+    import flax
+    import flax.linen
+
+    return JaxPeer("flax.linen", flax.__version__, _linen(flax.linen, ("scale", "bias")))
+
+
+def _linen(package: ModuleType, names: tuple[str, str]) -> Callable[[Case], Normalization]:
+    def build(case: Case) -> Normalization:
+        # Without a dtype, flax.linen's results are float32 whatever the input.
+        options = {"epsilon": EPSILON, "dtype": jnp.dtype(case.dtype)}
+        match case.norm:
+            case "layer":
+                module = package.LayerNorm(**options)
+            case "rms":
+                module = package.RMSNorm(**options)
+            case "batch":
+                module = package.BatchNorm(momentum=MOMENTUM, use_running_average=False, **options)
+            case "group":
+                module = package.GroupNorm(num_groups=case.num_groups, **options)
+            case _:
+                module = package.InstanceNorm(**options)
+
+        def apply(x, *parameters):
+            variables = {"params": dict(zip(names, parameters, strict=False))}
+            if case.norm != "batch":
+                return module.apply(variables, x), ()
+            channels = case.shape[-1]
+            variables["batch_stats"] = {"mean": jnp.zeros(channels), "var": jnp.ones(channels)}
+            return module.apply(variables, x, mutable=["batch_stats"])
+
+        return apply
+
+    return build
+
+
+def load_haiku() -> JaxPeer:
+    """Returns Haiku's modules; it has its parameters in the dtype of the input."""
+    hk = import_peer("haiku")
+
+    def build(case: Case) -> Normalization:
+        def normalize(x):
+            match case.norm:
+                case "layer":
+                    return hk.LayerNorm(-1, True, True, EPSILON, param_axis=-1)(x)
+                case "rms":
+                    return hk.RMSNorm(-1, EPSILON, param_axis=-1)(x)
+                case "batch":
+                    return hk.BatchNorm(True, True, MOMENTUM, EPSILON)(x, is_training=True)
+                case "group":
+                    return hk.GroupNorm(case.num_groups, eps=EPSILON)(x)
+                case _:
+                    return hk.InstanceNorm(True, True, EPSILON)(x)
+
+        transformed = hk.without_apply_rng(hk.transform_with_state(normalize))
+
+        def apply(x, *parameters):
+            shapes, state = jax.eval_shape(transformed.init, jax.random.key(0), x)
+            state = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), state)
+            ((module, leaves),) = shapes.items()
+            given = dict(zip(("scale", "offset"), parameters, strict=False))
+            cast = {n: given[n].reshape(s.shape).astype(s.dtype) for n, s in leaves.items()}
+            return transformed.apply({module: cast}, state, x)
+
+        return apply
+
+    return JaxPeer("haiku", hk.__version__, build)
+
+
+def load_equinox() -> JaxPeer:
+    """Returns Equinox's modules, which take one example; it has no module for instance norm."""
+    eqx = import_peer("equinox")
+
+    def build(case: Case) -> Normalization:
+        channels = case.shape[-1]
+
+        def apply(x, *parameters):
+            if case.norm == "batch":
+                make = eqx.nn.make_with_state(eqx.nn.BatchNorm)
+                norm, state = make(
+                    channels, "batch", eps=EPSILON, momentum=MOMENTUM, mode="batch"
+                )
+                # Parameters in float32 would make the result float32.
+                norm = replace(norm, [p.astype(x.dtype) for p in parameters])
+                mapped = jax.vmap(norm, (0, None), (0, None), axis_name="batch")
+                y, state = mapped(x, state)
+                return y, jax.tree.leaves(state)
+            if case.norm in ("group", "instance"):
+                groups = case.num_groups if case.norm == "group" else channels
+                return jax.vmap(replace(eqx.nn.GroupNorm(groups, channels, EPSILON), parameters))(
+                    x
+                ), ()
+            if case.norm == "layer":
+                norm = replace(eqx.nn.LayerNorm(channels, EPSILON), parameters)
+            else:
+                norm = eqx.nn.RMSNorm(channels, EPSILON, use_bias=False)
+                norm = eqx.tree_at(lambda m: m.weight, norm, parameters[0])
+            for _ in case.shape[:-1]:
+                norm = jax.vmap(norm)
+            return norm(x), ()
+
+        def replace(module, parameters):
+            return eqx.tree_at(lambda m: (m.weight, m.bias), module, tuple(parameters))
+
+        return apply
+
+    return JaxPeer("equinox", eqx.__version__, build, channels_first=True)
+
+
+def load_tokamax() -> JaxPeer:
+    """Returns tokamax's function, which serves layer and RMS norm."""
+    tokamax = import_peer("tokamax")
+
+    def build(case: Case) -> Normalization:
+        def apply(x, gamma, beta=None):
+            center = case.norm == "layer"
+            y = tokamax.layer_norm(x, gamma, beta, epsilon=EPSILON, subtract_mean=center)
+            return y, ()
+
+        return apply
+
+    return JaxPeer("tokamax", tokamax.__version__, build, norms=("layer", "rms"))

@@ -1,0 +1,196 @@
+"""The frame of the command line: dispatch, exit statuses, errors in one line."""
+
+import argparse
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+import jaxnorm
+from jaxnorm import __main__
+from jaxnorm.cli import arguments, outputs
+from jaxnorm.cli.errors import UserError, require
+
+
+def make_command(action):
+    """A command named `act` that does `action`."""
+
+    class Command:
+        @staticmethod
+        def add_parser(subparsers):
+            subparsers.add_parser("act").set_defaults(run=action)
+
+    return Command
+
+
+def run_main(monkeypatch, action) -> int:
+    monkeypatch.setattr(__main__, "COMMANDS", (make_command(action),))
+    return __main__.main(["act"])
+
+
+def test_the_exit_status_of_a_command_is_returned(monkeypatch):
+    assert run_main(monkeypatch, lambda args: 7) == 7
+
+
+def test_a_user_error_is_one_line_and_status_2(monkeypatch, capsys):
+    def fail(args):
+        raise UserError("what to mend")
+
+    assert run_main(monkeypatch, fail) == 2
+    assert capsys.readouterr() == ("", "jaxnorm: what to mend\n")
+
+
+def test_an_interrupted_command_ends_with_status_130(monkeypatch, capsys):
+    def interrupt(args):
+        raise KeyboardInterrupt
+
+    assert run_main(monkeypatch, interrupt) == 130
+    assert capsys.readouterr() == ("", "jaxnorm: interrupted\n")
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    def fail(args):
+        raise ValueError("a defect")
+
+    with pytest.raises(ValueError, match="a defect"):
+        run_main(monkeypatch, fail)
+
+
+def test_a_missing_command_is_an_error(capsys):
+    assert __main__.main([]) == 2
+    assert capsys.readouterr().err == (
+        "jaxnorm: the following arguments are required: command (see python -m jaxnorm --help)\n"
+    )
+
+
+def test_an_unknown_command_is_an_error(capsys):
+    assert __main__.main(["compete"]) == 2
+    # The list of choices that follows is worded differently by each Python.
+    error = capsys.readouterr().err
+    assert error.startswith("jaxnorm: argument command: invalid choice: 'compete' (choose from ")
+    assert error.count("\n") == 1
+
+
+def test_python_m_jaxnorm_runs_the_command_line():
+    result = subprocess.run(
+        [sys.executable, "-m", "jaxnorm", "--version"], capture_output=True, text=True, check=True
+    )
+    assert (result.stdout, result.stderr) == (f"jaxnorm {jaxnorm.__version__}\n", "")
+
+
+def test_help_lists_every_command_and_loads_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from jaxnorm import __main__\n"
+        "try:\n"
+        "    __main__.main(['--help'])\n"
+        "except SystemExit as end:\n"
+        "    heavy = {'flax', 'matplotlib', 'rich', 'sklearn'}\n"
+        "    print(end.code, sorted(heavy & set(sys.modules)))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.endswith("0 []\n")
+    for command in __main__.COMMANDS:
+        assert f"\n    {command.__name__.rpartition('.')[2]} " in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("missing", "named"), [(("rich",), "rich"), (("rich", "sklearn"), "rich and sklearn")]
+)
+def test_missing_packages_name_the_extra(monkeypatch, missing, named):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in missing else find(name)
+    )
+    with pytest.raises(UserError) as caught:
+        require("rich", "matplotlib", "sklearn")
+    assert str(caught.value) == (
+        f'this command needs {named}, not installed here: pip install "jaxnorm[demo]"'
+    )
+
+
+def test_packages_that_are_there_are_enough():
+    require("rich", "matplotlib", "sklearn")
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "value"),
+    [
+        (arguments.positive_int, "3", 3),
+        (arguments.seed, "0", 0),
+        (arguments.seed, "4294967295", 4294967295),
+        (arguments.positive_float, "1e-3", 0.001),
+        (arguments.share, "1", 1.0),
+        (arguments.one_of("a", "b"), "b", "b"),
+        (arguments.comma_list(arguments.positive_int), "4, 2", (4, 2)),
+    ],
+)
+def test_arguments_are_read(read, text, value):
+    assert read(text) == value
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "message"),
+    [
+        (arguments.positive_int, "0", "expected a positive whole number, got '0'"),
+        (arguments.positive_int, "2.5", "expected a positive whole number, got '2.5'"),
+        (arguments.seed, "-1", "expected a whole number from 0 to 4294967295, got '-1'"),
+        (
+            arguments.seed,
+            "4294967296",
+            "expected a whole number from 0 to 4294967295, got '4294967296'",
+        ),
+        (arguments.positive_float, "-0.1", "expected a positive number, got '-0.1'"),
+        (arguments.positive_float, "inf", "expected a positive number, got 'inf'"),
+        (arguments.positive_float, "nan", "expected a positive number, got 'nan'"),
+        (arguments.positive_float, "fast", "expected a positive number, got 'fast'"),
+        (arguments.share, "0", "expected a number above 0 and up to 1, got '0'"),
+        (arguments.share, "95", "expected a number above 0 and up to 1, got '95'"),
+        (arguments.one_of("a", "b"), "c", "unknown 'c', expected a, b"),
+        (
+            arguments.comma_list(arguments.positive_int),
+            "2,",
+            "expected a positive whole number, got ''",
+        ),
+        (arguments.comma_list(arguments.positive_int), "2,4,2", "2 is given twice"),
+    ],
+)
+def test_wrong_arguments_say_what_was_expected(read, text, message):
+    with pytest.raises(argparse.ArgumentTypeError) as caught:
+        read(text)
+    assert str(caught.value) == message
+
+
+def test_the_output_folder_is_made(tmp_path):
+    outputs.prepare_folder(tmp_path / "a" / "b", "result.csv")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_an_output_folder_below_a_file_is_an_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError) as caught:
+        outputs.prepare_folder(tmp_path / "file" / "out")
+    assert str(caught.value) == f"cannot write to {tmp_path}/file/out: Not a directory"
+
+
+def test_an_output_folder_that_is_a_file_is_an_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError) as caught:
+        outputs.prepare_folder(tmp_path / "file")
+    assert str(caught.value) == f"cannot write to {tmp_path}/file: File exists"
+
+
+def test_an_output_file_that_is_a_folder_is_an_error(tmp_path):
+    (tmp_path / "result.csv").mkdir()
+    with pytest.raises(UserError) as caught:
+        outputs.prepare_folder(tmp_path, "result.csv")
+    assert str(caught.value) == f"cannot write to {tmp_path}/result.csv: Is a directory"
+
+
+def test_an_output_file_that_is_there_is_left_as_it_is(tmp_path):
+    (tmp_path / "result.csv").write_text("old")
+    outputs.prepare_folder(tmp_path, "result.csv")
+    assert (tmp_path / "result.csv").read_text() == "old"
