@@ -1,0 +1,139 @@
+"""Virtual batches: the same parts, and the same result, whatever the number of devices."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import jaxnorm
+import jaxnorm.linen as jnn
+from tests.hlo import collectives
+
+P = PartitionSpec
+# As in test_batch_sync: a few roundings of values below 10.
+CLOSE = {"rtol": 2e-6, "atol": 4e-6}
+
+
+@pytest.fixture
+def data(rng):
+    x, dy = jnp.asarray(rng.normal(size=(2, 48, 3, 4)) + 2, jnp.float32)
+    mask = jnp.asarray(rng.random((48, 3, 1)) < 0.7)
+    gamma, beta = jnp.asarray(rng.normal(size=(2, 4)), jnp.float32)
+    return x, mask, dy, gamma, beta
+
+
+def apply(x, mask, dy, gamma, beta, **options):
+    def norm(x, gamma, beta):
+        return jaxnorm.ghost_batch_norm(x, gamma, beta, axis=(0, 1), mask=mask, **options)
+
+    y, transpose, moments = jax.vjp(norm, x, gamma, beta, has_aux=True)
+    return y, moments, transpose(dy)
+
+
+def part_by_part(x, mask, dy, gamma, beta, parts):
+    """Each part normalized by a call of its own; parameters' gradients added up."""
+    results = []
+    for i in range(parts):
+        mine = slice(i * len(x) // parts, (i + 1) * len(x) // parts)
+
+        def norm(x, gamma, beta, mask=None if mask is None else mask[mine]):
+            return jaxnorm.batch_norm(x, gamma, beta, axis=(0, 1), mask=mask)[0]
+
+        y, transpose = jax.vjp(norm, x[mine], gamma, beta)
+        results.append((y, *transpose(dy[mine])))
+    y, dx, dgamma, dbeta = zip(*results, strict=True)
+    # By the law of total variance the parts' moments make those of the whole.
+    moments = jaxnorm.moments(x, (0, 1), mask=mask)
+    return jnp.concatenate(y), moments, (jnp.concatenate(dx), sum(dgamma), sum(dbeta))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("parts", [1, 3, 8])
+def test_equals_each_part_by_itself(data, parts, masked):
+    x, mask, *rest = data
+    mask = mask if masked else None
+    actual = jax.jit(functools.partial(apply, num_virtual_batches=parts))(x, mask, *rest)
+    expected = part_by_part(x, mask, *rest, parts=parts)
+    actual = (actual[0], actual[1]._replace(count=jnp.max(actual[1].count)), actual[2])
+    expected = (expected[0], expected[1]._replace(count=jnp.max(expected[1].count)), expected[2])
+    chex.assert_trees_all_close(actual, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda k: k.name)
+@pytest.mark.parametrize("parts", [2, 4, 8, 16])
+def test_sharded_jit_on_eight_devices(data, parts, kind):
+    """Equal to one device; the input is never gathered, and whole parts need no communication."""
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(kind,))
+    run = functools.partial(apply, num_virtual_batches=parts)
+    expected = jax.jit(run)(*data)
+    placed = (*jax.device_put(data[:3], NamedSharding(mesh, P("d"))), *data[3:])
+    actual = jax.jit(run)(*placed)
+    chex.assert_trees_all_close(jax.device_get(actual), jax.device_get(expected), **CLOSE)
+
+    def forward(x, mask):
+        return jaxnorm.ghost_batch_norm(x, axis=(0, 1), mask=mask, num_virtual_batches=parts)[0]
+
+    def both(x, mask, dy):
+        y, transpose = jax.vjp(functools.partial(forward, mask=mask), x)
+        return y, transpose(dy)
+
+    found = collectives(both, *placed[:3])
+    if parts % 8 == 0:
+        assert found == []
+    else:
+        assert {kind for kind, _ in found} <= {"all-reduce", "all-gather"}
+        # At most the sums of each example (48 x 4 channels) travel, a third of the input.
+        assert all(size <= 4 * 48 * 4 for _, size in found)
+    if kind == AxisType.Auto:
+        assert {kind for kind, _ in found} <= {"all-reduce"}
+
+
+@pytest.mark.parametrize("parts", [2, 8, 16])
+def test_shard_map_with_a_named_axis(data, parts):
+    """Parts are counted over all devices: it is the same batch norm as without a mesh."""
+    mesh = jax.make_mesh((8,), ("d",))
+    expected = jax.jit(functools.partial(apply, num_virtual_batches=parts))(*data)
+    run = functools.partial(apply, num_virtual_batches=parts, axis_name="d")
+    specs = {
+        "in_specs": (P("d"), P("d"), P("d"), P(), P()),
+        "out_specs": (P("d"), P(), (P("d"), P(), P())),
+    }
+    placed = (*jax.device_put(data[:3], NamedSharding(mesh, P("d"))), *data[3:])
+    actual = jax.jit(jax.shard_map(run, mesh=mesh, **specs))(*placed)
+    chex.assert_trees_all_close(jax.device_get(actual), jax.device_get(expected), **CLOSE)
+
+
+def test_parts_that_do_not_fit_the_devices():
+    with pytest.raises(ValueError) as error:
+        jax.vmap(
+            lambda x: jaxnorm.ghost_batch_norm(x, num_virtual_batches=3, axis=0, axis_name="d"),
+            axis_name="d",
+        )(jnp.ones((8, 6, 2)))
+    assert str(error.value) == (
+        "num_virtual_batches=3 must divide the 8 devices of axis_name='d' or be a multiple of them."
+    )
+
+
+@pytest.mark.parametrize("source", ["batch", "renorm", 0.3])
+def test_the_module_combines_the_parts_by_the_law_of_total_variance(data, source):
+    x = data[0]
+    norm = jnn.BatchNorm(
+        num_virtual_batches=4, momentum=0.0, unbiased=False, train_statistics=source
+    )
+    variables = norm.init(jax.random.key(0), x, use_running_average=False)
+    y, new = norm.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
+    values = np.asarray(x, np.float64).reshape(4, -1, 4)
+    within, between = values.var(1).mean(0), values.mean(1).var(0)
+    np.testing.assert_allclose(new["batch_stats"]["var"], within + between, rtol=1e-6)
+    np.testing.assert_allclose(new["batch_stats"]["mean"], values.mean((0, 1)), rtol=1e-6)
+
+    plain = jnn.BatchNorm(train_statistics=source)
+    parts = [
+        plain.apply(variables, part, use_running_average=False, mutable=["batch_stats"])[0]
+        for part in jnp.split(x, 4)
+    ]
+    np.testing.assert_allclose(y, jnp.concatenate(parts), **CLOSE)
