@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 
 import jaxnorm
-from jaxnorm.cli import compare
+from jaxnorm.cli import axes, bench, compare, exact
 from jaxnorm.cli.arguments import Parser
 from jaxnorm.cli.errors import UserError
 
 # Each has add_parser(subparsers), which sets `run`: a function of the parsed arguments that
 # returns the exit status.
-COMMANDS = (compare,)
+COMMANDS = (compare, bench, exact, axes)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
