@@ -30,27 +30,28 @@ class State(NamedTuple):
 
 
 class Functions(NamedTuple):
-    """The compiled functions of one normalization, for any batch size, learning rate and seed."""
+    """The functions of one normalization, for any batch size, learning rate and seed."""
 
-    initialize: Callable[..., State]
+    initialize: Callable[[int], State]
     train_step: Callable[..., State]
     count_correct: Callable[..., jax.Array]
 
 
 @functools.cache
-def compile_functions(norm: str, num_classes: int) -> Functions:
-    """Returns the jitted functions of one normalization."""
+def make_functions(norm: str, num_classes: int, image_shape: tuple[int, ...]) -> Functions:
+    """Returns the functions of one normalization, which compile when they are first called."""
     model = Classifier(norm, num_classes)
 
-    @jax.jit
-    def initialize(key, x):
-        variables = model.init(key, x[:1], train=False)
+    # Not in jit: each initializer compiles by itself, once for all normalizations.
+    @functools.cache
+    def initialize(seed):
+        variables = model.init(jax.random.key(seed), jnp.zeros((1, *image_shape)), train=False)
         batch_stats = variables.get("batch_stats", {})
         return State(variables["params"], batch_stats, jnp.int32(0), jnp.float32(0))
 
     # One call per step, in a Python loop: XLA on CPU computes convolutions inside a scan or any
     # other loop several times slower than outside.
-    @functools.partial(jax.jit, donate_argnums=0)
+    @jax.jit
     def train_step(state, learning_rate, x, y, order):
         rows = order[state.step]
 
@@ -96,20 +97,19 @@ def train(
     Returns:
       What was measured. Training ends early once the loss is not finite: no step can mend that.
     """
-    functions = compile_functions(setting.norm, num_classes)
+    functions = make_functions(setting.norm, num_classes, split.x_train.shape[1:])
     x, y = jnp.asarray(split.x_train), jnp.asarray(split.y_train)
     order = jnp.asarray(draw_batches(len(x), setting.batch_size, epochs, setting.seed))
     learning_rate = jnp.float32(setting.learning_rate)
     test_blocks = list(make_test_blocks(split))
-    key = jax.random.key(setting.seed)
 
     def advance(state: State, steps: int) -> State:
         for _ in range(steps):
             state = functions.train_step(state, learning_rate, x, y, order)
         return jax.block_until_ready(state)
 
-    advance(functions.initialize(key, x), 1)  # compiles, so that no measured step does
-    state = functions.initialize(key, x)
+    state = functions.initialize(setting.seed)
+    advance(state, 1)  # compiles, so that no measured step does
     curve: list[Point] = []
     times: list[float] = []
     for end in evaluation_steps(len(order)):
