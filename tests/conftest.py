@@ -7,7 +7,22 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
-import jax  # noqa: E402
+import hypothesis
+import jax
+import numpy as np
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The same examples on every run, and no deadline: the first call of an example compiles.
+hypothesis.settings.register_profile(
+    "jaxnorm", derandomize=True, deadline=None, database=None, max_examples=25
+)
+hypothesis.settings.load_profile("jaxnorm")
+
+
+@pytest.fixture
+def rng():
+    """A random generator with the same stream in every test."""
+    return np.random.default_rng(0)

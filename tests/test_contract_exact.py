@@ -1,0 +1,143 @@
+"""Contract 1 and 2: exact in float32 whatever the mean, and a constant gives exactly beta."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import registry
+
+MEANS = (0.0, 1.0, -1e2, 1e4, -1e4, 1e6, -1e6)
+
+# The contract's bound: float32 has 24 bits, 6e-8; a result of size 3 passes through about ten
+# roundings (shift, remainder, mean of the remainder, root, products).
+TOLERANCE = 4e-6
+
+
+def patterns(rng, pools, size):
+    """Names and arrays (pools, size) with a standard deviation of about 1 and mean 0."""
+    noise = rng.normal(size=(pools, size))
+    yield "normal", noise
+    for name, place in (("first", 0), ("middle", size // 2), ("last", size - 1)):
+        outlier = noise.copy()
+        outlier[:, place] += 1000 * (-1) ** np.arange(pools)
+        yield f"outlier {name}", outlier
+    yield "ramp", np.linspace(-1.7, 1.7, size) + 0.01 * noise
+    yield "two clusters", np.where(np.arange(size) % 2, 1, -1) + 0.1 * noise
+    yield "two halves", np.where(np.arange(size) < size // 2, 1, -1) + 0.1 * noise
+
+
+def place(values, pools, shape):
+    """Puts the values (pools, size) at their pools' places in an array of `shape`."""
+    x = np.empty(int(np.prod(shape)), np.float32)
+    x[pools] = values
+    return x.reshape(shape)
+
+
+def excess(y, expected):
+    """The error as a multiple of what the contract allows."""
+    allowed = TOLERANCE * max(1, np.abs(expected).max() / 3)
+    return float(np.abs(np.asarray(y, np.float64) - expected).max() / allowed)
+
+
+@registry.paths("exact", ("five", "plain", "many"))
+def test_exact_at_every_mean(norm, shape, rng):
+    compiled = jax.jit(lambda x, gamma, beta: (norm(x), norm(x, gamma, beta)))
+    _, gamma, beta, _ = norm.draw(rng, shape)
+    pools = norm.pools(shape)
+    failures = {}
+    for name, values in patterns(rng, *pools.shape):
+        for mean in MEANS:
+            x = place(values + mean, pools, shape)
+            plain, scaled = compiled(x, gamma, beta)
+            errors = (
+                excess(plain, norm.expected(x)),
+                excess(scaled, norm.expected(x, gamma, beta)),
+            )
+            if not max(errors) <= 1:
+                failures[name, mean] = errors
+    assert not failures
+
+
+@registry.paths("exact", ("five", "plain"))
+def test_exact_without_jit(norm, shape, rng):
+    pools = norm.pools(shape)
+    values = dict(patterns(rng, *pools.shape))
+    for name, mean in (("normal", 1e6), ("outlier first", -1e4), ("ramp", 1e2)):
+        x = place(values[name] + mean, pools, shape)
+        with jax.disable_jit():
+            y = norm(x)
+        assert excess(y, norm.expected(x)) <= 1
+        # Operation by operation and compiled together, the order of roundings may differ.
+        assert excess(norm(x), np.asarray(y, np.float64)) <= 1
+
+
+@registry.paths("exact", ("large",))
+def test_exact_on_large_arrays(norm, shape, rng):
+    compiled = jax.jit(norm)
+    pools = norm.pools(shape)
+    values = dict(patterns(rng, *pools.shape))
+    for name, mean in (("normal", 1e6), ("outlier last", -1e4), ("two halves", 1e6)):
+        x = place(values[name] + mean, pools, shape)
+        assert excess(compiled(x), norm.expected(x)) <= 1
+
+
+@registry.norms("exact")
+def test_exact_when_fused_with_neighbours(norm, rng):
+    # Whatever XLA fuses the input and the result with, the remainder and its correction must
+    # belong together. Multiplying by 2 and taking absolute values are exact.
+    def surrounded(x):
+        y = norm(x * 2)
+        return y, y + 0 * x, jnp.stack([y, jnp.abs(x)]), jnp.exp(-jnp.abs(y)), norm(y)
+
+    shape = norm.shapes["plain"]
+    pools = norm.pools(shape)
+    compiled = jax.jit(surrounded)
+    for mean in (1e4, 1e6):
+        x = place(rng.normal(mean, 1, pools.shape), pools, shape)
+        y, added, stacked, decayed, twice = compiled(x)
+        expected = norm.expected(x * 2)
+        assert excess(y, expected) <= 1
+        assert excess(added, expected) <= 1
+        assert excess(stacked[0], expected) <= 1
+        assert excess(decayed, np.exp(-np.abs(expected))) <= 1
+        # The input of the second differs by the error of the first.
+        assert excess(twice, norm.expected(expected)) <= 2.5
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((8, 5, 16), 1), ((5, 8, 16), 0), ((3, 5), 0), ((100_003, 3), 0), ((3, 7, 11, 13), (0, 2))],
+    ids=str,
+)
+def test_exact_where_xla_fuses_badly(shape, axis, rng):
+    # Shapes at which earlier cores were wrong: XLA contracted the division by the size into the
+    # subtraction in one fusion and not in another.
+    import jaxnorm
+    from tests import reference
+
+    axes = axis if isinstance(axis, tuple) else (axis,)
+    pools = reference.pools_over(shape, axes)
+    compiled = jax.jit(lambda x: jaxnorm.layer_norm(x, axis=axis))
+    for mean in MEANS:
+        x = place(rng.normal(mean, 1, pools.shape), pools, shape)
+        expected = reference.apply_over_pools(
+            lambda v: reference.standardized(v, 1e-6), pools, None, x
+        )
+        assert excess(compiled(x), expected) <= 1
+
+
+@registry.paths("constant", ("five", "plain", "many", "large"))
+def test_constant_gives_exactly_beta(norm, shape, rng):
+    pools = norm.pools(shape)
+    _, gamma, beta, mask = norm.draw(rng, shape, mask=True)
+    compiled = jax.jit(lambda x, m: (norm(x), norm(x, gamma, beta), norm(x, gamma, beta, m)))
+    expected = norm.expected(np.zeros(shape), None if gamma is None else 0 * gamma, beta)
+    for constant in (0.0, 1.0, 1 / 3, -1e6 / 7, 1e15, 3.3e-20, -2.7e30):
+        per_pool = constant * (1 + rng.random((len(pools), 1)))
+        x = place(np.broadcast_to(per_pool, pools.shape), pools, shape)
+        plain, scaled, masked = compiled(x, mask)
+        np.testing.assert_array_equal(plain, np.zeros(shape), err_msg=f"constant {constant}")
+        np.testing.assert_array_equal(scaled, expected, err_msg=f"constant {constant}")
+        if mask is not None:
+            np.testing.assert_array_equal(masked, np.where(mask, expected, 0))
