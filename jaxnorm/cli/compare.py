@@ -85,9 +85,11 @@ def run(args: argparse.Namespace) -> int:
         return 130
     title = (
         f"{data.name}: {examples} training and {len(data.x) - examples} test examples, "
-        f"{count(args.epochs, 'epoch')}, {count(len(args.seeds), 'seed')}"
+        f"{count(args.epochs, 'epoch')}, {count(len({r.setting.seed for r in results}), 'seed')}"
     )
     console.print(compare_results.make_table(results, title))
+    # Once more: the interruption may have come while it was being written.
+    compare_results.write_csv(args.out / CSV, results)
     compare_picture.draw(results, title).savefig(args.out / PICTURE, dpi=120)
     verb = "Interrupted: kept" if interrupted else "Measured"
     console.print(
@@ -113,7 +115,7 @@ def train_all(
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=12),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeRemainingColumn(),
         console=console,
@@ -122,14 +124,15 @@ def train_all(
     ) as progress:
         overall = progress.add_task("", total=len(settings))
         for done, setting in enumerate(settings):
+            row = (
+                f"{done + 1}/{len(settings)} {setting.norm}, batch size {setting.batch_size}, "
+                f"learning rate {setting.learning_rate:g}"
+            )
+            progress.update(overall, completed=done, description=f"{row}: starting")
 
-            def report(share: float, accuracy: float, done=done, setting=setting) -> None:
+            def report(share: float, accuracy: float, done=done, row=row) -> None:
                 progress.update(
-                    overall,
-                    completed=done + share,
-                    description=f"row {done + 1} of {len(settings)}: batch size "
-                    f"{setting.batch_size}, learning rate {setting.learning_rate:g}, "
-                    f"{setting.norm}: accuracy {accuracy:.3f}",
+                    overall, completed=done + share, description=f"{row}: {100 * accuracy:.1f} %"
                 )
 
             split = splits[setting.seed]
