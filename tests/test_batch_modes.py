@@ -31,7 +31,9 @@ def variables(rng):
 def expected(x, variables, source):
     """The result in float64, from the papers' formulas."""
     v = np.asarray(x, np.float64)
-    run_mean, run_var = (np.asarray(variables["batch_stats"][k], np.float64) for k in ("mean", "var"))
+    run_mean, run_var = (
+        np.asarray(variables["batch_stats"][k], np.float64) for k in ("mean", "var")
+    )
     mean, var = v.mean(AXES), v.var(AXES)
     r, d = 1.0, 0.0
     if source == "running":

@@ -232,9 +232,7 @@ def test_remat_updates_once(rng):
     variables = Net(False).init(jax.random.key(0), x)
 
     def loss(params, remat):
-        y, new = Net(remat).apply(
-            {**variables, "params": params}, x, mutable=["batch_stats"]
-        )
+        y, new = Net(remat).apply({**variables, "params": params}, x, mutable=["batch_stats"])
         return (y**3).sum(), new
 
     results = [jax.grad(loss, has_aux=True)(variables["params"], remat) for remat in (False, True)]
@@ -242,7 +240,7 @@ def test_remat_updates_once(rng):
 
 
 def test_one_value_per_channel_never_gives_nan():
-    """m / (m - 1) is infinite for one value; its variance, 0, says nothing, and is taken as it is."""
+    """m / (m - 1) is infinite for one value; its variance, 0, is taken as it is."""
     start = jaxnorm.Moments(jnp.zeros(2), jnp.ones(2), jnp.zeros(()))
     batch = jaxnorm.moments(jnp.array([[3.0, 4.0]]), 0)
     new = jaxnorm.update_moments(start, batch, momentum=0.5)

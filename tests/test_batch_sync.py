@@ -135,7 +135,7 @@ GROUPS = {
 @pytest.mark.parametrize("kind", GROUPS)
 @pytest.mark.parametrize("way", ["shard_map", "vmap"])
 def test_groups_of_devices(data, kind, way):
-    x, mask, weights, gamma, beta = data
+    x, mask, _, gamma, beta = data
     x, mask = x.at[4:6].set(7), mask.at[4:6].set(True)
     groups = GROUPS[kind]
     parts, masks = np.asarray(x).reshape(8, 2, 3, 4), np.asarray(mask).reshape(8, 2, 3, 1)
@@ -145,16 +145,14 @@ def test_groups_of_devices(data, kind, way):
         y, _ = norm(*map(jnp.asarray, joined), gamma, beta)
         expected[group] = np.asarray(y).reshape(len(group), 2, 3, 4)
 
-    local = functools.partial(
-        norm, gamma=gamma, beta=beta, axis_name="d", axis_index_groups=groups
-    )
+    local = functools.partial(norm, gamma=gamma, beta=beta, axis_name="d", axis_index_groups=groups)
     if way == "vmap":
         y, _ = jax.jit(jax.vmap(local, axis_name="d"))(jnp.asarray(parts), jnp.asarray(masks))
     else:
         specs = {"in_specs": (P("d"), P("d")), "out_specs": P("d")}
-        y = jax.jit(
-            jax.shard_map(lambda x, mask: local(x, mask)[0], mesh=mesh(), **specs)
-        )(*jax.device_put((x, mask), NamedSharding(mesh(), P("d"))))
+        y = jax.jit(jax.shard_map(lambda x, mask: local(x, mask)[0], mesh=mesh(), **specs))(
+            *jax.device_put((x, mask), NamedSharding(mesh(), P("d")))
+        )
     np.testing.assert_allclose(np.asarray(y).reshape(expected.shape), expected, **CLOSE)
 
 

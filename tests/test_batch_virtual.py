@@ -16,6 +16,8 @@ from tests.hlo import collectives
 P = PartitionSpec
 # As in test_batch_sync: a few roundings of values below 10.
 CLOSE = {"rtol": 2e-6, "atol": 4e-6}
+# gamma's and beta's gradients add up 144 products of about 1, each rounded by 6e-8.
+CLOSE_SUMS = {"rtol": 2e-6, "atol": 1e-5}
 
 
 @pytest.fixture
@@ -31,7 +33,9 @@ def apply(x, mask, dy, gamma, beta, **options):
         return jaxnorm.ghost_batch_norm(x, gamma, beta, axis=(0, 1), mask=mask, **options)
 
     y, transpose, moments = jax.vjp(norm, x, gamma, beta, has_aux=True)
-    return y, moments, transpose(dy)
+    dx, *sums = transpose(dy)
+    moments = moments._replace(count=jnp.broadcast_to(moments.count, moments.mean.shape))
+    return (y, moments, dx), sums
 
 
 def part_by_part(x, mask, dy, gamma, beta, parts):
@@ -48,7 +52,14 @@ def part_by_part(x, mask, dy, gamma, beta, parts):
     y, dx, dgamma, dbeta = zip(*results, strict=True)
     # By the law of total variance the parts' moments make those of the whole.
     moments = jaxnorm.moments(x, (0, 1), mask=mask)
-    return jnp.concatenate(y), moments, (jnp.concatenate(dx), sum(dgamma), sum(dbeta))
+    moments = moments._replace(count=jnp.broadcast_to(moments.count, moments.mean.shape))
+    return (jnp.concatenate(y), moments, jnp.concatenate(dx)), [sum(dgamma), sum(dbeta)]
+
+
+def assert_close(actual, expected):
+    (actual, sums), (expected, expected_sums) = jax.device_get((actual, expected))
+    chex.assert_trees_all_close(actual, expected, **CLOSE)
+    chex.assert_trees_all_close(sums, expected_sums, **CLOSE_SUMS)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -58,13 +69,11 @@ def test_equals_each_part_by_itself(data, parts, masked):
     mask = mask if masked else None
     actual = jax.jit(functools.partial(apply, num_virtual_batches=parts))(x, mask, *rest)
     expected = part_by_part(x, mask, *rest, parts=parts)
-    actual = (actual[0], actual[1]._replace(count=jnp.max(actual[1].count)), actual[2])
-    expected = (expected[0], expected[1]._replace(count=jnp.max(expected[1].count)), expected[2])
-    chex.assert_trees_all_close(actual, expected, **CLOSE)
+    assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda k: k.name)
-@pytest.mark.parametrize("parts", [2, 4, 8, 16])
+@pytest.mark.parametrize("parts", [2, 3, 8, 16])
 def test_sharded_jit_on_eight_devices(data, parts, kind):
     """Equal to one device; the input is never gathered, and whole parts need no communication."""
     mesh = jax.make_mesh((8,), ("d",), axis_types=(kind,))
@@ -72,7 +81,7 @@ def test_sharded_jit_on_eight_devices(data, parts, kind):
     expected = jax.jit(run)(*data)
     placed = (*jax.device_put(data[:3], NamedSharding(mesh, P("d"))), *data[3:])
     actual = jax.jit(run)(*placed)
-    chex.assert_trees_all_close(jax.device_get(actual), jax.device_get(expected), **CLOSE)
+    assert_close(actual, expected)
 
     def forward(x, mask):
         return jaxnorm.ghost_batch_norm(x, axis=(0, 1), mask=mask, num_virtual_batches=parts)[0]
@@ -82,14 +91,10 @@ def test_sharded_jit_on_eight_devices(data, parts, kind):
         return y, transpose(dy)
 
     found = collectives(both, *placed[:3])
-    if parts % 8 == 0:
-        assert found == []
-    else:
-        assert {kind for kind, _ in found} <= {"all-reduce", "all-gather"}
-        # At most the sums of each example (48 x 4 channels) travel, a third of the input.
-        assert all(size <= 4 * 48 * 4 for _, size in found)
-    if kind == AxisType.Auto:
-        assert {kind for kind, _ in found} <= {"all-reduce"}
+    assert {kind for kind, _ in found} <= {"all-reduce"}
+    # Of each part at most its mean, two sums and the count, or two sums backward.
+    assert all(size <= 4 * parts * 4 * 4 for _, size in found)
+    assert parts % 8 or found == []
 
 
 @pytest.mark.parametrize("parts", [2, 8, 16])
@@ -100,11 +105,11 @@ def test_shard_map_with_a_named_axis(data, parts):
     run = functools.partial(apply, num_virtual_batches=parts, axis_name="d")
     specs = {
         "in_specs": (P("d"), P("d"), P("d"), P(), P()),
-        "out_specs": (P("d"), P(), (P("d"), P(), P())),
+        "out_specs": ((P("d"), P(), P("d")), P()),
     }
     placed = (*jax.device_put(data[:3], NamedSharding(mesh, P("d"))), *data[3:])
     actual = jax.jit(jax.shard_map(run, mesh=mesh, **specs))(*placed)
-    chex.assert_trees_all_close(jax.device_get(actual), jax.device_get(expected), **CLOSE)
+    assert_close(actual, expected)
 
 
 def test_parts_that_do_not_fit_the_devices():

@@ -16,7 +16,7 @@ from jaxnorm._collectives import AxisIndexGroups
 from jaxnorm._combine import merge_moments
 from jaxnorm._moments import Centered, Moments
 from jaxnorm._normalize import Options, apply_affine, keep, normalize, normalized
-from jaxnorm._pool import Pool, insert_axis
+from jaxnorm._pool import Pool
 from jaxnorm._standardize import expand_moment, standardize_full
 from jaxnorm.functional._corrections import Correction, Limit, Statistics, correction_of
 from jaxnorm.functional._segments import SegmentPool
@@ -109,7 +109,7 @@ def normalize_by_running(inputs: Inputs, batch: Batch, options: Options) -> jax.
     assert running is not None
     mean, var, _ = running
     if batch.segments is not None:
-        pool = SegmentPool(options.pool, *batch.segments, batch.axis)
+        pool = _segment_pool(x, options.pool, *batch.segments, batch.axis)
         mean, var = pool.spread(mean, x.shape), pool.spread(var, x.shape)
         mask = _both(mask, pool.holds(x.ndim))
     return standardize_full(x, mean, var, gamma, beta, mask, options.epsilon, 0.0, options.dtype)
@@ -133,7 +133,7 @@ def batch_moments(inputs: Inputs, batch: Batch, options: Options) -> Moments:
     """Returns the moments that `normalize_by_batch` returns, without normalizing."""
     if batch.segments is None:
         return _moments.pooled_moments(inputs.x, inputs.mask, options.pool)
-    pool: Any = SegmentPool(options.pool, *batch.segments, batch.axis)
+    pool: Any = _segment_pool(inputs.x, options.pool, *batch.segments, batch.axis)
     mask = _both(inputs.mask, pool.holds(inputs.x.ndim))
     stats, count = _moments.centered_moments(inputs.x, mask, pool)
     return _segments_first(_moments.to_moments(stats, count, pool.axes), options, batch)
@@ -170,7 +170,7 @@ def _normalize_corrected(inputs, ids, correction, number, batch_axis, options: O
     pool: Any = options.pool
     mask = inputs.mask
     if ids is not None:
-        pool = SegmentPool(pool, ids, number, batch_axis)
+        pool = _segment_pool(inputs.x, pool, ids, number, batch_axis)
         options, mask = options._replace(pool=pool), _both(mask, pool.holds(inputs.x.ndim))
 
     @functools.partial(jax.checkpoint, policy=_moments.save_only_statistics)
@@ -253,7 +253,7 @@ def _normalize_parts(inputs: Inputs, batch: Batch, parts: int, correction, optio
     running = inputs.running
     if running is not None:
         running = Moments(divide(running.mean), divide(running.var), running.count)
-    axes = insert_axis(options.pool.axes, axis)
+    axes = options.pool.renumber(lambda a: a + (a >= axis)).axes
     y, moments = normalize_by_batch(
         Inputs(x, gamma, beta, mask, running),
         Batch(axis + 1),
@@ -265,10 +265,30 @@ def _normalize_parts(inputs: Inputs, batch: Batch, parts: int, correction, optio
 
 
 def _divides_evenly(x: jax.Array, axis: int, parts: int) -> bool:
-    """Whether explicit sharding allows the reshape that divides `axis` into `parts`."""
+    """Whether `axis` can be reshaped into `parts` without moving `x` between devices.
+
+    How a jitted program is sharded is not known while it is traced, unless its mesh is explicit;
+    else all devices are taken to share the axis.
+    """
     sharding = jax.typeof(x).sharding
     names = sharding.spec[axis]
-    if names is None:
+    if names is not None:
+        names = (names,) if isinstance(names, str) else names
+        return parts % math.prod(sharding.mesh.shape[name] for name in names) == 0
+    if jax.sharding.AxisType.Manual in sharding.mesh.axis_types:
         return True
-    names = (names,) if isinstance(names, str) else names
-    return parts % math.prod(sharding.mesh.shape[name] for name in names) == 0
+    devices = jax.device_count()
+    return parts % devices == 0 or devices % parts == 0
+
+
+def _segment_pool(x, whole: Pool, ids: jax.Array, number: int, batch_axis: int) -> SegmentPool:
+    """Returns the pool of each segment, with `ids` sharded as `x` is where the mesh is explicit.
+
+    JAX would otherwise gather the cotangents of `x` to make them as whole as `ids`.
+    """
+    sharding = jax.typeof(x).sharding
+    names = sharding.spec[batch_axis]
+    if names is not None and jax.typeof(ids).sharding.spec[0] != names:
+        spec = jax.sharding.PartitionSpec(names)
+        ids = jax.sharding.reshard(ids, jax.sharding.NamedSharding(sharding.mesh, spec))
+    return SegmentPool(whole, ids, number, batch_axis)

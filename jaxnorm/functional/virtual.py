@@ -31,8 +31,7 @@ def ghost_batch_norm(
     y = (x - mean_i) / sqrt(var_i + epsilon) * gamma + beta for the examples of part i. The parts
     are the same, and so is the result, on one device, in a sharded jit on any number of them, and
     in shard_map with `axis_name`. Where each device holds whole parts nothing is communicated to
-    normalize. (A number of parts that neither divides the number of devices nor is a multiple of
-    it makes XLA gather the input in a sharded jit.)
+    normalize; where it does not, only sums are.
 
     Args:
       x: floating-point or complex array of rank 1 or more.
