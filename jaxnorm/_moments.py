@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxnorm import _axes, _collectives
 from jaxnorm._axes import ArrayLike, Axes
 from jaxnorm._collectives import AxisIndexGroups
+from jaxnorm._plan import PORTABLE, Plan
 from jaxnorm._pool import Pool, abs2, compute_dtype, real_dtype, reduce_precision, widen
 
 SAVED = "jaxnorm_statistics"
@@ -62,56 +63,89 @@ def save_only_statistics(*names, **params):
     return jax.checkpoint_policies.save_only_these_names(SAVED)(*names, **params)
 
 
-def as_is(*arrays: Any) -> Any:
-    """Passes arrays from one stage of a computation to the next."""
-    return arrays
-
-
-def local_count(x: jax.Array, mask: jax.Array | None, pool: Pool) -> jax.Array:
+def local_count(
+    x: jax.Array, mask: jax.Array | None, pool: Pool, plan: Plan = PORTABLE
+) -> jax.Array:
     """Returns the number of elements of each pool on this device, of rank 0 without a mask."""
     real = real_dtype(x.dtype)
     if mask is None:
         return jnp.asarray(pool.size(x.shape), real)
-    return pool.sum(jnp.broadcast_to(mask, x.shape).astype(real))
+    return pool.sum(jnp.broadcast_to(mask, x.shape).astype(real), plan)
 
 
 def centered_moments(
-    x: jax.Array, mask: jax.Array | None, pool: Pool, isolate: Callable[..., Any] = as_is
+    x: jax.Array, mask: jax.Array | None, pool: Pool, plan: Plan = PORTABLE
 ) -> tuple[Centered, jax.Array]:
-    """Returns the moments of `x` and their count.
+    """Returns the moments of `x` and their count."""
+    shift, count = find_shift(x, mask, pool, plan)
+    x, mask, shift = plan.next_pass(x, mask, shift)
+    return moments_about(shift, count, x, mask, pool, plan), count
 
-    `isolate` stands between the passes over `x`; see `jaxnorm._primitives.isolate`.
+
+def quick_moments(x: jax.Array, pool: Pool, plan: Plan) -> Centered:
+    """Returns the moments of `x` on one device, from sums of x and x^2 where these suffice.
+
+    Where every mean is small beside its standard deviation, E[x^2] - E[x]^2 is as exact as
+    sums about a shift, and XLA on CPU has loops of its own for these sums. That is found out as
+    the program runs: for any other input the sums are taken again, about a shift.
     """
-    shift, count = _shift(lax.stop_gradient(x), mask, pool)
-    # Saved where they are made: what follows needs them, and so do its derivatives.
-    shift, count = save(lax.stop_gradient(shift)), save(count)
-    x, mask, shift = isolate(x, mask, shift)
-    centered = widen(x, mask) - pool.spread(shift, x.shape)
-    if mask is not None:
-        centered = jnp.where(mask, centered, 0)
-    first, second = pool.sum(centered), pool.sum(abs2(centered))
+    n = pool.size(x.shape)
+    mean = pool.sum(widen(x, None), plan) / n
+    square = pool.sum(abs2(widen(plan.next_pass(x)[0], None)), plan) / n
+    var = square - mean * mean
+    shift = reduce_precision(mean, 3)
+
+    def exact() -> Centered:
+        return centered_moments(x, None, pool, plan)[0]
+
+    quick = Centered(shift, mean - shift, var)
+    return lax.cond(jnp.all(mean * mean <= 2 * var), lambda: quick, exact)
+
+
+def moments_about(
+    shift: jax.Array, count: jax.Array, x: jax.Array, mask: jax.Array | None, pool: Pool, plan: Plan
+) -> Centered:
+    """Returns the moments of `x`, found from the sums of x - shift and of its square."""
+    first = pool.sum(_centered(x, mask, shift, pool), plan)
+    x, mask, shift_ = plan.next_pass(x, mask, shift)
+    second = pool.sum(abs2(_centered(x, mask, shift_, pool)), plan)
     if pool.names:
         first, second = _collectives.psum((first, second), pool.names, pool.index_groups)
+        # Saved, or the backward pass would send them again.
+        first, second = save(first), save(second)
     divisor = jnp.maximum(count, 1)
-    offset = _snap(first / divisor.astype(first.dtype))
-    var = jnp.maximum(second / divisor - abs2(offset), 0)
-    # Of a sum that overflows (inf - inf would be NaN) the inverse root is 0.
-    return Centered(shift, offset, jnp.where(second < jnp.inf, var, jnp.inf)), count
+    offset = first / divisor.astype(first.dtype)
+    if not _starts_at_first(mask, pool, plan):
+        offset = _snap(offset)
+    # Where the squares overflow the variance is infinite, not inf - inf.
+    square = jnp.minimum(abs2(offset), jnp.finfo(second.dtype).max)
+    return Centered(shift, offset, jnp.maximum(second / divisor - square, 0))
 
 
-def _shift(x, mask, pool: Pool) -> tuple[jax.Array, jax.Array]:
-    """Returns a value within about one standard deviation of the mean, and the full count.
+def _centered(x, mask, shift, pool: Pool) -> jax.Array:
+    centered = widen(x, mask) - pool.spread(shift, x.shape)
+    return centered if mask is None else jnp.where(mask, centered, 0)
+
+
+def find_shift(
+    x: jax.Array, mask: jax.Array | None, pool: Pool, plan: Plan
+) -> tuple[jax.Array, jax.Array]:
+    """Returns a value within a few standard deviations of the mean, and the full count.
 
     Its bits must be the same wherever XLA computes it, also where it is fused into a consumer:
     a mean that one fusion rounds and another contracts into a fused multiply-add would no longer
     belong to its remainder. Reducing the precision works on the bits and cannot be contracted.
     """
+    x = lax.stop_gradient(x)
+    count = local_count(x, mask, pool, plan)
+    if plan.one_device and plan.separate and mask is None:
+        x = _sample(x, pool)
     wide = widen(x, mask)
     size = pool.size(x.shape)
     # Dividing before adding keeps the sum of huge values finite; dividing by the size, not by
     # the count, lets the sum and the count cross devices together.
     inverse = 1 / jnp.asarray(size, wide.real.dtype)
-    mean, count = pool.sum(wide * inverse.astype(wide.dtype)), local_count(x, mask, pool)
+    mean = pool.sum(wide * inverse.astype(wide.dtype), plan)
     if pool.names and mask is None:
         shards = _collectives.shards(pool.names, pool.index_groups)
         mean = mean / jnp.asarray(shards, mean.dtype)
@@ -121,7 +155,30 @@ def _shift(x, mask, pool: Pool) -> tuple[jax.Array, jax.Array]:
         mean, count = _collectives.psum((mean, count), pool.names, pool.index_groups)
     if mask is not None:
         mean = mean / (jnp.maximum(count, 1) * inverse).astype(mean.dtype)
-    return reduce_precision(mean, 3), count
+    shift = reduce_precision(mean, 3)
+    if _starts_at_first(mask, pool, plan):
+        # A constant input equals its first element: then x - shift is exactly 0.
+        first = pool.first(x).astype(wide.dtype)
+        shift = jnp.where(jnp.abs(first - shift) <= 1e-6 * jnp.abs(shift), first, shift)
+    # Saved where they are made: what follows needs them, and so do its derivatives.
+    return save(lax.stop_gradient(shift)), save(count)
+
+
+def _starts_at_first(mask, pool: Pool, plan: Plan) -> bool:
+    """Whether a constant input is found by its first element; else `_snap` finds it."""
+    return plan.one_device and mask is None and not pool.names
+
+
+def _sample(x: jax.Array, pool: Pool) -> jax.Array:
+    """Returns an eighth of the elements of each pool, contiguous in memory.
+
+    Whatever they are, their mean lies within sqrt(7) standard deviations of the pool's: if a
+    share f of the elements has a mean that far off, (mean_f - mean)^2 f <= var (1 - f).
+    """
+    for axis in sorted(pool.axes):
+        if x.shape[axis] >= 32:
+            return lax.slice_in_dim(x, 0, -(-x.shape[axis] // 8), axis=axis)
+    return x
 
 
 def _snap(offset: jax.Array) -> jax.Array:
@@ -129,20 +186,28 @@ def _snap(offset: jax.Array) -> jax.Array:
 
     Of a constant input, x - shift is a constant of few bits, but its mean need not be: XLA
     multiplies by the reciprocal of the count, and long sums are rounded. Snapped to it, the
-    remainder is exactly 0. Elsewhere this moves the mean by less than 1e-6 of its remainder.
+    remainder is exactly 0. Elsewhere this moves the mean by at most 5e-7 of its remainder. In
+    plain arithmetic, which XLA on CPU can fuse with the passes over the input.
     """
     if jnp.iscomplexobj(offset):
         return lax.complex(_snap(offset.real), _snap(offset.imag))
-    coarse = lax.stop_gradient(reduce_precision(offset, 12))
-    near = jnp.abs(offset - coarse) <= 1e-6 * jnp.abs(coarse)
-    # The difference carries the gradient: zero in value, the identity in derivative.
-    return jnp.where(near, coarse + (offset - lax.stop_gradient(offset)), offset)
+    value = lax.stop_gradient(offset)
+    # Adding and subtracting a multiple of 2^12 rounds away 12 bits.
+    large = value * 4096
+    coarse = (value + large) - large
+    rest = value - coarse
+    slack = jnp.maximum(coarse, -coarse) * (4 * jnp.finfo(value.dtype).eps)
+    snapped = coarse + (jnp.maximum(rest - slack, 0) + jnp.minimum(rest + slack, 0))
+    # The difference is exact: this is `snapped`, with the derivative of `offset`.
+    return offset + (snapped - value)
 
 
-def mean_square(x: jax.Array, mask: jax.Array | None, pool: Pool) -> tuple[Centered, jax.Array]:
+def mean_square(
+    x: jax.Array, mask: jax.Array | None, pool: Pool, plan: Plan = PORTABLE
+) -> tuple[Centered, jax.Array]:
     """Returns the mean of |x|^2 in place of the moments, and the count."""
-    count = local_count(x, mask, pool)
-    total = pool.sum(abs2(widen(x, mask)))
+    count = local_count(x, mask, pool, plan)
+    total = pool.sum(abs2(widen(x, mask)), plan)
     return Centered(None, None, total / jnp.maximum(count, 1)), count
 
 

@@ -19,10 +19,9 @@ from jax.interpreters import ad
 
 from jaxnorm import _moments
 from jaxnorm._moments import Centered, Moments
-from jaxnorm._pool import Pool, compute_dtype, insert_axis, real_dtype, sum_axes, widen
-from jaxnorm._primitives import Operation, Shape, as_is
-
-Isolate = Callable[..., Any]
+from jaxnorm._plan import Plan
+from jaxnorm._pool import Pool, compute_dtype, real_dtype, renumber, sum_axes, widen
+from jaxnorm._primitives import Operation, Shape
 
 
 class Options(NamedTuple):
@@ -83,11 +82,10 @@ def _recomputed(x, gamma, beta, mask, options: Options):
     return compute(x, gamma, beta)
 
 
-def statistics(x, mask, options: Options, isolate: Isolate = as_is):
+def statistics(x, mask, options: Options) -> tuple[Centered, jax.Array]:
     """Returns the statistics of each pool and the count."""
-    if options.center:
-        return _moments.centered_moments(x, mask, options.pool, isolate)
-    return _moments.mean_square(x, mask, options.pool)
+    find = _moments.centered_moments if options.center else _moments.mean_square
+    return find(x, mask, options.pool)
 
 
 def inverse_root(var: jax.Array, epsilon: float) -> jax.Array:
@@ -143,13 +141,31 @@ def result(x, gamma, beta, mask, stats: Centered, options: Options) -> jax.Array
     return keep(mask, y).astype(options.dtype)
 
 
-def forward(x, gamma, beta, mask, *, options: Options, isolate: Isolate):
+def forward(x, gamma, beta, mask, *, options: Options, plan: Plan):
     """Returns y and the statistics: shift, offset and var."""
-    stats, _ = statistics(x, mask, options, isolate)
-    if not _varies_within(gamma, options.pool) and options.pool.axes:
-        # Sums over long columns and the result are separate passes over memory in any case.
-        x, gamma, beta, mask, *stats = isolate(x, gamma, beta, mask, *stats)
-    return (result(x, gamma, beta, mask, Centered(*stats), options), *stats)
+    pool = options.pool
+    columns = plan.separate and bool(pool.axes) and not _varies_within(gamma, pool)
+    rows = plan.separate and not columns
+    if columns and options.center and plan.one_device and mask is None:
+        stats = saved = _moments.quick_moments(x, pool, plan)
+    elif options.center:
+        shift, count = _moments.find_shift(x, mask, pool, plan)
+        x, mask, shift, count = plan.next_pass(x, mask, shift, count)
+        stats = saved = _moments.moments_about(shift, count, x, mask, pool, plan)
+        if rows:
+            # XLA on CPU can find the statistics of short rows and use them in one loop, but not
+            # return them from it as well: they are computed twice, unless nothing needs them.
+            x, mask, shift, count = plan.next_pass(x, mask, shift, count)
+            together = plan._replace(separate=False)
+            stats = _moments.moments_about(shift, count, x, mask, pool, together)
+    else:
+        stats = saved = _moments.mean_square(x, mask, pool, plan)[0]
+        if rows:
+            x, mask = plan.next_pass(x, mask)
+            stats = _moments.mean_square(x, mask, pool, plan)[0]
+    if columns:
+        x, gamma, beta, mask, *stats = plan.next_pass(x, gamma, beta, mask, *stats)
+    return (result(x, gamma, beta, mask, Centered(*stats), options), *saved)
 
 
 def _varies_within(parameter, pool: Pool) -> bool:
@@ -157,9 +173,7 @@ def _varies_within(parameter, pool: Pool) -> bool:
     return parameter is not None and any(parameter.shape[a] != 1 for a in pool.axes)
 
 
-def tangent(
-    x, gamma, mask, shift, offset, var, dx, dgamma, dbeta, *, options: Options, isolate: Isolate
-):
+def tangent(x, gamma, mask, shift, offset, var, dx, dgamma, dbeta, *, options: Options, plan: Plan):
     """Returns the tangents of y, offset and var; linear in dx, dgamma and dbeta.
 
     With P the mean over the pool and x_hat the normalized x,
@@ -172,13 +186,13 @@ def tangent(
     if dx is not None:
         spread = functools.partial(pool.spread, shape=dx.shape)
         dx = widen(dx, mask)
-        count = jnp.maximum(_moments.local_count(x, mask, pool), 1)
+        count = jnp.maximum(_moments.local_count(x, mask, pool, plan), 1)
         inv = inverse_root(var, options.epsilon)
-        correlation = pool.sum(x_hat * dx) / count
+        correlation = pool.sum(x_hat * dx, plan) / count
         dvar = 2 * correlation / _nonzero(inv)
         dy = dx - x_hat * spread(correlation)
         if options.center:
-            doffset = pool.sum(dx) / count
+            doffset = pool.sum(dx, plan) / count
             dy = dy - spread(doffset)
         dy = dy * spread(inv) * full_gamma(gamma, options.gamma_offset, dy.dtype)
     if dgamma is not None:
@@ -205,7 +219,7 @@ def cotangents(
     dvar,
     *,
     options: Options,
-    isolate: Isolate,
+    plan: Plan,
     gamma_axes: tuple[int, ...] | None,
     beta_axes: tuple[int, ...] | None,
     want_x: bool,
@@ -217,85 +231,135 @@ def cotangents(
     dgamma = sum(dy x_hat) over `gamma_axes` and dbeta = sum(dy) over `beta_axes` (None: not
     wanted), both in float32 or wider.
     """
-    pool, stats = options.pool, (shift, offset, var)
+    pool, stats = options.pool, Centered(shift, offset, var)
     wide = compute_dtype(x.dtype)
 
-    def summed(axes, times_x_hat: bool):
-        """Sums dy or dy x_hat over axes, in a pass of its own."""
-        x_, mask_, dy_, *stats_ = isolate(x, mask, dy, *stats)
-        terms = widen(dy_, mask_)
-        if times_x_hat:
-            terms = terms * normalized(x_, mask_, Centered(*stats_), options)
-        return sum_axes(terms, axes)
+    def summed(axes, times):
+        """Sums dy or its product over axes, in a pass of its own."""
+        nonlocal x, mask, dy
+        # Each pass starts from the last one's copy: XLA would merge two equal barriers.
+        x, mask, dy, *parts = plan.next_pass(x, mask, dy, *stats)
+        terms = widen(dy, mask)
+        if times is not None:
+            terms = terms * times(x, mask, Centered(*parts), options)
+        return sum_axes(terms, axes, plan)
 
-    dx = dgamma = dbeta = None
+    dgamma = dbeta = linear = cross = None
+    # Where gamma has one value along the pooled axes, sums over these serve all three.
+    columns = bool(pool.axes) and not _varies_within(gamma, pool)
     if dy is None:
         if gamma_axes is not None:
             dgamma = jnp.zeros(_reduced_shape(x.shape, gamma_axes), wide)
         if beta_axes is not None:
             dbeta = jnp.zeros(_reduced_shape(x.shape, beta_axes), wide)
     else:
-        # Where gamma has one value along the pooled axes, sums over these serve all three.
-        shared = bool(pool.axes) and not _varies_within(gamma, pool)
-        cross = linear = None
-        if shared:
-            cross = summed(pool.axes, True) if want_x or gamma_axes is not None else None
-            if options.center and want_x:
-                linear = summed(pool.axes, False)
+        if columns:
+            wanted = want_x or gamma_axes is not None
+            if options.center and (wanted or beta_axes is not None):
+                linear = summed(pool.axes, None)
+            if wanted:
+                cross = summed(pool.axes, _shifted)
+                cross = _times_inverse_root(cross, linear, stats, dy.shape, options)
         if gamma_axes is not None:
             if cross is None:
-                dgamma = summed(gamma_axes, True)
+                dgamma = summed(gamma_axes, normalized)
             else:
-                dgamma = sum_axes(cross, [a for a in gamma_axes if a not in pool.axes])
+                dgamma = sum_axes(cross, [a for a in gamma_axes if a not in pool.axes], plan)
         if beta_axes is not None:
-            if linear is None or not set(pool.axes) <= set(beta_axes):
-                dbeta = summed(beta_axes, False)
+            if linear is None or not _contains(beta_axes, pool.axes, dy.shape):
+                dbeta = summed(beta_axes, None)
             else:
-                dbeta = sum_axes(linear, [a for a in beta_axes if a not in pool.axes])
-        if want_x:
-            dx = _cotangent_of_x(x, gamma, mask, stats, dy, cross, linear, options, isolate)
-    if want_x and (doffset is not None or dvar is not None):
-        extra = _cotangent_of_statistics(x, mask, Centered(*stats), doffset, dvar, options)
-        dx = extra if dx is None else dx + extra
-    if dx is not None:
+                dbeta = sum_axes(linear, [a for a in beta_axes if a not in pool.axes], plan)
+    dx = None
+    if want_x:
+        find = _cotangent_by_columns if columns else _cotangent_by_rows
+        dx = find(x, gamma, mask, stats, dy, doffset, dvar, cross, linear, options, plan)
         dx = keep(mask, dx).astype(x.dtype)
     return dx, dgamma, dbeta
 
 
-def _cotangent_of_x(x, gamma, mask, stats, dy, cross, linear, options: Options, isolate: Isolate):
-    """Returns the cotangent of x by way of y; `cross` and `linear` are sums that may be known."""
+def _contains(outer, inner, shape) -> bool:
+    return all(a in outer or shape[a] == 1 for a in inner)
+
+
+def _shifted(x, mask, stats: Centered, options: Options) -> jax.Array:
+    """Returns x - shift, whose products with dy need one subtraction less than those of x_hat."""
+    wide = widen(x, mask)
+    if stats.shift is None:
+        return wide
+    return wide - options.pool.spread(stats.shift, x.shape)
+
+
+def _times_inverse_root(cross, linear, stats: Centered, shape, options: Options) -> jax.Array:
+    """Returns sum(dy x_hat) from sum(dy (x - shift)) and sum(dy)."""
+    spread = functools.partial(options.pool.spread, shape=shape)
+    if linear is not None:
+        cross = cross - spread(stats.offset) * linear
+    return cross * spread(inverse_root(stats.var, options.epsilon))
+
+
+def _cotangent_by_rows(
+    x, gamma, mask, stats: Centered, dy, doffset, dvar, cross, linear, options: Options, plan: Plan
+):
+    """Returns the cotangent of x in one pass that also sums over the pools."""
+    del cross, linear
     pool, wide = options.pool, compute_dtype(x.dtype)
-    x, gamma, mask, dy, cross, linear, *stats = isolate(x, gamma, mask, dy, cross, linear, *stats)
-    stats = Centered(*stats)
+    count = jnp.maximum(_moments.local_count(x, mask, pool, plan), 1)
+    x, gamma, mask, dy, *parts = plan.next_pass(x, gamma, mask, dy, *stats)
+    stats = Centered(*parts)
     spread = functools.partial(pool.spread, shape=x.shape)
-    gamma = full_gamma(gamma, options.gamma_offset, wide)
-    count = jnp.maximum(_moments.local_count(x, mask, pool), 1)
+    inv = inverse_root(stats.var, options.epsilon)
     x_hat = normalized(x, mask, stats, options)
-    u = widen(dy, mask) * gamma
-    if cross is None:
-        cross = pool.sum(u * x_hat)
-        linear = pool.sum(u) if options.center else None
-    else:
-        within = pool._replace(axes=())
-        cross = within.sum(cross * gamma)
-        linear = within.sum(linear * gamma) if options.center else None
-    dx = u - x_hat * spread(cross / count)
-    if options.center:
-        dx = dx - spread(linear / count)
-    return dx * spread(inverse_root(stats.var, options.epsilon))
-
-
-def _cotangent_of_statistics(x, mask, stats: Centered, doffset, dvar, options: Options):
-    """Returns the cotangent of x by way of offset and var."""
-    spread = functools.partial(options.pool.spread, shape=x.shape)
-    count = jnp.maximum(_moments.local_count(x, mask, options.pool), 1)
-    total = jnp.zeros((), compute_dtype(x.dtype))
+    dx = jnp.zeros_like(x_hat)
+    if dy is not None:
+        u = widen(dy, mask) * full_gamma(gamma, options.gamma_offset, wide)
+        dx = u - x_hat * spread(pool.sum(u * x_hat, plan) / count)
+        if options.center:
+            dx = dx - spread(pool.sum(u, plan) / count)
+        dx = dx * spread(inv)
     if doffset is not None:
-        total = total + spread(doffset / count)
+        dx = dx + spread(doffset / count)
     if dvar is not None:
-        inv = _nonzero(inverse_root(stats.var, options.epsilon))
-        total = total + normalized(x, mask, stats, options) * spread(2 * dvar / (inv * count))
-    return jnp.broadcast_to(total, jnp.broadcast_shapes(total.shape, x.shape))
+        dx = dx + x_hat * spread(2 * dvar / (_nonzero(inv) * count))
+    return dx
+
+
+def _cotangent_by_columns(
+    x, gamma, mask, stats: Centered, dy, doffset, dvar, cross, linear, options: Options, plan: Plan
+):
+    """Returns the cotangent of x as scale * dy + slope * (x - shift) + level.
+
+    All but dy and x - shift is known per channel, from the sums `cross` and `linear`.
+    """
+    pool, wide = options.pool, compute_dtype(x.dtype)
+    spread = functools.partial(pool.spread, shape=x.shape)
+    count = jnp.maximum(_moments.local_count(x, mask, pool, plan), 1)
+    scale, slope = None, jnp.zeros((), wide)
+    level = jnp.zeros((), wide) if options.center else None
+    if dy is not None:
+        within = pool._replace(axes=())
+        gamma = full_gamma(gamma, options.gamma_offset, wide)
+        inv = inverse_root(stats.var, options.epsilon)
+        scale = spread(inv) * gamma
+        slope = -inv * inv * within.sum(cross * gamma) / count
+        if options.center:
+            level = -inv * within.sum(linear * gamma) / count
+    if dvar is not None:
+        slope = slope + 2 * dvar / count
+    if options.center:
+        # In terms of x - shift instead of x - mean.
+        level = level - slope * stats.offset
+        if doffset is not None:
+            level = level + doffset / count
+    if slope.ndim:
+        slope, level = spread(slope), spread(level)
+    x, mask, dy, shift, scale, slope, level = plan.next_pass(
+        x, mask, dy, stats.shift, scale, slope, level
+    )
+    dx = _shifted(x, mask, stats._replace(shift=shift), options) * slope
+    if dy is not None:
+        dx = dx + widen(dy, mask) * scale
+    return dx if level is None else dx + level
 
 
 def _reduced_shape(shape, axes) -> tuple[int, ...]:
@@ -334,20 +398,28 @@ def _cotangent_shapes(
     )
 
 
-def _insert_axis(position: int, params: dict[str, Any]) -> dict[str, Any]:
+def _renumber(params: dict[str, Any], number: Callable[[int], int]) -> dict[str, Any]:
     options = params["options"]
-    params = {**params, "options": options._replace(pool=options.pool.insert_axis(position))}
+    params = {**params, "options": options._replace(pool=options.pool.renumber(number))}
     for name in ("gamma_axes", "beta_axes"):
         if params.get(name) is not None:
-            params[name] = insert_axis(params[name], position)
+            params[name] = renumber(params[name], number)
     return params
 
 
-_forward = Operation("normalize", forward, _forward_shapes, _insert_axis, main=(0,))
-_tangent = Operation("normalize_tangent", tangent, _tangent_shapes, _insert_axis, main=(6, 0))
-_cotangents = Operation(
-    "normalize_cotangents", cotangents, _cotangent_shapes, _insert_axis, main=(6, 0)
-)
+def _role(params: dict[str, Any], axis: int) -> Any:
+    """Returns what a computation does with an axis; neighbours with one role are like one axis."""
+    pool = params["options"].pool
+    if pool.groups is not None and axis == pool.groups[0]:
+        return "channels"
+    sums = (params.get("gamma_axes") or (), params.get("beta_axes") or ())
+    return (axis in pool.axes, *(axis in axes for axes in sums))
+
+
+_define = functools.partial(Operation, renumber=_renumber, role=_role)
+_forward = _define("normalize", forward, _forward_shapes, main=(0,))
+_tangent = _define("normalize_tangent", tangent, _tangent_shapes, main=(6, 0))
+_cotangents = _define("normalize_cotangents", cotangents, _cotangent_shapes, main=(6, 0))
 
 
 @_forward.def_jvp

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from jaxnorm._plan import PORTABLE, Plan
 
 
 class Pool(NamedTuple):
@@ -27,18 +29,27 @@ class Pool(NamedTuple):
             size *= shape[channel] // parts
         return size
 
-    def sum(self, x: jax.Array) -> jax.Array:
+    def sum(self, x: jax.Array, plan: Plan = PORTABLE) -> jax.Array:
         """Returns the sum over each pool on this device.
 
         The axes keep size 1; a grouped channel axis keeps one entry per group.
         """
-        x = sum_axes(x, self.axes)
+        x = sum_axes(x, self.axes, plan)
         if self.groups is None:
             return x
         channel, parts = self.groups
         return jnp.sum(
             x.reshape(*x.shape[:channel], parts, -1, *x.shape[channel + 1 :]), channel + 1
         )
+
+    def first(self, x: jax.Array) -> jax.Array:
+        """Returns the first element of each pool."""
+        for axis in self.axes:
+            x = lax.slice_in_dim(x, 0, 1, axis=axis)
+        if self.groups is not None:
+            channel, parts = self.groups
+            x = lax.slice_in_dim(x, 0, None, x.shape[channel] // parts, axis=channel)
+        return x
 
     def spread(self, statistic: Any, shape: tuple[int, ...]) -> Any:
         """Returns `statistic` so that it broadcasts against an array of shape `shape`."""
@@ -51,17 +62,17 @@ class Pool(NamedTuple):
         wide = jnp.broadcast_to(wide, (*before, parts, size, *after))
         return wide.reshape(*before, parts * size, *after)
 
-    def insert_axis(self, position: int) -> Pool:
-        """Returns the same pool for arrays with one more axis, inserted at `position`."""
+    def renumber(self, number: Callable[[int], int]) -> Pool:
+        """Returns the same pool for arrays whose axes are numbered anew."""
         groups = self.groups
         if groups is not None:
-            groups = (*insert_axis(groups[:1], position), groups[1])
-        return self._replace(axes=insert_axis(self.axes, position), groups=groups)
+            groups = (number(groups[0]), groups[1])
+        return self._replace(axes=renumber(self.axes, number), groups=groups)
 
 
-def insert_axis(axes: Sequence[int], position: int) -> tuple[int, ...]:
-    """Returns `axes` as they are numbered once an axis is inserted at `position`."""
-    return tuple(a + (a >= position) for a in axes)
+def renumber(axes: Sequence[int], number: Callable[[int], int]) -> tuple[int, ...]:
+    """Returns the new numbers of `axes`, each once."""
+    return tuple(sorted({number(a) for a in axes}))
 
 
 def reduce_precision(x: jax.Array, dropped_bits: int) -> jax.Array:
@@ -74,18 +85,34 @@ def reduce_precision(x: jax.Array, dropped_bits: int) -> jax.Array:
     return lax.reduce_precision(x, info.nexp, info.nmant - dropped_bits)
 
 
-def sum_axes(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+# Up to this many elements are added up in any order within the rounding that is allowed.
+_SHORT = 256
+# Until 0.10 XLA on CPU was slow over several axes at once, and added them up in one sequence.
+_ONE_AXIS_AT_A_TIME = jax.__version_info__ < (0, 11)
+
+
+def sum_axes(x: jax.Array, axes: Sequence[int], plan: Plan = PORTABLE) -> jax.Array:
     """Returns the sum over `axes`, which stay with size 1, in short sums only.
 
     XLA on CPU may add up several reduced axes in one sequence, whose rounding errors grow with
-    its length; it splits a single long axis by itself. So each axis is summed on its own.
-    Rounding away one bit in between keeps XLA from merging the sums into one again.
+    its length; it splits a single long axis by itself. So the outermost axis is summed on its
+    own. Rounding away one bit in between keeps XLA from merging the sums into one again.
     """
-    for position, axis in enumerate(sorted(axes, reverse=True)):
+    axes = sorted(axes)
+    if not plan.split or len(axes) < 2 or _is_short(x.shape, axes):
+        return jnp.sum(x, tuple(axes), keepdims=True)
+    stages = [(a,) for a in reversed(axes)] if _ONE_AXIS_AT_A_TIME else [axes[1:], axes[:1]]
+    for position, stage in enumerate(stages):
         if position:
             x = reduce_precision(x, 1)
-        x = jnp.sum(x, axis, keepdims=True)
+        x = jnp.sum(x, tuple(stage), keepdims=True)
     return x
+
+
+def _is_short(shape: Sequence[int], axes: Sequence[int]) -> bool:
+    sizes = [shape[a] for a in axes]
+    # A symbolic size is not known to be short.
+    return all(isinstance(s, int) for s in sizes) and math.prod(sizes) <= _SHORT
 
 
 def abs2(x: jax.Array) -> jax.Array:

@@ -16,23 +16,9 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from jaxnorm._plan import ACCELERATOR, PORTABLE, Plan, cpu_plan
+
 Optional = Any  # an array or None
-
-
-def as_is(*arrays: Optional) -> tuple[Optional, ...]:
-    """Passes arrays to the next stage of a computation."""
-    return arrays
-
-
-def isolate(*arrays: Optional) -> tuple[Optional, ...]:
-    """Passes arrays to the next stage of a computation and keeps it apart from the others.
-
-    XLA on CPU computes a value that two loops use only once, in memory: of bfloat16 input, all of
-    it in float32. Behind an optimization barrier each stage converts its own copy as it reads.
-    """
-    given = [a for a in arrays if a is not None]
-    passed = iter(jax.lax.optimization_barrier(given))
-    return tuple(None if a is None else next(passed) for a in arrays)
 
 
 class Shape(NamedTuple):
@@ -47,9 +33,11 @@ class Operation:
 
     Args:
       name: the primitive's name.
-      function: called as function(*operands, isolate=..., **params); returns a tuple.
+      function: called as function(*operands, plan=..., **params); returns a tuple.
       shapes: called as shapes(*operands, **params); returns a `Shape` or None for each result.
-      insert_axis: (position, params) -> params for operands with one more axis there.
+      renumber: (params, number) -> params for operands whose axis a becomes number(a).
+      role: (params, axis) -> what the function does with an axis. Neighbouring axes of one role
+        can be taken as one; an axis with a role of its own stays.
       main: the operands, by position, that carry a batch axis in full; the others may have size 1.
     """
 
@@ -58,10 +46,12 @@ class Operation:
         name: str,
         function: Callable[..., tuple[Optional, ...]],
         shapes: Callable[..., tuple[Shape | None, ...]],
-        insert_axis: Callable[[int, dict[str, Any]], dict[str, Any]],
+        renumber: Callable[[dict[str, Any], Callable[[int], int]], dict[str, Any]],
+        role: Callable[[dict[str, Any], int], Any],
         main: Sequence[int],
     ):
-        self.function, self.shapes, self.insert_axis = function, shapes, insert_axis
+        self.function, self.shapes = function, shapes
+        self.renumber, self.role = renumber, role
         self.main = main
         self.primitive = Primitive(name)
         self.primitive.multiple_results = True
@@ -69,9 +59,8 @@ class Operation:
         self.primitive.def_abstract_eval(self._abstract)
         batching.primitive_batchers[self.primitive] = self._batch
         ad.primitive_jvps[self.primitive] = self._differentiate_function
-        for stages, platform in ((as_is, None), (isolate, "cpu")):
-            rule = mlir.lower_fun(functools.partial(self._call, stages), multiple_results=True)
-            mlir.register_lowering(self.primitive, rule, platform=platform)
+        mlir.register_lowering(self.primitive, functools.partial(self._lower, ACCELERATOR))
+        mlir.register_lowering(self.primitive, functools.partial(self._lower, None), platform="cpu")
 
     def __call__(self, *operands: Optional, **params: Any) -> tuple[Optional, ...]:
         present = tuple(x is not None for x in operands)
@@ -115,11 +104,52 @@ class Operation:
 
         ad.primitive_transposes[self.primitive] = transpose
 
-    def _call(self, stages, *operands, present, **params):
-        results = self.function(*_restore(operands, present), isolate=stages, **params)
-        return [r for r in results if r is not None]
+    def _call(self, plan: Plan, *operands, present, **params):
+        operands = _restore(operands, present)
+        shapes = [s.shape for s in self.shapes(*operands, **params) if s is not None]
+        if plan.separate and plan.one_device:
+            operands, params = self._merge_axes(operands, params)
+            operands = plan.next_pass(*operands)
+        results = self.function(*operands, plan=plan, **params)
+        results = [r for r in results if r is not None]
+        return [r.reshape(s) for r, s in zip(results, shapes, strict=True)]
+
+    def _merge_axes(self, operands, params):
+        """Merges neighbouring axes of one role: XLA on CPU is faster over fewer axes."""
+        given = [x.shape for x in operands if x is not None]
+        full = [max(sizes) for sizes in zip(*given, strict=True)]
+
+        def alike(a: int) -> bool:
+            if self.role(params, a) != self.role(params, a + 1):
+                return False
+            pairs = {(s[a] == full[a], s[a + 1] == full[a + 1]) for s in given}
+            return 1 in full[a : a + 2] or pairs <= {(True, True), (False, False)}
+
+        number = [0]
+        for axis in range(len(full) - 1):
+            number.append(number[-1] + (not alike(axis)))
+
+        def merge(x):
+            if x is None:
+                return None
+            sizes = [1] * (number[-1] + 1)
+            for axis, size in enumerate(x.shape):
+                sizes[number[axis]] *= size
+            return x.reshape(sizes)
+
+        return [merge(x) for x in operands], self.renumber(params, number.__getitem__)
+
+    def _lower(self, plan: Plan | None, context, *operands, **params):
+        if plan is None:
+            # Only where the program is for one device can no operand lie on several.
+            devices = getattr(context.module_context.axis_context, "num_devices", None)
+            plan = cpu_plan(context.avals_in[0], devices == 1)
+        rule = mlir.lower_fun(functools.partial(self._call, plan), multiple_results=True)
+        return rule(context, *operands, **params)
 
     def _evaluate(self, *operands, **params):
+        if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+            return self._call(PORTABLE, *operands, **params)
         return _jitted(self, tuple(sorted(params.items())))(*operands)
 
     def bind_flat(self, params, *operands):
@@ -131,7 +161,7 @@ class Operation:
 
     def _differentiate_function(self, primals, tangents, **params):
         tangents = tuple(ad.instantiate_zeros(t) for t in tangents)
-        plain = functools.partial(self._call, as_is, **params)
+        plain = functools.partial(self._call, PORTABLE, **params)
         return jax.jvp(plain, tuple(primals), tangents)
 
     def _batch(self, operands, dims, *, present, **params):
@@ -151,7 +181,7 @@ class Operation:
 
         full = {flat[i] for i in main}
         moved = [move(x, d, n in full) for n, (x, d) in enumerate(zip(operands, dims, strict=True))]
-        params = self.insert_axis(position, params)
+        params = self.renumber(params, lambda a: a + (a >= position))
         results = self.primitive.bind(*moved, present=present, **params)
         return results, [position] * len(results)
 

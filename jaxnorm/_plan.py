@@ -1,0 +1,46 @@
+"""How a computation is laid out for the backend that it is lowered to."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+
+
+class Plan(NamedTuple):
+    """The choices that change a program's speed and rounding, never its meaning.
+
+    Attributes:
+      separate: keep the passes over the input apart. XLA on CPU computes a value that two loops
+        use only once, in memory: of bfloat16 input, all of it in float32. Behind an optimization
+        barrier each pass converts its own copy as it reads.
+      one_device: no array lies on several devices, so that a slice moves no data.
+      split: add up in short sums; see `jaxnorm._pool.sum_axes`.
+    """
+
+    separate: bool = False
+    one_device: bool = False
+    split: bool = True
+
+    def next_pass(self, *arrays: Any) -> tuple[Any, ...]:
+        """Returns the arrays (None stays None) for the next pass over them."""
+        if not self.separate:
+            return arrays
+        given = iter(jax.lax.optimization_barrier([a for a in arrays if a is not None]))
+        return tuple(None if a is None else next(given) for a in arrays)
+
+
+# Where the backend is not known, or the types of arrays name a mesh.
+PORTABLE = Plan()
+# GPU and TPU add up in trees, and fuse better without barriers.
+ACCELERATOR = Plan(split=False)
+# Below this many bytes of input, starting another loop costs more than a pass over memory.
+CPU_LARGE = 1 << 18
+
+
+def cpu_plan(array: Any, one_device: bool) -> Plan:
+    """Returns the plan for an array (or its type) of given shape and dtype on CPU."""
+    if not all(isinstance(s, int) for s in array.shape):
+        return Plan(separate=True)  # A symbolic size: likely a batch, likely large.
+    large = array.size * array.dtype.itemsize >= CPU_LARGE
+    return Plan(separate=large, one_device=one_device)
