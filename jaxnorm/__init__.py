@@ -14,6 +14,7 @@ from jaxnorm.functional.feature import layer_norm as layer_norm
 from jaxnorm.functional.feature import rms_norm as rms_norm
 from jaxnorm.functional.group import group_norm as group_norm
 from jaxnorm.functional.group import instance_norm as instance_norm
+from jaxnorm.functional.inverse import unstandardize as unstandardize
 from jaxnorm.functional.renorm import batch_renorm as batch_renorm
 from jaxnorm.functional.renorm import blended_batch_norm as blended_batch_norm
 from jaxnorm.functional.segment import segment_batch_norm as segment_batch_norm
@@ -24,14 +25,20 @@ from jaxnorm.functional.weight_standardization import (
     scaled_weight_standardize as scaled_weight_standardize,
 )
 from jaxnorm.functional.weight_standardization import weight_standardize as weight_standardize
+from jaxnorm.functional.whitening import Whitening as Whitening
+from jaxnorm.functional.whitening import decorrelate as decorrelate
+from jaxnorm.functional.whitening import update_whitening as update_whitening
+from jaxnorm.functional.whitening import whiten as whiten
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Moments",
+    "Whitening",
     "batch_norm",
     "batch_renorm",
     "blended_batch_norm",
+    "decorrelate",
     "ghost_batch_norm",
     "group_norm",
     "instance_norm",
@@ -44,7 +51,10 @@ __all__ = [
     "segment_batch_norm",
     "spectral_norm",
     "standardize",
+    "unstandardize",
     "update_moments",
+    "update_whitening",
     "weight_norm",
     "weight_standardize",
+    "whiten",
 ]

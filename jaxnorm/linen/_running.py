@@ -55,6 +55,4 @@ class RunningMoments:
         batch = Moments(*(b.astype(a.dtype) for a, b in zip(old, batch, strict=True)))
         merged = _combine.merge_moments(old, batch)
         for name, value, shaped in zip(ACCUMULATORS, merged, old, strict=True):
-            self._module.put_variable(
-                self.collection, name, jnp.broadcast_to(value, shaped.shape)
-            )
+            self._module.put_variable(self.collection, name, jnp.broadcast_to(value, shaped.shape))

@@ -259,9 +259,7 @@ class BatchNorm(AffineModule, kw_only=True):
     def _check_count(self, shape, axes, mask, source: Statistics, batch: core.Batch) -> None:
         if source != "batch" or self.is_initializing():
             return
-        if self.axis_name is not None or mask is not None or batch.segments is not None:
-            return
-        if math.prod(shape[a] for a in axes) > batch.virtual:
+        if not self._pools_one_value(shape, axes, mask, batch):
             return
         where = f" in each of {batch.virtual} virtual batches" if batch.virtual > 1 else ""
         raise ValueError(
@@ -269,6 +267,18 @@ class BatchNorm(AffineModule, kw_only=True):
             f"{shape} reduced over axes {axes}. One value cannot be normalized; use a larger "
             "batch, use_running_average=True, or a norm that does not pool over the batch."
         )
+
+    def _pools_one_value(self, shape, axes, mask, batch: core.Batch) -> bool:
+        """Whether a statistic is known to be of one value, which has no variance."""
+        if self.axis_name is not None or mask is not None or batch.segments is not None:
+            return False
+        return math.prod(shape[a] for a in axes) <= batch.virtual
+
+    def can_normalize_by_batch(self, x: ArrayLike, mask: ArrayLike | None = None) -> bool:
+        """Whether `x` has more than one value for each statistic, as far as its shape tells."""
+        shape = jnp.shape(x)
+        batch = core.Batch(virtual=self.num_virtual_batches)
+        return not self._pools_one_value(shape, self._axes_of(shape)[0], mask, batch)
 
     def _track(self, state: RunningMoments, pooled: Moments, domain, update) -> None:
         """Updates the running statistics, or adds to the accumulators where there are any."""

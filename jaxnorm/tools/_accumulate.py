@@ -1,0 +1,135 @@
+"""Running statistics that are updated once for many microbatches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxnorm._combine import update_moments
+from jaxnorm._moments import Moments
+from jaxnorm.linen._running import ACCUMULATORS
+
+Stats = Mapping[str, Any]
+
+
+def accumulate(batch_stats: Stats) -> dict[str, Any]:
+    """Returns `batch_stats` with an empty accumulator beside each running mean and variance.
+
+    While it is there, a call that would update the running statistics merges the batch's moments
+    into the accumulator instead (`jaxnorm.merge_moments`), and so does one in evaluation whose
+    `batch_stats` are mutable. After k microbatches it holds the moments of the full batch;
+    `settle` then makes the one update that the full batch would have made.
+
+    What normalizes is not changed: in training each microbatch, by its own statistics. Where the
+    full batch's statistics are to normalize too, map over the microbatches with a named axis:
+    `jax.vmap(step, axis_name="micro")` with `BatchNorm(axis_name="micro")` equals the full batch in
+    everything, and takes its memory.
+
+    Args:
+      batch_stats: the collection of a model's variables; modules may share it and be stacked.
+
+    Returns:
+      A new collection, with the same structure after every call of the model.
+
+    Raises:
+      ValueError: there is no running mean and variance in it.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnn
+      >>> from jaxnorm import tools
+      >>> norm = jnn.BatchNorm(momentum=0.5, use_running_average=False)
+      >>> x = jnp.array([[1.], [3.], [5.], [11.]])
+      >>> variables = norm.init(jax.random.key(0), x)
+      >>> stats = tools.accumulate(variables["batch_stats"])
+      >>> for microbatch in jnp.split(x, 2):
+      ...     _, new = norm.apply({**variables, "batch_stats": stats}, microbatch,
+      ...                         mutable=["batch_stats"])
+      ...     stats = new["batch_stats"]
+      >>> tools.settle(stats, momentum=0.5)["mean"], norm.apply(
+      ...     variables, x, mutable=["batch_stats"])[1]["batch_stats"]["mean"]
+      (Array([2.5], dtype=float32), Array([2.5], dtype=float32))
+    """
+    found = False
+
+    def add(path: str, node: dict[str, Any]) -> dict[str, Any]:
+        del path
+        nonlocal found
+        found = True
+        mean, var = node["mean"], node["var"]
+        zeros = (jnp.zeros_like(mean), jnp.zeros_like(var), jnp.zeros_like(var))
+        return node | dict(zip(ACCUMULATORS, zeros, strict=True))
+
+    result = map_running(batch_stats, add)
+    if not found:
+        raise ValueError("batch_stats holds no running mean and var to accumulate for.")
+    return result
+
+
+def settle(
+    batch_stats: Stats,
+    *,
+    momentum: float | None,
+    unbiased: bool = True,
+    debias: bool = False,
+) -> dict[str, Any]:
+    """Updates the running statistics by what was accumulated, and removes the accumulators.
+
+    Args:
+      batch_stats: the collection that `accumulate` returned, after any number of calls.
+      momentum: as the modules have it; 0.0 takes the accumulated moments as they are.
+      unbiased: as the modules have it.
+      debias: as the modules have it.
+
+    Returns:
+      The collection as it was before `accumulate`, updated once. Statistics that nothing was
+      accumulated for stay as they are.
+
+    Raises:
+      ValueError: there are no accumulators in it, or `momentum` lies outside [0, 1].
+
+    Example: see `accumulate`.
+    """
+    if not any(True for _ in accumulators(batch_stats)):
+        raise ValueError("batch_stats holds no accumulators; put them there with accumulate.")
+
+    def update(path: str, node: dict[str, Any]) -> dict[str, Any]:
+        del path
+        rest = {name: value for name, value in node.items() if name not in ACCUMULATORS}
+        if len(rest) == len(node):
+            return node
+        mean, var = node["mean"], node["var"]
+        running = Moments(mean, var, node.get("count", jnp.zeros_like(var)))
+        batch = Moments(*(node[name] for name in ACCUMULATORS))
+        new = update_moments(running, batch, momentum=momentum, unbiased=unbiased, debias=debias)
+        return rest | {k: v for k, v in new._asdict().items() if k in rest}
+
+    return map_running(batch_stats, update)
+
+
+def map_running(
+    stats: Stats,
+    function: Callable[[str, dict[str, Any]], dict[str, Any]],
+    path: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Applies function(path, variables) to each module that has a running mean and variance."""
+    node = {
+        name: map_running(value, function, (*path, name)) if isinstance(value, Mapping) else value
+        for name, value in stats.items()
+    }
+    return function("/".join(path), node) if is_running(node) else node
+
+
+def is_running(node: Stats) -> bool:
+    """Whether the variables are those of a running mean and variance."""
+    return all(name in node and not isinstance(node[name], Mapping) for name in ("mean", "var"))
+
+
+def accumulators(stats: Stats, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Moments]]:
+    """Yields the path of each module that has an accumulator, and what that holds."""
+    if ACCUMULATORS[0] in stats:
+        yield "/".join(path), Moments(*(stats[name] for name in ACCUMULATORS))
+    for name, value in stats.items():
+        if isinstance(value, Mapping):
+            yield from accumulators(value, (*path, name))
