@@ -53,15 +53,16 @@ class Data:
 
     def __init__(self, case: Case, seed: int = 0, mean: float = 0.0):
         rng = np.random.default_rng(seed)
-        dtype = jnp.dtype(case.dtype)
-        self.x, self.dy = (
-            (rng.standard_normal(case.shape, np.float32) + np.float32(shift)).astype(dtype)
-            for shift in (mean, 0)
-        )
-        gamma, beta = (
-            (rng.standard_normal(case.shape[-1:], np.float32) * np.float32(0.1)) + np.float32(shift)
-            for shift in (1, 0)
-        )
+
+        def draw(shape: tuple[int, ...], mean: float, std: float, dtype) -> np.ndarray:
+            values = rng.standard_normal(shape, np.float32)
+            values *= np.float32(std)
+            values += np.float32(mean)
+            return values.astype(dtype, copy=False)
+
+        self.x = draw(case.shape, mean, 1, jnp.dtype(case.dtype))
+        self.dy = draw(case.shape, 0, 1, jnp.dtype(case.dtype))
+        gamma, beta = (draw(case.shape[-1:], value, 0.1, np.float32) for value in (1, 0))
         self.parameters = (gamma,) if case.norm == "rms" else (gamma, beta)
         self.on_device = functools.cache(self._on_device)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import time
 import warnings
@@ -39,30 +40,30 @@ class JaxPeer:
     ):
         self.name, self.version, self.norms = name, version, norms
         self.build, self.channels_first = build, channels_first
+        self._jitted = functools.cache(lambda case: jax.jit(self._function(case, True)))
 
     def programs(self, case: Case, data: Data, backward: bool) -> list[Program]:
         """Compiles the case; see `Peer`."""
-        function, arguments = self._computation(case, data, backward)
-        return [compile_program(function, *arguments)]
+        arguments = self._arguments(case, data, backward)
+        return [compile_program(self._function(case, backward), *arguments)]
 
     def kept_bytes(self, case: Case, data: Data) -> int:
         """Counts the residuals of `jax.vjp`; see `Peer`."""
         normalization = self.build(case)
-        x, _ = self._arrays(case, data)
+        x, *parameters = self._arguments(case, data, False)
 
         def residuals(x, *parameters):
             return jax.tree.leaves(jax.vjp(normalization, x, *parameters, has_aux=True)[1])
 
         with foreign_code():
-            jaxpr = jax.make_jaxpr(residuals)(x, *data.parameters).jaxpr
+            jaxpr = jax.make_jaxpr(residuals)(x, *parameters).jaxpr
         kept = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
         return sum(v.aval.size * v.aval.dtype.itemsize for v in kept)  # type: ignore[attr-defined]
 
     def evaluate(self, case: Case, data: Data) -> tuple[np.ndarray, ...]:
         """Returns y, dx and the parameters' cotangents; see `Peer`."""
-        function, arguments = self._computation(case, data, True)
         with foreign_code():
-            y, (dx, *dparameters), _ = jax.jit(function)(*arguments)
+            y, (dx, *dparameters), _ = self._jitted(case)(*self._arguments(case, data, True))
         if self._channels_first(case):
             y, dx = (jnp.moveaxis(a, 1, -1) for a in (y, dx))
         return tuple(np.asarray(a).astype(np.float64) for a in (y, dx, *dparameters))
@@ -70,21 +71,21 @@ class JaxPeer:
     def _channels_first(self, case: Case) -> bool:
         return self.channels_first and case.norm in ("batch", "group", "instance")
 
-    def _arrays(self, case: Case, data: Data) -> tuple[jax.Array, jax.Array]:
-        return data.on_device(self._channels_first(case))
+    def _arguments(self, case: Case, data: Data, backward: bool) -> tuple[jax.Array, ...]:
+        x, dy = data.on_device(self._channels_first(case))
+        arguments = (x, *jax.device_put(data.parameters))
+        return (dy, *arguments) if backward else arguments
 
-    def _computation(self, case: Case, data: Data, backward: bool):
+    def _function(self, case: Case, backward: bool) -> Callable[..., Any]:
         normalization = self.build(case)
-        parameters = jax.device_put(data.parameters)
-        x, dy = self._arrays(case, data)
         if not backward:
-            return normalization, (x, *parameters)
+            return normalization
 
         def with_cotangents(dy, x, *parameters):
             y, pullback, running = jax.vjp(normalization, x, *parameters, has_aux=True)
             return y, pullback(dy.astype(y.dtype)), running
 
-        return with_cotangents, (dy, x, *parameters)
+        return with_cotangents
 
 
 @contextlib.contextmanager
@@ -218,9 +219,7 @@ def load_equinox() -> JaxPeer:
         def apply(x, *parameters):
             if case.norm == "batch":
                 make = eqx.nn.make_with_state(eqx.nn.BatchNorm)
-                norm, state = make(
-                    channels, "batch", eps=EPSILON, momentum=MOMENTUM, mode="batch"
-                )
+                norm, state = make(channels, "batch", eps=EPSILON, momentum=MOMENTUM, mode="batch")
                 # Parameters in float32 would make the result float32.
                 norm = replace(norm, [p.astype(x.dtype) for p in parameters])
                 mapped = jax.vmap(norm, (0, None), (0, None), axis_name="batch")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxnorm.cli.peers import EPSILON, MOMENTUM, NORMS, Case, Data, Program, Unavailable

@@ -1,0 +1,115 @@
+"""`python -m jaxnorm bench`: how fast and how lean the normalizations are, beside their peers."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from jaxnorm.cli import arguments, peers
+from jaxnorm.cli.bench_cases import SIZES, parse_shape
+from jaxnorm.cli.errors import UserError, require
+
+DESCRIPTION = """\
+Times the normalizations, forward and forward+backward (the result and the cotangents of input,
+gamma and beta), in one process and in turn with the same normalizations of other libraries, each
+compiled or as it is fastest, and with a copy that reads and writes the same bytes. Also gives
+compile times, the compiled programs' temporary memory, and what is kept for the backward pass.
+Writes bench.csv and bench.png. Ctrl-C ends it early and keeps what was measured."""
+# What has no effect beside these options.
+UNUSED = {"models": ("sizes", "shapes", "peers", "megabytes"), "growth": ("sizes", "shapes")}
+
+
+def add_parser(subparsers) -> None:
+    """Adds the command to the command line."""
+    parser = subparsers.add_parser(
+        "bench",
+        help="time the normalizations beside other libraries and a copy",
+        description=DESCRIPTION,
+    )
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument(
+        "--models",
+        action="store_true",
+        help="instead, training steps of a small ResNet (batch, group and instance norm) and a "
+        "small transformer encoder (layer and RMS norm), with jaxnorm's and flax.linen's modules",
+    )
+    kind.add_argument(
+        "--growth",
+        action="store_true",
+        help="instead, the time per byte as the input grows from 8 MB to 1 GB",
+    )
+    # Defaults depend on the kind, so that an option that was given can be told from one that
+    # was not.
+    parser.add_argument(
+        "--norms",
+        type=arguments.comma_list(arguments.one_of(*peers.NORMS)),
+        metavar="A,B",
+        help=f"of {', '.join(peers.NORMS)} (default: all; with --models and --growth, batch,layer)",
+    )
+    parser.add_argument(
+        "--sizes",
+        type=arguments.comma_list(arguments.one_of(*SIZES)),
+        metavar="A,B",
+        help="inputs of 8 kB (small), 2 MB (medium), more than 8 MB (large) and more than 100 MB "
+        "(huge) (default: all; on CPU all but huge)",
+    )
+    parser.add_argument(
+        "--shapes",
+        type=arguments.comma_list(parse_shape),
+        metavar="AxB,..",
+        help="shapes instead of sizes, batch first and channels last: 4096x1024,8x28x28x64",
+    )
+    parser.add_argument(
+        "--dtypes",
+        type=arguments.comma_list(arguments.one_of(*peers.DTYPES)),
+        metavar="A,B",
+        help=f"of {', '.join(peers.DTYPES)} (default: float32,bfloat16)",
+    )
+    parser.add_argument(
+        "--peers",
+        type=arguments.comma_list(arguments.one_of(*peers.PEERS)),
+        metavar="A,B",
+        help=f"of {', '.join(peers.PEERS)} (default: all that are installed; with --growth and "
+        "--quick, flax.linen)",
+    )
+    parser.add_argument(
+        "--megabytes",
+        type=arguments.comma_list(arguments.positive_int),
+        metavar="A,B",
+        help="sizes of --growth (default: 8,32,128,512,1024)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=arguments.positive_int,
+        metavar="N",
+        help="how often all take their turn; medians are shown (default: 21; with --quick 5)",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="small and large inputs, flax.linen alone, few rounds: under a minute on two cores",
+    )
+    parser.add_argument(
+        "--markdown", action="store_true", help="print the tables as Markdown, for a README"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("bench"), metavar="FOLDER", help="output folder"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the benchmark; 0, or 130 if it was interrupted."""
+    require("matplotlib", "rich")
+    kind = "models" if args.models else "growth" if args.growth else None
+    for name in ("megabytes",) if kind is None else UNUSED[kind]:
+        if getattr(args, name) is not None:
+            where = "without --growth" if kind is None else f"with --{kind}"
+            raise UserError(f"--{name} has no effect {where}; leave it out")
+    if args.models:
+        from jaxnorm.cli import bench_models as bench_kind
+    elif args.growth:
+        from jaxnorm.cli import bench_growth as bench_kind
+    else:
+        from jaxnorm.cli import bench_norms as bench_kind
+    return bench_kind.run(args)

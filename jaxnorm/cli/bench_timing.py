@@ -1,0 +1,105 @@
+"""How programs are timed: in turn, round after round, so that what disturbs one disturbs all."""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxnorm.cli.peers import Case, Data, Program
+from jaxnorm.cli.peers_jax import compile_program
+
+SAMPLE_SECONDS = 4e-3  # many calls make up a sample of a program that is faster than that
+MOST_CALLS = 1000
+PAUSE_SECONDS = 1e-3  # lets the threads of the program before go to sleep
+
+
+def copy_program(case: Case, data: Data, backward: bool) -> Program:
+    """Returns the floor: a program that reads and writes what any normalization has to.
+
+    Forward it reads x and writes y; with `backward` it reads x and dy and writes y and dx.
+    """
+    x, dy = data.on_device(False)
+    bits = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+
+    def touch(array):
+        # Flipping a bit, as a plain copy runs on one thread on CPU, and arithmetic in bfloat16
+        # would be more than a copy.
+        flipped = jax.lax.bitcast_convert_type(array, bits) ^ jnp.ones((), bits)
+        return jax.lax.bitcast_convert_type(flipped, array.dtype)
+
+    arrays = (x, dy) if backward else (x,)
+    return compile_program(lambda *arrays: [touch(a) for a in arrays], *arrays)
+
+
+def fastest(programs: Sequence[Program]) -> Program:
+    """Returns the program that runs fastest, of several ways to compute the same."""
+    if len(programs) == 1:
+        return programs[0]
+    times = interleave(programs, 3)
+    return programs[times.index(min(times))]
+
+
+def interleave(
+    programs: Sequence[Program], rounds: int, report: Callable[[], None] = lambda: None
+) -> list[float]:
+    """Times programs in turn, in another order each round.
+
+    Args:
+      programs: all of them are timed in each round, right after each other.
+      rounds: samples to take of each program.
+      report: called after each round.
+
+    Returns:
+      The median over the rounds of each program's seconds per call.
+    """
+    shuffle = random.Random(0).shuffle
+    calls = [_count_calls(program) for program in programs]
+    samples: list[list[float]] = [[] for _ in programs]
+    order = list(range(len(programs)))
+    collects = gc.isenabled()
+    for _ in range(rounds):
+        shuffle(order)
+        gc.collect()
+        gc.disable()
+        try:
+            for i in order:
+                time.sleep(PAUSE_SECONDS)
+                if calls[i] > 1:
+                    _sample(programs[i], 1)
+                samples[i].append(_sample(programs[i], calls[i]))
+        finally:
+            if collects:
+                gc.enable()
+        report()
+    return [statistics.median(s) for s in samples]
+
+
+def _count_calls(program: Program) -> int:
+    """Returns the calls that fill a sample, of a program that it also warms up."""
+    _sample(program, 2)
+    seconds = _sample(program, 1)
+    if seconds < SAMPLE_SECONDS / 10:
+        seconds = _sample(program, 10)  # a single short call is mostly noise
+    return max(1, min(MOST_CALLS, math.ceil(SAMPLE_SECONDS / seconds)))
+
+
+def _sample(program: Program, calls: int) -> float:
+    """Returns the seconds per call."""
+    call, wait = program.call, program.wait
+    start = time.perf_counter()
+    if program.queues:
+        result = None
+        for _ in range(calls):
+            result = call()
+        wait(result)
+    else:
+        for _ in range(calls):
+            wait(call())
+    return (time.perf_counter() - start) / calls
