@@ -31,8 +31,8 @@ def merge_moments(
 
     Args:
       *moments: one or more `Moments` whose shapes broadcast.
-      axis: axes of the moments' own arrays to merge along as well, as for microbatches or virtual
-        batches stacked there; they are removed.
+      axis: axes of the moments' own arrays to merge along as well, as for microbatches stacked
+        there; they are removed. A count of lower rank has the first axes.
       axis_name: mapped axes (of `jax.vmap` or `jax.shard_map`) to merge over as well, in two
         collectives.
       axis_index_groups: groups of indices of `axis_name` that merge together.
@@ -84,7 +84,10 @@ def _merge_two(a: Moments, b: Moments) -> Moments:
 def _merge_by(m: Moments, total, expanded: tuple[int, ...] = ()) -> Moments:
     """Merges the parts of `m` that `total` adds up; it removes the axes `expanded`."""
     mean, var, count = m
-    count = jnp.broadcast_to(count, mean.shape) if expanded else count
+    if expanded:
+        # A scalar count becomes one of rank 1 when moments are stacked or mapped over.
+        count = jnp.expand_dims(count, tuple(range(count.ndim, mean.ndim)))
+        count = jnp.broadcast_to(count, mean.shape)
     mean, var = (jnp.where(count > 0, value, 0) for value in (mean, var))
     weighted, all_counts = total(mean * count.astype(mean.dtype), count)
     divisor = jnp.maximum(all_counts, 1)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from jaxnorm import _axes, _moments
 from jaxnorm._axes import Axes
-from jaxnorm._moments import Moments, moments
+from jaxnorm._moments import Moments
+from jaxnorm._pool import Pool
 from jaxnorm.tools._population import Population, track
 
 
@@ -45,12 +49,25 @@ def dataset_moments(batches: Iterable[Any], *, axis: Axes, progress: bool = Fals
       >>> jaxnorm.unstandardize(y, m, axis=0, epsilon=0.0).tolist()
       [[8.0, 80.0]]
     """
-    compute = jax.jit(lambda x, mask: {"": moments(x, axis, mask=mask)})
+    axis = axis if isinstance(axis, int) else tuple(axis)
     population = Population()
     for batch in track(batches, "moments of the data", progress):
         x, mask = batch if isinstance(batch, tuple) else (batch, None)
-        population.add(compute(x, mask))
+        population.add({"": _batch_moments(x, mask, axis)})
     result = population.result()
     if not result:
         raise ValueError("batches is empty; a data set's moments need at least one batch.")
     return result[""]
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _batch_moments(x, mask, axis) -> Any:
+    """Returns the moments of a batch, the mean in two parts."""
+    stats: Any
+    x = _axes.check_input(x)
+    axes = _axes.canonical_axes(axis, x.shape)
+    mask = None if mask is None else _axes.expand_mask(mask, x.shape)
+    stats, count = _moments.centered_moments(x, mask, Pool(axes))
+    count = jnp.broadcast_to(count, stats.var.shape)
+    shift, offset, var, count = (jnp.squeeze(value, axes) for value in (*stats, count))
+    return Moments._make(((shift, offset), var, count))

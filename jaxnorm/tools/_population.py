@@ -22,7 +22,10 @@ class Population:
         self._pending: list[dict[str, Moments]] = []
 
     def add(self, moments: dict[str, Moments]) -> None:
-        """Adds the moments of a batch, by name; they may still be under way on a device."""
+        """Adds the moments of a batch, by name; they may still be under way on a device.
+
+        A mean may be given as a pair of float32 arrays to add up in float64.
+        """
         self._pending.append(moments)
         if len(self._pending) == _FETCHED_TOGETHER:
             self._merge()
@@ -42,7 +45,7 @@ class Population:
 
 def _merge_wide(parts: Sequence[Moments]) -> Moments:
     """Returns the moments of the union of disjoint sets (Chan, Golub & LeVeque 1979)."""
-    mean = np.stack([np.asarray(p.mean, np.result_type(p.mean, np.float64)) for p in parts])
+    mean = np.stack([sum(_wide(m) for m in jax.tree.leaves(p.mean)) for p in parts])
     var = np.stack([np.asarray(p.var, np.float64) for p in parts])
     count = np.stack(
         [np.broadcast_to(np.asarray(p.count, np.float64), var[0].shape) for p in parts]
@@ -54,6 +57,10 @@ def _merge_wide(parts: Sequence[Moments]) -> Moments:
     center = (weight * mean).sum(0)
     spread = (weight * (var + np.abs(mean - center) ** 2)).sum(0)
     return Moments._make((center, spread, total))
+
+
+def _wide(value: Any) -> np.ndarray:
+    return np.asarray(value, np.result_type(value, np.float64))
 
 
 def track(batches: Iterable[Any], description: str, progress: bool) -> Iterator[Any]:

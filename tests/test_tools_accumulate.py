@@ -1,0 +1,155 @@
+"""Microbatches whose statistics, or whose whole step, equal those of the full batch."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxnorm
+import jaxnorm.linen as jnn
+from jaxnorm import tools
+
+# Sums in another order: a few roundings of 6e-8 of values below 10.
+CLOSE = {"rtol": 2e-6, "atol": 4e-6}
+
+
+@pytest.fixture
+def x(rng):
+    return jnp.asarray(rng.normal(size=(12, 3)) + 1, jnp.float32)
+
+
+def step(norm, variables, stats, x, **options):
+    _, new = norm.apply({**variables, "batch_stats": stats}, x, mutable=["batch_stats"], **options)
+    return new["batch_stats"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"unbiased": False}, {"momentum": None}, {"momentum": 0.5, "debias": True}],
+    ids=str,
+)
+def test_one_update_for_all_microbatches(x, options):
+    """Uneven microbatches, one of them masked; twice, so that averages go on from the first."""
+    norm = jnn.BatchNorm(**{"momentum": 0.9, **options}, use_running_average=False)
+    variables = norm.init(jax.random.key(0), x)
+    mask = jnp.arange(12)[:, None] != 7
+    expected = stats = variables["batch_stats"]
+    settings = {"momentum": norm.momentum, "unbiased": norm.unbiased, "debias": norm.debias}
+    for scale in (1.0, 3.0):
+        expected = step(norm, variables, expected, scale * x, mask=mask)
+        collecting = tools.accumulate(stats)
+        for part in (slice(0, 5), slice(5, 9), slice(9, 12)):
+            collecting = step(norm, variables, collecting, scale * x[part], mask=mask[part])
+        stats = tools.settle(collecting, **settings)
+    chex.assert_trees_all_close(stats, expected, **CLOSE)
+
+
+def test_in_a_scan_over_microbatches(x):
+    """The structure does not change, so the statistics can be a scan's carry."""
+    norm = jnn.BatchNorm(use_running_average=False)
+    variables = norm.init(jax.random.key(0), x)
+
+    @jax.jit
+    def accumulated(stats, microbatches):
+        return jax.lax.scan(
+            lambda stats, x: (step(norm, variables, stats, x), None), stats, microbatches
+        )[0]
+
+    stats = accumulated(tools.accumulate(variables["batch_stats"]), x.reshape(3, 4, 3))
+    expected = step(norm, variables, variables["batch_stats"], x)
+    chex.assert_trees_all_close(tools.settle(stats, momentum=0.99), expected, **CLOSE)
+
+
+def test_the_whole_step_over_a_named_axis(x):
+    """Outputs and gradients too, when the microbatches are mapped with a named axis."""
+
+    class Net(nn.Module):
+        axis_name: str | None
+
+        @nn.compact
+        def __call__(self, x):
+            for _ in range(2):
+                x = nn.tanh(nn.Dense(3)(x))
+                x = jnn.BatchNorm(axis_name=self.axis_name, use_running_average=False)(x)
+            return x
+
+    variables = Net(None).init(jax.random.key(0), x)
+
+    def gradient(axis_name):
+        def loss(params, x):
+            y, new = Net(axis_name).apply(
+                {**variables, "params": params}, x, mutable=["batch_stats"]
+            )
+            return (y**3).mean(), new
+
+        def total(params):
+            if axis_name is None:
+                return loss(params, x)
+            mapped = jax.vmap(lambda x: loss(params, x), axis_name=axis_name, out_axes=(0, None))
+            values, new = mapped(x.reshape(3, 4, 3))
+            return values.mean(), new
+
+        return jax.jit(jax.grad(total, has_aux=True))(variables["params"])
+
+    chex.assert_trees_all_close(gradient("micro"), gradient(None), **CLOSE)
+
+
+def test_one_layer_in_two_passes(x):
+    """Merge the microbatches' moments, then standardize each by the result; gradients included."""
+    weights = jnp.cos(jnp.arange(36.0)).reshape(12, 3)
+
+    def in_parts(x):
+        parts = jnp.split(x, [5, 9])
+        moments = jaxnorm.merge_moments(*(jaxnorm.moments(p, 0) for p in parts))
+        y = [jaxnorm.standardize(p, moments, axis=0, epsilon=1e-5) for p in parts]
+        return (jnp.concatenate(y) * weights).sum(), moments
+
+    def at_once(x):
+        y, moments = jaxnorm.batch_norm(x, axis=0)
+        return (y * weights).sum(), moments
+
+    results = [jax.jit(jax.value_and_grad(f, has_aux=True))(x) for f in (in_parts, at_once)]
+    chex.assert_trees_all_close(*results, **CLOSE)
+
+
+def test_moments_stacked_along_an_axis_merge(x):
+    stacked = jax.vmap(lambda part: jaxnorm.moments(part, 0))(x.reshape(4, 3, 3))
+    merged = jaxnorm.merge_moments(stacked, axis=0)
+    whole = jaxnorm.moments(x, 0)
+    np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-6)
+    np.testing.assert_allclose(merged.var, whole.var, rtol=1e-6)
+    np.testing.assert_array_equal(merged.count, np.full(3, 12))
+
+
+def test_merging_is_stable_at_a_large_mean(x):
+    """The parts' means come rounded to 3e-2; times their distance of 0.5, twice, that is 3e-2."""
+    x = x + 1e6
+    stacked = jax.vmap(lambda part: jaxnorm.moments(part, 0))(x.reshape(4, 3, 3))
+    expected = np.asarray(x, np.float64).var(0)
+    np.testing.assert_allclose(jaxnorm.merge_moments(stacked, axis=0).var, expected, atol=0.03)
+
+
+def test_domains_accumulate_in_their_own_rows(x):
+    norm = jnn.BatchNorm(num_domains=3, use_running_average=False)
+    variables = norm.init(jax.random.key(0), x, domain=0)
+    expected = stats = variables["batch_stats"]
+    for domain in (0, 2):
+        expected = step(norm, variables, expected, x * (domain + 1), domain=domain)
+    stats = tools.accumulate(stats)
+    for domain in (0, 2):
+        for part in jnp.split(x * (domain + 1), 2):
+            stats = step(norm, variables, stats, part, domain=domain)
+    chex.assert_trees_all_close(tools.settle(stats, momentum=0.99), expected, **CLOSE)
+
+
+def test_nothing_to_accumulate():
+    with pytest.raises(ValueError) as error:
+        tools.accumulate({"layer": {"u": jnp.ones(3)}})
+    assert str(error.value) == "batch_stats holds no running mean and var to accumulate for."
+    with pytest.raises(ValueError) as error:
+        tools.settle({"layer": {"mean": jnp.ones(3), "var": jnp.ones(3)}}, momentum=0.9)
+    assert str(error.value) == (
+        "batch_stats holds no accumulators; put them there with accumulate."
+    )
