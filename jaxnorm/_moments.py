@@ -214,7 +214,10 @@ def mean_square(
 def to_moments(stats: Centered, count: jax.Array, axes: Sequence[int]) -> Moments:
     """Returns public moments, without the reduced axes."""
     squeeze = functools.partial(jnp.squeeze, axis=tuple(axes))
-    mean = jnp.zeros_like(stats.var) if stats.shift is None else stats.shift + stats.offset
+    if stats.shift is None or stats.offset is None:
+        mean = jnp.zeros_like(stats.var)
+    else:
+        mean = stats.shift + stats.offset
     return Moments(squeeze(mean), squeeze(stats.var), squeeze(count) if count.ndim else count)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -144,15 +144,15 @@ def result(x, gamma, beta, mask, stats: Centered, options: Options) -> jax.Array
 def forward(x, gamma, beta, mask, *, options: Options, plan: Plan):
     """Returns y and the statistics: shift, offset and var."""
     pool = options.pool
-    columns = plan.separate and bool(pool.axes) and not _varies_within(gamma, pool)
-    rows = plan.separate and not columns
+    rows = plan.fuse_rows and (not pool.axes or _varies_within(gamma, pool))
+    columns = plan.separate and not rows
     if columns and options.center and plan.one_device and mask is None:
         stats = saved = _moments.quick_moments(x, pool, plan)
     elif options.center:
         shift, count = _moments.find_shift(x, mask, pool, plan)
         x, mask, shift, count = plan.next_pass(x, mask, shift, count)
         stats = saved = _moments.moments_about(shift, count, x, mask, pool, plan)
-        if rows:
+        if rows and plan.separate:
             # XLA on CPU can find the statistics of short rows and use them in one loop, but not
             # return them from it as well: they are computed twice, unless nothing needs them.
             x, mask, shift, count = plan.next_pass(x, mask, shift, count)
@@ -160,12 +160,13 @@ def forward(x, gamma, beta, mask, *, options: Options, plan: Plan):
             stats = _moments.moments_about(shift, count, x, mask, pool, together)
     else:
         stats = saved = _moments.mean_square(x, mask, pool, plan)[0]
-        if rows:
+        if rows and plan.separate:
             x, mask = plan.next_pass(x, mask)
             stats = _moments.mean_square(x, mask, pool, plan)[0]
     if columns:
-        x, gamma, beta, mask, *stats = plan.next_pass(x, gamma, beta, mask, *stats)
-    return (result(x, gamma, beta, mask, Centered(*stats), options), *saved)
+        x, gamma, beta, mask, *parts = plan.next_pass(x, gamma, beta, mask, *stats)
+        stats = Centered(*parts)
+    return (result(x, gamma, beta, mask, stats, options), *saved)
 
 
 def _varies_within(parameter, pool: Pool) -> bool:
@@ -301,7 +302,7 @@ def _times_inverse_root(cross, linear, stats: Centered, shape, options: Options)
 def _cotangent_by_rows(
     x, gamma, mask, stats: Centered, dy, doffset, dvar, cross, linear, options: Options, plan: Plan
 ):
-    """Returns the cotangent of x in one pass that also sums over the pools."""
+    """Returns the cotangent of x, from sums over the pools taken here."""
     del cross, linear
     pool, wide = options.pool, compute_dtype(x.dtype)
     count = jnp.maximum(_moments.local_count(x, mask, pool, plan), 1)
@@ -313,9 +314,21 @@ def _cotangent_by_rows(
     dx = jnp.zeros_like(x_hat)
     if dy is not None:
         u = widen(dy, mask) * full_gamma(gamma, options.gamma_offset, wide)
-        dx = u - x_hat * spread(pool.sum(u * x_hat, plan) / count)
+        cross, linear = pool.sum(u * x_hat, plan), None
+        if not plan.fuse_rows:
+            x, gamma, mask, dy, cross, *parts = plan.next_pass(x, gamma, mask, dy, cross, *stats)
+            u = widen(dy, mask) * full_gamma(gamma, options.gamma_offset, wide)
         if options.center:
-            dx = dx - spread(pool.sum(u, plan) / count)
+            linear = pool.sum(u, plan)
+        if not plan.fuse_rows:
+            x, gamma, mask, dy, cross, linear, *parts = plan.next_pass(
+                x, gamma, mask, dy, cross, linear, *parts
+            )
+            u = widen(dy, mask) * full_gamma(gamma, options.gamma_offset, wide)
+            x_hat = normalized(x, mask, Centered(*parts), options)
+        dx = u - x_hat * spread(cross / count)
+        if linear is not None:
+            dx = dx - spread(linear / count)
         dx = dx * spread(inv)
     if doffset is not None:
         dx = dx + spread(doffset / count)
@@ -334,8 +347,7 @@ def _cotangent_by_columns(
     pool, wide = options.pool, compute_dtype(x.dtype)
     spread = functools.partial(pool.spread, shape=x.shape)
     count = jnp.maximum(_moments.local_count(x, mask, pool, plan), 1)
-    scale, slope = None, jnp.zeros((), wide)
-    level = jnp.zeros((), wide) if options.center else None
+    scale, slope, level = None, jnp.zeros((), wide), jnp.zeros((), wide)
     if dy is not None:
         within = pool._replace(axes=())
         gamma = full_gamma(gamma, options.gamma_offset, wide)
@@ -348,11 +360,12 @@ def _cotangent_by_columns(
         slope = slope + 2 * dvar / count
     if options.center:
         # In terms of x - shift instead of x - mean.
-        level = level - slope * stats.offset
+        level = level - slope * cast(jax.Array, stats.offset)
         if doffset is not None:
             level = level + doffset / count
     if slope.ndim:
-        slope, level = spread(slope), spread(level)
+        slope = spread(slope)
+    level = spread(level) if options.center else None
     x, mask, dy, shift, scale, slope, level = plan.next_pass(
         x, mask, dy, stats.shift, scale, slope, level
     )

@@ -15,11 +15,13 @@ class Plan(NamedTuple):
         use only once, in memory: of bfloat16 input, all of it in float32. Behind an optimization
         barrier each pass converts its own copy as it reads.
       one_device: no array lies on several devices, so that a slice moves no data.
+      fuse_rows: take sums over rows and use them in one pass, which XLA on CPU can do since 0.11.
       split: add up in short sums; see `jaxnorm._pool.sum_axes`.
     """
 
     separate: bool = False
     one_device: bool = False
+    fuse_rows: bool = True
     split: bool = True
 
     def next_pass(self, *arrays: Any) -> tuple[Any, ...]:
@@ -34,6 +36,8 @@ class Plan(NamedTuple):
 PORTABLE = Plan()
 # GPU and TPU add up in trees, and fuse better without barriers.
 ACCELERATOR = Plan(split=False)
+# XLA on CPU sums in loops of its own since then, over several axes at once.
+RECENT_XLA = jax.__version_info__ >= (0, 11)
 # Below this many bytes of input, starting another loop costs more than a pass over memory.
 CPU_LARGE = 1 << 18
 
@@ -41,6 +45,8 @@ CPU_LARGE = 1 << 18
 def cpu_plan(array: Any, one_device: bool) -> Plan:
     """Returns the plan for an array (or its type) of given shape and dtype on CPU."""
     if not all(isinstance(s, int) for s in array.shape):
-        return Plan(separate=True)  # A symbolic size: likely a batch, likely large.
+        return Plan(
+            separate=True, fuse_rows=RECENT_XLA
+        )  # A symbolic size: likely a batch, likely large.
     large = array.size * array.dtype.itemsize >= CPU_LARGE
-    return Plan(separate=large, one_device=one_device)
+    return Plan(separate=large, one_device=one_device, fuse_rows=RECENT_XLA)

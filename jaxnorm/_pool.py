@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm._plan import PORTABLE, Plan
+from jaxnorm._plan import PORTABLE, RECENT_XLA, Plan
 
 
 class Pool(NamedTuple):
@@ -87,8 +87,6 @@ def reduce_precision(x: jax.Array, dropped_bits: int) -> jax.Array:
 
 # Up to this many elements are added up in any order within the rounding that is allowed.
 _SHORT = 256
-# Until 0.10 XLA on CPU was slow over several axes at once, and added them up in one sequence.
-_ONE_AXIS_AT_A_TIME = jax.__version_info__ < (0, 11)
 
 
 def sum_axes(x: jax.Array, axes: Sequence[int], plan: Plan = PORTABLE) -> jax.Array:
@@ -101,7 +99,7 @@ def sum_axes(x: jax.Array, axes: Sequence[int], plan: Plan = PORTABLE) -> jax.Ar
     axes = sorted(axes)
     if not plan.split or len(axes) < 2 or _is_short(x.shape, axes):
         return jnp.sum(x, tuple(axes), keepdims=True)
-    stages = [(a,) for a in reversed(axes)] if _ONE_AXIS_AT_A_TIME else [axes[1:], axes[:1]]
+    stages = [axes[1:], axes[:1]] if RECENT_XLA else [[a] for a in reversed(axes)]
     for position, stage in enumerate(stages):
         if position:
             x = reduce_precision(x, 1)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -157,7 +158,7 @@ class Operation:
 
     def _abstract(self, *operands, present, **params):
         shapes = self.shapes(*_restore(operands, present), **params)
-        return [jax.core.ShapedArray(s.shape, s.dtype) for s in shapes if s is not None]
+        return [ShapedArray(s.shape, s.dtype) for s in shapes if s is not None]
 
     def _differentiate_function(self, primals, tangents, **params):
         tangents = tuple(ad.instantiate_zeros(t) for t in tangents)
