@@ -42,6 +42,19 @@ def canonical_axes(
     return tuple(result)
 
 
+def canonical_axis(axis: int, shape: tuple[int, ...], name: str) -> int:
+    """Returns a single axis as a non-negative int."""
+    return canonical_axes(check_int(axis, name), shape, name)[0]
+
+
+def check_int(value: int, name: str) -> int:
+    """Returns `value` as an int."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {value!r}.") from None
+
+
 def other_axes(axes: Sequence[int], rank: int) -> tuple[int, ...]:
     """Returns the axes of a rank-`rank` array that are not in `axes`, ascending."""
     return tuple(a for a in range(rank) if a not in axes)

@@ -45,7 +45,7 @@ def group_norm(
       The normalized array, in the shape of `x`.
 
     Raises:
-      TypeError: `x` or `dtype` is of integers, or `mask` is not boolean.
+      TypeError: `x` or `dtype` is of integers, `mask` is not boolean, or a number is no integer.
       ValueError: the groups do not divide the channels or are given twice, an axis is out of range
         or given twice, gamma, beta or mask does not fit, or epsilon is negative.
 
@@ -58,7 +58,7 @@ def group_norm(
     Reference: Wu & He 2018, Group Normalization, arXiv:1803.08494.
     """
     x = _axes.check_input(x)
-    (channel,) = _axes.canonical_axes(channel_axis, x.shape, "channel_axis")
+    channel = _axes.canonical_axis(channel_axis, x.shape, "channel_axis")
     groups = _count_groups(num_groups, group_size, x.shape, channel)
     if axis is None:
         pooled = tuple(a for a in range(1, x.ndim) if a != channel)
@@ -85,8 +85,7 @@ def _count_groups(num_groups, group_size, shape, channel) -> int:
             f"group_size={group_size!r}."
         )
     name, value = ("num_groups", num_groups) if group_size is None else ("group_size", group_size)
-    if value is None:
-        value = 32
+    value = 32 if value is None else _axes.check_int(value, name)
     if value < 1 or channels % value:
         raise ValueError(
             f"{name}={value!r} does not divide the {channels} channels on axis {channel} of the "
@@ -138,7 +137,7 @@ def instance_norm(
     Reference: Ulyanov, Vedaldi & Lempitsky 2016, Instance Normalization, arXiv:1607.08022.
     """
     x = _axes.check_input(x)
-    (channel,) = _axes.canonical_axes(channel_axis, x.shape, "channel_axis")
+    channel = _axes.canonical_axis(channel_axis, x.shape, "channel_axis")
     if axis is None:
         axes = tuple(a for a in range(1, x.ndim) if a != channel)
         if not axes:

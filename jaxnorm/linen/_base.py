@@ -33,6 +33,11 @@ class AffineModule(nn.Module, kw_only=True):
     beta_init: nn.initializers.Initializer = nn.initializers.zeros
     param_names: tuple[str, str] = ("gamma", "beta")
 
+    def field_axes(self, field: str, x: ArrayLike) -> tuple[int, ...]:
+        """Returns the axes in a field, checked under its own name."""
+        shape = _axes.check_input(x).shape
+        return _axes.canonical_axes(getattr(self, field), shape, field, allow_empty=True)
+
     def affine(
         self,
         x: ArrayLike,

@@ -45,13 +45,15 @@ class LayerNorm(AffineModule, kw_only=True):
         beta: ArrayLike | None = None,
     ) -> jax.Array:
         """Normalizes `x`; a gamma or beta given here replaces the module's own."""
-        gamma, beta = self.affine(x, self.feature_axes, gamma, beta)
+        axes = self.field_axes("reduction_axes", x)
+        features = self.field_axes("feature_axes", x)
+        gamma, beta = self.affine(x, features, gamma, beta)
         return feature.layer_norm(
             x,
             gamma,
             beta,
-            axis=self.reduction_axes,
-            feature_axes=self.feature_axes,
+            axis=axes,
+            feature_axes=features,
             epsilon=self.epsilon,
             mask=mask,
             gamma_offset=self.gamma_offset,
@@ -95,13 +97,15 @@ class RMSNorm(AffineModule, kw_only=True):
         beta: ArrayLike | None = None,
     ) -> jax.Array:
         """Normalizes `x`; a gamma or beta given here replaces the module's own."""
-        gamma, beta = self.affine(x, self.feature_axes, gamma, beta)
+        axes = self.field_axes("reduction_axes", x)
+        features = self.field_axes("feature_axes", x)
+        gamma, beta = self.affine(x, features, gamma, beta)
         return feature.rms_norm(
             x,
             gamma,
             beta,
-            axis=self.reduction_axes,
-            feature_axes=self.feature_axes,
+            axis=axes,
+            feature_axes=features,
             epsilon=self.epsilon,
             mask=mask,
             gamma_offset=self.gamma_offset,

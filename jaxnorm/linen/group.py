@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
+from jaxnorm import _axes
 from jaxnorm._axes import ArrayLike, Axes
 from jaxnorm.functional import group
 from jaxnorm.linen._base import AffineModule
@@ -45,15 +46,18 @@ class GroupNorm(AffineModule, kw_only=True):
         beta: ArrayLike | None = None,
     ) -> jax.Array:
         """Normalizes `x`; a gamma or beta given here replaces the module's own."""
-        gamma, beta = self.affine(x, self.channel_axis, gamma, beta)
+        x = _axes.check_input(x)
+        channel = _axes.canonical_axis(self.channel_axis, x.shape, "channel_axis")
+        axes = None if self.reduction_axes is None else self.field_axes("reduction_axes", x)
+        gamma, beta = self.affine(x, channel, gamma, beta)
         return group.group_norm(
             x,
             gamma,
             beta,
             num_groups=self.num_groups,
             group_size=self.group_size,
-            channel_axis=self.channel_axis,
-            axis=self.reduction_axes,
+            channel_axis=channel,
+            axis=axes,
             epsilon=self.epsilon,
             mask=mask,
             dtype=self.dtype,
@@ -91,13 +95,16 @@ class InstanceNorm(AffineModule, kw_only=True):
         beta: ArrayLike | None = None,
     ) -> jax.Array:
         """Normalizes `x`; a gamma or beta given here replaces the module's own."""
-        gamma, beta = self.affine(x, self.channel_axis, gamma, beta)
+        x = _axes.check_input(x)
+        channel = _axes.canonical_axis(self.channel_axis, x.shape, "channel_axis")
+        axes = None if self.reduction_axes is None else self.field_axes("reduction_axes", x)
+        gamma, beta = self.affine(x, channel, gamma, beta)
         return group.instance_norm(
             x,
             gamma,
             beta,
-            axis=self.reduction_axes,
-            channel_axis=self.channel_axis,
+            axis=axes,
+            channel_axis=channel,
             epsilon=self.epsilon,
             mask=mask,
             dtype=self.dtype,
