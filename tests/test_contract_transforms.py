@@ -134,7 +134,7 @@ def test_forward_mode_is_the_transpose_of_reverse_mode(norm, rng):
     np.testing.assert_allclose(seen, terms.sum(), atol=4e-6 * np.abs(terms).sum())
 
 
-@registry.norms("transforms")
+@registry.norms("second_order")
 def test_second_order_in_both_modes(norm, rng):
     with jax.enable_x64(True):
         x, gamma, beta, mask = norm.draw(rng, norm.shapes["five"], np.float64, mask=True)
@@ -151,7 +151,7 @@ def test_second_order_in_both_modes(norm, rng):
         check_grads(f, arguments, order=2, modes=("fwd", "rev"), atol=1e-4, rtol=1e-4)
 
 
-@registry.norms("transforms")
+@registry.norms("second_order")
 def test_hessians_agree(norm, rng):
     x, gamma, beta, mask = norm.draw(rng, norm.shapes["five"], mask=True)
     weight = jnp.asarray(rng.normal(size=x.shape), jnp.float32)

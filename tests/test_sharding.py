@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxnorm
 from tests import registry
+from tests.norm import first, in_groups
 
 COLLECTIVES = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
 
@@ -111,8 +112,8 @@ def test_explicit_mesh_axes(norm, axis, rng):
 @pytest.mark.parametrize("axis", [0, 2])
 def test_explicit_mesh_axes_of_as_many_groups_as_devices(axis, rng):
     (norm,) = (n for n in registry.NORMS if n.name == "group_norm")
-    function = registry.first(jaxnorm.group_norm, num_groups=8)
-    norm = dataclasses.replace(norm, function=function, pools=registry.in_groups(8))
+    function = first(jaxnorm.group_norm, num_groups=8)
+    norm = dataclasses.replace(norm, function=function, pools=in_groups(8))
     x, gamma, beta, mask = norm.draw(rng, (8, 3, 16), mask=True)
     dy = jnp.asarray(rng.normal(size=x.shape), x.dtype)
     assert_explicit_axes_work(norm, axis, x, gamma, beta, mask, dy)
