@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import jaxnorm
 from jaxnorm.functional.weight import weight_length
@@ -219,6 +221,30 @@ def test_spectral_norm_under_vmap_and_jvp(rng):
     _, moved = jax.jvp(function, (w[0],), (dw,))
     _, pull = jax.vjp(function, w[0])
     np.testing.assert_allclose(np.sum(moved * dy), np.sum(pull(dy)[0] * dw), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_on_sharded_weights(kind, rng):
+    w = jnp.asarray(rng.normal(size=(3, 8, 16)), jnp.float32)
+    u = jnp.asarray(rng.normal(size=16), jnp.float32)
+
+    def function(w, u):
+        def loss(w):
+            y, new, sigma = jaxnorm.spectral_norm(w, u, n_steps=2)
+            normed = jaxnorm.weight_norm(w, axis=(0, 1))
+            return jnp.sum(jnp.sin(y) * normed), (y, new, sigma, normed)
+
+        return jax.value_and_grad(loss, has_aux=True)(w)
+
+    expected = jax.jit(function)(w, u)
+    mesh = jax.make_mesh((8,), ("model",), (kind,))
+    with jax.set_mesh(mesh):
+        for spec in (P(None, None, "model"), P(None, "model", None)):
+            split = jax.device_put(w, NamedSharding(mesh, spec))
+            results = jax.jit(function)(split, jax.device_put(u, NamedSharding(mesh, P())))
+            jax.tree.map(close, results, expected)
+            for divided in (results[0][1][0], results[1]):
+                assert divided.sharding.is_equivalent_to(NamedSharding(mesh, spec), 3)
 
 
 def raises(error, message):

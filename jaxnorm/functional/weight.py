@@ -9,9 +9,11 @@ import operator
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from jaxnorm import _axes, _moments
 from jaxnorm._axes import ArrayLike, Axes
+from jaxnorm._mesh import without_explicit_axes
 from jaxnorm._pool import abs2, compute_dtype, real_dtype, sum_axes
 from jaxnorm.functional import feature
 
@@ -148,21 +150,26 @@ def _spectral_norm(w, u, features, n_steps, epsilon):
         length = jnp.sqrt(jnp.sum(abs2(x)))
         return x / jnp.where(length > epsilon, length, 1).astype(dtype)
 
-    matmul = functools.partial(jnp.matmul, precision=_PRECISION)
-    matrix = as_matrix(lax.stop_gradient(w))
-    right = unit(lax.stop_gradient(u).astype(dtype).reshape(-1))
-    right = lax.fori_loop(
-        0, n_steps, lambda _, r: unit(matmul(matrix.T.conj(), unit(matmul(matrix, r)))), right
-    )
-    left = unit(matmul(matrix, right))
-
-    @functools.partial(jax.checkpoint, policy=_moments.save_only_statistics)
-    def divide(w, left, right):
-        sigma = _moments.save(
-            jnp.vdot(left, matmul(as_matrix(w), right), precision=_PRECISION).real
+    def compute(w, u):
+        matmul = functools.partial(jnp.matmul, precision=_PRECISION)
+        matrix = as_matrix(lax.stop_gradient(w))
+        right = unit(lax.stop_gradient(u).astype(dtype).reshape(-1))
+        right = lax.fori_loop(
+            0, n_steps, lambda _, r: unit(matmul(matrix.T.conj(), unit(matmul(matrix, r)))), right
         )
-        y = w.astype(dtype) / jnp.where(sigma > epsilon, sigma, 1).astype(dtype)
-        return y.astype(w.dtype), sigma
+        left = unit(matmul(matrix, right))
 
-    y, sigma = divide(w, left, right)
-    return y, right.reshape(u.shape), sigma
+        @functools.partial(jax.checkpoint, policy=_moments.save_only_statistics)
+        def divide(w, left, right):
+            sigma = _moments.save(
+                jnp.vdot(left, matmul(as_matrix(w), right), precision=_PRECISION).real
+            )
+            y = w.astype(dtype) / jnp.where(sigma > epsilon, sigma, 1).astype(dtype)
+            return y.astype(w.dtype), sigma
+
+        y, sigma = divide(w, left, right)
+        return y, right.reshape(u.shape), sigma
+
+    spec = jax.typeof(w).sharding.spec
+    out = (spec, P(*(spec[a] for a in features)), P())
+    return without_explicit_axes(compute, w, out)(w, u)

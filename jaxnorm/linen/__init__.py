@@ -9,9 +9,11 @@ from jaxnorm.linen.group import InstanceNorm as InstanceNorm
 from jaxnorm.linen.weight import SpectralNorm as SpectralNorm
 from jaxnorm.linen.weight import WeightNorm as WeightNorm
 from jaxnorm.linen.weight import WeightStandardization as WeightStandardization
+from jaxnorm.linen.whitening import DecorrelatedBatchNorm as DecorrelatedBatchNorm
 
 __all__ = [
     "BatchNorm",
+    "DecorrelatedBatchNorm",
     "GroupNorm",
     "InstanceNorm",
     "LayerNorm",
