@@ -44,7 +44,7 @@ def add_parser(subparsers) -> None:
     add_list("--batch-sizes", arguments.positive_int, "2,8,32", "batch sizes")
     add_list("--learning-rates", arguments.positive_float, "0.03,0.1,0.3,1", "learning rates")
     add_list("--seeds", arguments.seed, "0", "seeds of the split, initialization and shuffling")
-    add("--epochs", arguments.positive_int, "6", "N", "passes over the training examples")
+    add("--epochs", arguments.positive_int, "5", "N", "passes over the training examples")
     add("--target", arguments.share, "0.95", "SHARE", "test accuracy that the steps are counted to")
     parser.add_argument(
         "--data",

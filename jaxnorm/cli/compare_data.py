@@ -52,9 +52,13 @@ def load_file(path: Path) -> Dataset:
         raise UserError(f"{path}: y must have the shape (N,) = ({len(x)},) of x, got {y.shape}")
     if not np.issubdtype(y.dtype, np.integer):
         raise UserError(f"{path}: y must hold whole numbers, got dtype {y.dtype}")
+    with np.errstate(over="ignore"):
+        x = x.astype(np.float32)
+    if not np.isfinite(x).all():
+        raise UserError(f"{path}: x holds values that are not finite in float32")
     labels, y = np.unique(y, return_inverse=True)
     _check_classes(path, labels, np.bincount(y))
-    return Dataset(path.stem, x.astype(np.float32), y.astype(np.int32), len(labels))
+    return Dataset(path.stem, x, y.astype(np.int32), len(labels))
 
 
 def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -83,8 +87,6 @@ def _check_images(path: Path, x: np.ndarray) -> None:
         )
     if not (np.issubdtype(x.dtype, np.floating) or np.issubdtype(x.dtype, np.integer)):
         raise UserError(f"{path}: x must hold real numbers, got dtype {x.dtype}")
-    if not np.isfinite(x).all():
-        raise UserError(f"{path}: x holds NaN or infinite values")
 
 
 def _check_classes(path: Path, labels: np.ndarray, counts: np.ndarray) -> None:
@@ -107,7 +109,7 @@ def split_dataset(data: Dataset, seed: int) -> Split:
         np.arange(len(data.y)), test_size=TEST_SHARE, stratify=data.y, random_state=seed
     )
     train, test = map(np.asarray, rows)
-    mean = data.x[train].mean(dtype=np.float64)
-    deviation = data.x[train].std(dtype=np.float64) or 1.0
-    x = ((data.x - mean) / deviation).astype(np.float32)
+    mean = float(data.x[train].mean(dtype=np.float64))
+    deviation = float(data.x[train].std(dtype=np.float64)) or 1.0
+    x = (data.x - mean) / deviation
     return Split(x[train], data.y[train], x[test], data.y[test])
