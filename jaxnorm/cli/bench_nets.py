@@ -13,15 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxnorm.cli.peers_jax import foreign_code
+
 LEARNING_RATE = 0.1
 MOMENTUM = 0.9
 CLASSES = 10
-IMAGES, WIDTHS = (32, 32, 32, 3), (32, 64, 128)
+IMAGES, WIDTHS, BLOCKS = (32, 32, 32, 3), (32, 64, 128), 2
 TOKENS, VOCABULARY, HEADS, LAYERS, WIDTH = (16, 64), 1000, 4, 3, 256
 
 
 class ResNet(nn.Module):
-    """A residual network for small images, two blocks at each of three resolutions.
+    """A residual network for small images, with blocks at several resolutions.
 
     Attributes:
       norm: makes a normalization, in training.
@@ -37,7 +39,7 @@ class ResNet(nn.Module):
         conv = partial(nn.Conv, kernel_size=(3, 3), use_bias=False, dtype=self.dtype)
         x = nn.relu(self.norm()(conv(WIDTHS[0])(x)))
         for stage, width in enumerate(WIDTHS):
-            for block in range(2):
+            for block in range(BLOCKS):
                 strides = 2 if stage > 0 and block == 0 else 1
                 y = nn.relu(self.norm()(conv(width, strides=strides)(x)))
                 y = self.norm()(conv(width)(y))
@@ -74,11 +76,11 @@ def name_of(norm: str) -> str:
     return f"{'transformer' if norm in ('layer', 'rms') else 'ResNet'}, {norm} norm"
 
 
-def make_step(norm: str, dtype: str, package: ModuleType) -> tuple[Any, ...]:
-    """Returns a training step and its arguments.
+def make_model(norm: str, dtype: str, package: ModuleType) -> tuple[nn.Module, jax.Array]:
+    """Returns the model that has the normalization, and a batch of input.
 
     Args:
-      norm: the normalization, which also decides on the model.
+      norm: the normalization.
       dtype: of the computation.
       package: `jaxnorm.linen` or `flax.linen`.
     """
@@ -92,13 +94,21 @@ def make_step(norm: str, dtype: str, package: ModuleType) -> tuple[Any, ...]:
     make = partial(module, dtype=jnp.dtype(dtype))
     rng = np.random.default_rng(0)
     if norm in ("layer", "rms"):
-        model = Transformer(make, jnp.dtype(dtype))
-        x = jnp.asarray(rng.integers(VOCABULARY, size=TOKENS, dtype=np.int32))
-    else:
-        model = ResNet(make, jnp.dtype(dtype))
-        x = jnp.asarray(rng.standard_normal(IMAGES, np.float32), dtype)
-    labels = jnp.asarray(rng.integers(CLASSES, size=len(x), dtype=np.int32))
-    variables = jax.jit(model.init)(jax.random.key(0), x)
+        tokens = rng.integers(VOCABULARY, size=TOKENS, dtype=np.int32)
+        return Transformer(make, jnp.dtype(dtype)), jnp.asarray(tokens)
+    images = rng.standard_normal(IMAGES, np.float32)
+    return ResNet(make, jnp.dtype(dtype)), jnp.asarray(images, dtype)
+
+
+def make_step(norm: str, dtype: str, package: ModuleType) -> tuple[Any, ...]:
+    """Returns a training step, of plain gradient descent, and its arguments.
+
+    The arguments are those of `make_model`.
+    """
+    model, x = make_model(norm, dtype, package)
+    labels = jnp.asarray(np.arange(len(x), dtype=np.int32) % CLASSES)
+    with foreign_code():
+        variables = jax.jit(model.init)(jax.random.key(0), x)
     parameters = variables["params"]
     running = {name: value for name, value in variables.items() if name != "params"}
 

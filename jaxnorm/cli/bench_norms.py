@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         print("Interrupted before the first case was measured; nothing was written.")
         return 130
     title = f"{machine.text}; median of {rounds}"
-    notes = [*worst_cells(cells), *describe_failures(cells)]
+    notes = [*worst_cells(cells), *compare_compiling(cells), *describe_failures(cells)]
     notes += [f"Not compared: {reason}." for reason in missing]
     notes.append(f"Measured on {title}.")
     grids = [make_means(cells), make_times(cells), make_costs(cells)]
@@ -161,13 +161,29 @@ def worst_cells(cells: Sequence[Cell]) -> list[str]:
     lines = []
     for library in list_libraries(cells):
         speedups = [(s, cell) for cell in cells if (s := cell.speedup(library)) is not None]
-        slower = sum(s < 1 for s, _ in speedups)
+        slower, much_slower = (sum(s < limit for s, _ in speedups) for limit in (1, 0.9))
         worst, cell = min(speedups, key=lambda pair: pair[0])
         lines.append(
-            f"Against {library}: jaxnorm is slower in {slower} of {len(speedups)} cells; the worst "
-            f"is {ratio(worst)}: {' '.join(_labels(cell))}."
+            f"Against {library}: {len(speedups)} cells, {slower} below 1, {much_slower} below 0.9; "
+            f"the lowest is {ratio(worst)}: {' '.join(_labels(cell))}."
         )
     return lines
+
+
+def compare_compiling(cells: Sequence[Cell]) -> list[str]:
+    """Returns a line on the compile times, if flax.linen's are there to compare with."""
+    ratios = []
+    for cell in cells:
+        ours, theirs = cell.measurements[0], cell.of(REFERENCE)
+        if theirs and theirs.compile_seconds and ours.compile_seconds:
+            ratios.append((ours.compile_seconds / theirs.compile_seconds, cell))
+    if not ratios:
+        return []
+    longest, cell = max(ratios, key=lambda pair: pair[0])
+    return [
+        f"Compile time over that of {REFERENCE}: {ratio(geometric_mean(r for r, _ in ratios))} in "
+        f"the mean, at most {ratio(longest)}: {' '.join(_labels(cell))}."
+    ]
 
 
 def describe_failures(cells: Sequence[Cell]) -> list[str]:

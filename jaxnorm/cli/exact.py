@@ -50,23 +50,21 @@ def add_parser(subparsers) -> None:
         "exact",
         help="compare exactness and memory with other libraries",
         description=DESCRIPTION,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
         "--norms",
         type=arguments.comma_list(arguments.one_of(*peers.NORMS)),
-        default=",".join(peers.NORMS),
+        default=peers.NORMS,
         metavar="A,B",
-        help="normalizations",
+        help=f"of {', '.join(peers.NORMS)} (default: all)",
     )
     parser.add_argument(
         "--peers",
         type=arguments.comma_list(arguments.one_of(*peers.PEERS)),
-        default=argparse.SUPPRESS,
         metavar="A,B",
         help=f"of {', '.join(peers.PEERS)} (default: all that are installed)",
     )
-    parser.add_argument("--seed", type=arguments.seed, default=0, help="seed of the inputs")
+    parser.add_argument("--seed", type=arguments.seed, default=0, help="of the inputs (default: 0)")
     parser.add_argument(
         "--markdown", action="store_true", help="print the table as Markdown, for a README"
     )
@@ -79,7 +77,7 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs all libraries, prints the table, writes the file; 0, or 130 if interrupted."""
     require("rich")
-    libraries, missing = peers.load(getattr(args, "peers", None))
+    libraries, missing = peers.load(args.peers)
     outputs.prepare_folder(args.out, CSV)
     machine = bench_machine.describe(libraries)
     jobs = [_job(norm, libraries, args.seed) for norm in args.norms]

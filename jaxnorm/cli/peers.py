@@ -142,7 +142,7 @@ def load(names: Sequence[str] | None) -> tuple[list[Peer], list[str]]:
         except Unavailable as error:
             if names is not None:
                 raise UserError(
-                    f"cannot compare with {name}: {error}; install it or leave it out of --peers"
+                    f"cannot compare with {name}: {error}; leave it out of --peers"
                 ) from error
             missing.append(f"{name}: {error}")
     return loaded, missing

@@ -117,15 +117,19 @@ def compile_program(function: Callable[..., Any], *arguments: Any) -> Program:
     )
 
 
-def import_peer(name: str) -> Any:
-    """Imports a library that need not be installed, nor fit the installed JAX."""
+def import_peer(name: str, distribution: str) -> Any:
+    """Imports a library that need not be installed, nor fit the installed JAX.
+
+    Raises:
+      Unavailable: it cannot be imported.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name == name:
-                raise Unavailable("it is not installed") from error
+                raise Unavailable(f"it is not installed (pip install {distribution})") from error
             raise Unavailable(f"its import failed ({error})") from error
         except Exception as error:
             raise Unavailable(f"its import failed ({error})") from error
@@ -178,7 +182,7 @@ def _linen(package: ModuleType, names: tuple[str, str]) -> Callable[[Case], Norm
 
 def load_haiku() -> JaxPeer:
     """Returns Haiku's modules; it has its parameters in the dtype of the input."""
-    hk = import_peer("haiku")
+    hk = import_peer("haiku", "dm-haiku")
 
     def build(case: Case) -> Normalization:
         def normalize(x):
@@ -211,7 +215,7 @@ def load_haiku() -> JaxPeer:
 
 def load_equinox() -> JaxPeer:
     """Returns Equinox's modules, which take one example; it has no module for instance norm."""
-    eqx = import_peer("equinox")
+    eqx = import_peer("equinox", "equinox")
 
     def build(case: Case) -> Normalization:
         channels = case.shape[-1]
@@ -249,7 +253,7 @@ def load_equinox() -> JaxPeer:
 
 def load_tokamax() -> JaxPeer:
     """Returns tokamax's function, which serves layer and RMS norm."""
-    tokamax = import_peer("tokamax")
+    tokamax = import_peer("tokamax", "tokamax")
 
     def build(case: Case) -> Normalization:
         def apply(x, gamma, beta=None):

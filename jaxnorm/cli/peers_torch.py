@@ -151,7 +151,7 @@ def load_compiled() -> TorchPeer:
 
 
 def _import() -> tuple[Any, str]:
-    torch = import_peer("torch")
+    torch = import_peer("torch", "torch")
     backend = jax.default_backend()
     if backend == "cpu":
         return torch, "cpu"
