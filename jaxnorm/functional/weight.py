@@ -161,10 +161,12 @@ def _spectral_norm(w, u, features, n_steps, epsilon):
 
         @functools.partial(jax.checkpoint, policy=_moments.save_only_statistics)
         def divide(w, left, right):
+            # Widened once: the gradients of its two uses are added before they are rounded.
+            wide = w.astype(dtype)
             sigma = _moments.save(
-                jnp.vdot(left, matmul(as_matrix(w), right), precision=_PRECISION).real
+                jnp.vdot(left, matmul(as_matrix(wide), right), precision=_PRECISION).real
             )
-            y = w.astype(dtype) / jnp.where(sigma > epsilon, sigma, 1).astype(dtype)
+            y = wide / jnp.where(sigma > epsilon, sigma, 1).astype(dtype)
             return y.astype(w.dtype), sigma
 
         y, sigma = divide(w, left, right)
