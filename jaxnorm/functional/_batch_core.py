@@ -16,7 +16,7 @@ from jaxnorm._collectives import AxisIndexGroups
 from jaxnorm._combine import merge_moments
 from jaxnorm._moments import Centered, Moments
 from jaxnorm._normalize import Options, apply_affine, keep, normalize, normalized
-from jaxnorm._pool import Pool
+from jaxnorm._pool import Pool, compute_dtype
 from jaxnorm._standardize import expand_moment, standardize_full
 from jaxnorm.functional._corrections import Correction, Limit, Statistics, correction_of
 from jaxnorm.functional._segments import SegmentPool
@@ -175,6 +175,8 @@ def _normalize_corrected(inputs, ids, correction, number, batch_axis, options: O
 
     @functools.partial(jax.checkpoint, policy=_moments.save_only_statistics)
     def compute(x, gamma, beta):
+        # Widened once: the gradients of its two uses are added before they are rounded.
+        x = x.astype(compute_dtype(x.dtype))
         stats, count = _moments.centered_moments(x, mask, pool)
         stats = Centered(*map(_moments.save, stats))
         used, scale, bias = stats, None, None
