@@ -142,3 +142,15 @@ def test_the_module_combines_the_parts_by_the_law_of_total_variance(data, source
         for part in jnp.split(x, 4)
     ]
     np.testing.assert_allclose(y, jnp.concatenate(parts), **CLOSE)
+
+
+def test_equals_groups_of_devices_in_pmap(data):
+    """What `axis_index_groups` made of eight devices, one jitted program makes of any number."""
+    x, _, _, gamma, beta = data
+    variables = {"params": {"gamma": gamma, "beta": beta}}
+    options = {"eval_statistics": "batch", "use_running_average": True}
+    groups = [[0, 1], [2, 3], [4, 5], [6, 7]]
+    norm = jnn.BatchNorm(axis_name="d", axis_index_groups=groups, **options)
+    grouped = jax.pmap(lambda x: norm.apply(variables, x), axis_name="d")(x.reshape(8, 6, 3, 4))
+    virtual = jnn.BatchNorm(num_virtual_batches=4, **options).apply(variables, x)
+    np.testing.assert_allclose(jax.device_get(grouped).reshape(x.shape), virtual, **CLOSE)
