@@ -105,7 +105,7 @@ class Edge(NamedTuple):
     @property
     def length(self) -> float:
         """The drawn length, which grows slowly beyond a few cells."""
-        return self.size if self.size <= 6 else 6 + 2 * math.log2(self.size / 6)
+        return self.size if self.size <= 6 else 6 + 1.5 * math.log2(self.size / 6)
 
     def at(self, index: int) -> float:
         """The place of the cell's near side."""

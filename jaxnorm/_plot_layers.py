@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -97,7 +98,16 @@ def _draw_rows(ax: Plot, layers: Mapping[str, np.ndarray], color: str) -> None:
 def _describe(values: np.ndarray) -> str:
     """Returns mean ± standard deviation, and how many are not finite if there are any."""
     finite = values[np.isfinite(values)]
-    text = f"{finite.mean():.2g} ± {finite.std():.2g}".replace("-", "\N{MINUS SIGN}")
+    mean, std = finite.mean(), finite.std()
+    if std == 0:
+        text = f"{mean:.2g} ± 0"
+    elif 1e-3 <= std < 1e4:
+        # Two digits of the standard deviation, and the mean to the same place.
+        places = max(0, 1 - math.floor(math.log10(std)))
+        text = f"{mean:z.{places}f} ± {std:.{places}f}"
+    else:
+        text = f"{mean:.1e} ± {std:.1e}"
+    text = text.replace("-", "\N{MINUS SIGN}")
     if finite.size < values.size:
         text += f"\n{values.size - finite.size:,} not finite"
     return text
