@@ -256,6 +256,22 @@ def test_errors(variables, data):
     )
 
 
+def test_statistics_of_another_kind_are_refused(data):
+    class Whitened(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = jnn.DecorrelatedBatchNorm(use_running_average=True, name="whiten")(x)
+            return jnn.BatchNorm(use_running_average=True, name="norm")(x)
+
+    variables = Whitened().init(jax.random.key(0), data[0])
+    with pytest.raises(ValueError) as error:
+        tools.recalibrate(Whitened(), variables, data)
+    assert str(error.value) == (
+        "the statistics at batch_stats/whiten, ['mean', 'projection'], are not a mean and a "
+        "variance; recalibrate computes those of jaxnorm.linen.BatchNorm alone."
+    )
+
+
 class Classifier(nn.Module):
     """The worked example of the README."""
 

@@ -20,7 +20,8 @@ def accumulate(batch_stats: Stats) -> dict[str, Any]:
     While it is there, a call that would update the running statistics merges the batch's moments
     into the accumulator instead (`jaxnorm.merge_moments`), and so does one in evaluation whose
     `batch_stats` are mutable. After k microbatches it holds the moments of the full batch;
-    `settle` then makes the one update that the full batch would have made.
+    `settle` then makes the one update that the full batch would have made. (Modules that keep
+    other statistics than a mean and a variance go on as ever.)
 
     What normalizes is not changed: in training each microbatch, by its own statistics. Where the
     full batch's statistics are to normalize too, map over the microbatches with a named axis:

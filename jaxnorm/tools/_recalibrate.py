@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -56,7 +56,7 @@ def recalibrate(
     Raises:
       ValueError: there is no batch; `passes` is below 1, or above 1 for batches that can be
         iterated only once; a mean and variance in `batch_stats` that no batch reached, because its
-        layer was not called or is no `jaxnorm.linen.BatchNorm`.
+        layer was not called or is no `jaxnorm.linen.BatchNorm`; statistics of another kind.
       ImportError: `progress` is wanted and rich is missing.
 
     Example:
@@ -81,6 +81,7 @@ def recalibrate(
         )
     if not variables.get("batch_stats"):
         raise ValueError("variables has no batch_stats to recalibrate.")
+    _check_known(variables["batch_stats"])
     collect = jax.jit(functools.partial(_collect, model, call, rngs), static_argnums=2)
     stats = variables["batch_stats"]
     for number in range(passes):
@@ -90,6 +91,19 @@ def recalibrate(
             population.add(collect(current, batch, number == 0))
         stats = _replace(stats, population.result())
     return stats
+
+
+def _check_known(stats: Mapping[str, Any], path: tuple[str, ...] = ()) -> None:
+    """Refuses a running mean without a variance, as of whitening, which would stay as it is."""
+    names = {name for name, value in stats.items() if not isinstance(value, Mapping)}
+    if "mean" in names and "var" not in names:
+        raise ValueError(
+            f"the statistics at {'/'.join(('batch_stats', *path))}, {sorted(names)}, are not a mean "
+            "and a variance; recalibrate computes those of jaxnorm.linen.BatchNorm alone."
+        )
+    for name, value in stats.items():
+        if isinstance(value, Mapping):
+            _check_known(value, (*path, name))
 
 
 def _collect(model, call, rngs, variables, batch, by_batch: bool):
