@@ -50,6 +50,8 @@ class Norm:
         "plain" has sizes divisible by 8 on two axes or more, "large" has 1 to 8 MB in float32.
       takes: the arguments that the function has.
       batch_axis: the axis of the examples, if there are any.
+      batch_size: a symbolic number of examples.
+      statistics: shape -> how many numbers, in float32 or wider, describe the pools.
       called: what the function calls its arguments x and gamma, where it has other names.
       exempt: points of the contract that cannot apply, and why.
     """
@@ -65,6 +67,8 @@ class Norm:
     gamma_offset: float = 0.0
     takes: frozenset[str] = frozenset({"gamma", "beta", "mask", "dtype", "epsilon"})
     batch_axis: int | None = 0
+    batch_size: str = "b"
+    statistics: Callable[[Shape], int] | None = None
     called: Mapping[str, str] = dataclasses.field(default_factory=dict)
     exempt: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -101,12 +105,20 @@ class Norm:
         gamma = rng.normal(1, 0.3, features) if "gamma" in self.takes else None
         beta = rng.normal(size=features) if "beta" in self.takes else None
         mask = rng.random(shape) < 0.7 if mask and "mask" in self.takes else None
+        if mask is not None:
+            # Of each pool at least three stay: two alone have gradients of rounding errors only,
+            # multiplied by 1 / sqrt(epsilon) if they happen to be close.
+            mask.reshape(-1)[rng.permuted(self.pools(shape), axis=1)[:, :3]] = True
         x = rng.normal(0.5, 2, shape)
         if np.issubdtype(np.dtype(dtype), np.complexfloating):
             x = x + 1j * rng.normal(size=shape)
         cast = functools.partial(jnp.asarray, dtype=dtype)
         gamma, beta = (None if p is None else jnp.asarray(p, jnp.float32) for p in (gamma, beta))
         return cast(x), gamma, beta, (jnp.asarray(mask) if mask is not None else None)
+
+    def count_statistics(self, shape):
+        """How many numbers describe the pools: by default a mean in two parts, variance, count."""
+        return 4 * len(self.pools(shape)) if self.statistics is None else self.statistics(shape)
 
     def free_axes(self, shape):
         """The axes along which nothing is pooled."""

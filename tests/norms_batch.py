@@ -1,5 +1,6 @@
 """The entries of the norms that pool over examples."""
 
+import jax.numpy as jnp
 import numpy as np
 
 import jaxnorm
@@ -35,8 +36,9 @@ def corrections(v, epsilon):
     """r and d of Ioffe 2017, algorithm 1."""
     mean, root = RUNNING[0], np.sqrt(RUNNING[1] + epsilon)
     sigma = np.sqrt(v.var(-1, keepdims=True) + epsilon)
-    r = np.clip(sigma / root, 1 / R_MAX, R_MAX)
-    return r, np.clip((v.mean(-1, keepdims=True) - mean) / root, -D_MAX, D_MAX)
+    d = (v.mean(-1, keepdims=True) - mean) / root
+    # Of a complex d the length is limited, which for a real one is to clip it.
+    return np.clip(sigma / root, 1 / R_MAX, R_MAX), d * (D_MAX / np.maximum(np.abs(d), D_MAX))
 
 
 def renormalized(v, epsilon):
@@ -85,7 +87,7 @@ def two_segments(shape):
 
 
 def segment_batch_norm(x, **given):
-    ids = np.arange(x.shape[0]) % 2
+    ids = jnp.arange(x.shape[0]) % 2
     return jaxnorm.segment_batch_norm(x, ids, num_segments=2, axis=0, **given)[0]
 
 
@@ -121,6 +123,7 @@ BATCH = [
         pools=two_parts,
         feature_axes=(-1,),
         shapes={"plain": (8, 16), "five": (10, 3), "many": (200_000, 2), "large": (4096, 256)},
+        batch_size="2*b",
     ),
     Norm(
         name="segment_batch_norm",
@@ -129,6 +132,8 @@ BATCH = [
         pools=two_segments,
         feature_axes=(-1,),
         shapes={"plain": (8, 16), "five": (10, 3), "many": (200_000, 2), "large": (4096, 256)},
+        # Which segment each example belongs to, too.
+        statistics=lambda shape: 5 * 2 * shape[1] + 2 * shape[0],
     ),
     Norm(
         name="batch_renorm",
@@ -139,6 +144,8 @@ BATCH = [
         formula=renormalized,
         vjp=renormalized_vjp,
         shapes={"plain": (8, 16), "five": (5, 3), "many": (100_000, 2), "large": (4096, 256)},
+        # The running moments, too; they may be arrays of the whole batch's pools.
+        statistics=lambda shape: 7 * shape[1],
         exempt={"constant": MOVED, "second_order": STOPPED},
     ),
     Norm(
@@ -150,6 +157,8 @@ BATCH = [
         formula=blended,
         vjp=blended_vjp,
         shapes={"plain": (8, 16), "five": (5, 3), "many": (100_000, 2), "large": (4096, 256)},
+        # The running moments, too; they may be arrays of the whole batch's pools.
+        statistics=lambda shape: 7 * shape[1],
         exempt={"constant": MOVED, "shift": MOVED, "scale": MOVED},
     ),
     Norm(

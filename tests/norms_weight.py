@@ -76,6 +76,8 @@ WEIGHT = [
             "many": (12_500, 8),
             "large": (9, 512, 8),
         },
+        # The two singular vectors and the value.
+        statistics=lambda shape: int(np.prod(shape)) // COLUMNS + COLUMNS + 1,
         exempt={
             "masks": NO_PADDING,
             "shift": NOT_CENTERED,

@@ -214,7 +214,9 @@ def test_eval_shape(norm, rng):
 @registry.norms("transforms")
 def test_export_with_a_symbolic_batch_size(norm, rng):
     x, gamma, beta, _ = small(norm, rng)
-    sizes = ", ".join("b" if a == norm.batch_axis else str(s) for a, s in enumerate(x.shape))
+    sizes = ", ".join(
+        norm.batch_size if a == norm.batch_axis else str(s) for a, s in enumerate(x.shape)
+    )
     symbolic = jax.ShapeDtypeStruct(jax.export.symbolic_shape(sizes), x.dtype)
 
     def forward_and_gradient(x):
@@ -223,7 +225,7 @@ def test_export_with_a_symbolic_batch_size(norm, rng):
 
     exported = jax.export.export(jax.jit(forward_and_gradient))(symbolic)
     revived = jax.export.deserialize(exported.serialize())
-    for part in (x,) if norm.batch_axis is None else (x, x[:2], x[:5]):
+    for part in (x,) if norm.batch_axis is None else (x, x[:6]):
         y, dx = revived.call(part)
         close(y, np.float32(norm.expected(part, gamma, beta)))
         exact = norm.expected_vjp(part, gamma, beta, None, jnp.cos(part))[0]

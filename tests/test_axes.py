@@ -1,0 +1,131 @@
+"""Every axis subset, order and sign, and every shape of gamma and beta, equals NumPy."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxnorm
+from tests import reference
+
+SHAPE = (2, 3, 4, 5)
+
+
+def axis_tuples(rng, rank):
+    """Every subset of the axes, each in a random order and with random signs."""
+    for size in range(1, rank + 1):
+        for axes in itertools.combinations(range(rank), size):
+            yield tuple(int(a) - rank * rng.integers(2).item() for a in rng.permutation(axes))
+
+
+def normalized(x, axes, epsilon=1e-5):
+    axes = tuple(a % x.ndim for a in axes)
+    x = reference.wide(x)
+    return (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + epsilon)
+
+
+def test_every_axis_tuple(rng):
+    x = jnp.asarray(rng.normal(1, 2, SHAPE), jnp.float32)
+    tuples = list(axis_tuples(rng, len(SHAPE)))
+
+    @jax.jit
+    def results(x):
+        layer = [jaxnorm.layer_norm(x, axis=a, epsilon=1e-5) for a in tuples]
+        batch = [jaxnorm.batch_norm(x, axis=a) for a in tuples]
+        given = [
+            jaxnorm.standardize(x, m, axis=a, epsilon=1e-5)
+            for a, (_, m) in zip(tuples, batch, strict=True)
+        ]
+        rms = [jaxnorm.rms_norm(x, axis=a) for a in tuples]
+        return layer, batch, given, rms
+
+    for axes, layer, (batch, moments), given, rms in zip(tuples, *results(x), strict=True):
+        expected = normalized(x, axes)
+        for y in (layer, batch, given):
+            np.testing.assert_allclose(y, expected, atol=4e-6, err_msg=str(axes))
+        positive = tuple(a % 4 for a in axes)
+        mean_square = (reference.wide(x) ** 2).mean(positive, keepdims=True)
+        expected = np.asarray(x) / np.sqrt(mean_square + 1e-6)
+        np.testing.assert_allclose(rms, expected, atol=4e-6)
+        np.testing.assert_allclose(moments.mean, reference.wide(x).mean(positive), atol=1e-6)
+        np.testing.assert_allclose(moments.var, reference.wide(x).var(positive), atol=4e-6)
+        assert float(moments.count) == np.prod([SHAPE[a] for a in positive])
+
+
+@pytest.mark.parametrize("shape", [(7,), (1,), (3, 1), (1, 1, 4), (2, 1, 1, 1, 3)], ids=str)
+def test_any_rank_and_axes_of_size_one(shape, rng):
+    x = jnp.asarray(rng.normal(1, 2, shape), jnp.float32)
+    tuples = list(axis_tuples(rng, len(shape)))
+    results = jax.jit(lambda x: [jaxnorm.layer_norm(x, axis=a, epsilon=1e-5) for a in tuples])(x)
+    for axes, y in zip(tuples, results, strict=True):
+        np.testing.assert_allclose(y, normalized(x, axes), atol=4e-6)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0,)], ids=str)
+def test_empty_arrays(shape):
+    x = jnp.zeros(shape)
+    for axis in range(len(shape)):
+        y, moments = jaxnorm.batch_norm(x, axis=axis)
+        assert y.shape == shape
+        assert jaxnorm.layer_norm(x, axis=axis).shape == shape
+        assert jaxnorm.rms_norm(x, axis=axis).shape == shape
+        assert all(np.isfinite(m).all() for m in moments)
+        assert moments.mean.shape == (*shape[:axis], *shape[axis + 1 :])
+        assert jax.grad(lambda x, a=axis: jnp.sum(jaxnorm.layer_norm(x, axis=a)))(x).shape == shape
+
+
+@pytest.mark.parametrize("axes", list(itertools.permutations((1, 2, 3))), ids=str)
+def test_gamma_and_beta_in_the_order_of_the_feature_axes(axes, rng):
+    x = jnp.asarray(rng.normal(size=SHAPE), jnp.float32)
+    sizes = tuple(SHAPE[a] for a in axes)
+    gamma, beta = rng.normal(size=(2, *sizes)).astype(np.float32)
+    hat = normalized(x, (0,))
+    expected = reference.affine(hat, gamma, beta, None, axes)
+    y, _ = jaxnorm.batch_norm(x, gamma, beta, axis=0, feature_axes=axes)
+    np.testing.assert_allclose(y, expected, atol=2e-5)
+    # Without feature_axes a gamma has the order of the axes that are not pooled.
+    if axes == (1, 2, 3):
+        y, _ = jaxnorm.batch_norm(x, gamma, beta, axis=0)
+        np.testing.assert_allclose(y, expected, atol=2e-5)
+
+
+def test_full_rank_gamma_and_beta_of_every_shape(rng):
+    # Per example, per position, per channel or none: conditional and spatial affines.
+    x = jnp.asarray(rng.normal(size=SHAPE), jnp.float32)
+    shapes = list(itertools.product(*((1, s) for s in SHAPE)))
+    gammas = [rng.normal(size=s).astype(np.float32) for s in shapes]
+    betas = [rng.normal(size=s).astype(np.float32) for s in reversed(shapes)]
+
+    @jax.jit
+    def results(x, gammas, betas):
+        return [
+            jaxnorm.layer_norm(x, gamma, beta, axis=(1, 3), epsilon=1e-5)
+            for gamma, beta in zip(gammas, betas, strict=True)
+        ]
+
+    hat = normalized(x, (1, 3))
+    for gamma, beta, y in zip(gammas, betas, results(x, gammas, betas), strict=True):
+        np.testing.assert_allclose(y, hat * gamma + beta, atol=2e-5, err_msg=str(gamma.shape))
+
+
+def test_default_feature_axes(rng):
+    x = jnp.asarray(rng.normal(size=SHAPE), jnp.float32)
+    channel = jnp.asarray(rng.normal(size=5), jnp.float32)
+    # Layer norm over several axes: gamma has their shape, or is one value per channel.
+    hat = normalized(x, (1, 2, 3))
+    several = jnp.asarray(rng.normal(size=SHAPE[1:]), jnp.float32)
+    y = jaxnorm.layer_norm(x, several, axis=(1, 2, 3), epsilon=1e-5)
+    np.testing.assert_allclose(y, hat * np.asarray(several), atol=2e-5)
+    y = jaxnorm.layer_norm(x, channel, axis=(1, 2, 3), epsilon=1e-5)
+    np.testing.assert_allclose(y, hat * np.asarray(channel), atol=2e-5)
+    # Position-wise batch norm: one mean per position and channel, gamma for each or per channel.
+    y, moments = jaxnorm.batch_norm(x, channel, axis=0)
+    assert moments.mean.shape == (3, 4, 5)
+    np.testing.assert_allclose(y, normalized(x, (0,)) * np.asarray(channel), atol=2e-5)
+    # After a convolution: one per channel. Over everything: a scalar.
+    assert jaxnorm.batch_norm(x, channel, axis=(0, 1, 2))[1].mean.shape == (5,)
+    y, moments = jaxnorm.batch_norm(x, jnp.asarray(2.0), axis=(0, 1, 2, 3))
+    assert moments.mean.shape == ()
+    np.testing.assert_allclose(y, 2 * normalized(x, (0, 1, 2, 3)), atol=2e-5)

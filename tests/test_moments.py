@@ -1,0 +1,179 @@
+"""Moments: computed, differentiated, merged, and averaged over time."""
+
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxnorm
+from jaxnorm import Moments
+from tests.reference import wide
+
+
+def exact(x, axis, mask=None):
+    """Mean, variance and count in float64, of packed elements."""
+    x = np.moveaxis(wide(x), axis, -1)
+    kept = np.ones(x.shape, bool)
+    if mask is not None:
+        kept = np.moveaxis(np.broadcast_to(mask, np.moveaxis(x, -1, axis).shape), axis, -1)
+    rows = [
+        row[keep] if keep.any() else np.zeros(1)
+        for row, keep in zip(x.reshape(-1, x.shape[-1]), kept.reshape(-1, x.shape[-1]), strict=True)
+    ]
+    shape = x.shape[:-1]
+    return Moments(
+        np.array([r.mean() for r in rows]).reshape(shape),
+        np.array([r.var() for r in rows]).reshape(shape),
+        kept.sum(-1),
+    )
+
+
+def assert_moments(got, expected, mean_scale=1.0):
+    # A float32 mean has 24 bits; the variance is a sum of squares of the exact remainder.
+    np.testing.assert_allclose(got.mean, expected.mean, atol=2e-7 * mean_scale, rtol=2e-7)
+    np.testing.assert_allclose(got.var, expected.var, rtol=4e-6, atol=4e-6)
+    count = np.broadcast_to(got.count, expected.count.shape)
+    np.testing.assert_array_equal(count, expected.count)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e2, -1e4, 1e6])
+def test_moments(mean, rng):
+    x = jnp.asarray(rng.normal(mean, 2, (5, 40)), jnp.float32)
+    mask = rng.random((5, 40)) < 0.6
+    mask[2] = False
+    plain, masked = jax.jit(
+        lambda x: (jaxnorm.moments(x, axis=1), jaxnorm.moments(x, axis=1, mask=mask))
+    )(x)
+    assert_moments(plain, exact(x, 1), max(1, abs(mean)))
+    assert_moments(masked, exact(x, 1, mask), max(1, abs(mean)))
+
+
+def test_moments_of_complex_values(rng):
+    x = rng.normal(1, 2, (6, 30)) + 1j * rng.normal(-3, 1, (6, 30))
+    got = jaxnorm.moments(jnp.asarray(x, jnp.complex64), axis=1)
+    assert (got.mean.dtype, got.var.dtype) == (jnp.complex64, jnp.float32)
+    assert_moments(got, exact(x.astype(np.complex64), 1), 3.0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_statistics_are_float32(dtype, rng):
+    x = jnp.asarray(rng.normal(100, 1, (8, 3)), dtype)
+    for moments in (jaxnorm.moments(x, axis=0), jaxnorm.batch_norm(x, axis=0)[1]):
+        assert [m.dtype for m in moments] == [jnp.float32] * 3
+        assert_moments(moments, exact(np.asarray(x, np.float64), 0), 100)
+
+
+def test_statistics_of_float16_near_its_largest_value():
+    # Their sum, and the squares, are beyond float16.
+    x = jnp.asarray([6e4, 6e4, -6e4, 5e4] * 4, jnp.float16)
+    got = jaxnorm.moments(x, axis=0)
+    assert_moments(got, exact(np.asarray(x, np.float64), 0), 6e4)
+
+
+def test_what_is_masked_reaches_no_statistic(rng):
+    x = jnp.asarray(rng.normal(size=(4, 6)), jnp.float32)
+    mask = jnp.asarray(rng.random((4, 6)) < 0.5).at[0].set(False)
+
+    def statistics(x):
+        m = jaxnorm.moments(x, axis=1, mask=mask)
+        return m, jaxnorm.batch_norm(x, axis=1, mask=mask)[1]
+
+    clean = statistics(x)
+    for poison in (jnp.nan, jnp.inf):
+        dirty = jnp.where(mask, x, poison)
+        chex.assert_trees_all_equal(statistics(dirty), clean)
+        gradient = jax.grad(lambda x: sum(jnp.sum(m.mean + m.var) for m in statistics(x)))(dirty)
+        assert np.isfinite(gradient).all() and not np.asarray(gradient)[~np.asarray(mask)].any()
+    assert all(float(value[0]) == 0 for value in clean[0])
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_gradients(offset, rng):
+    x = jnp.asarray(rng.normal(offset, 2, (3, 20)), jnp.float32)
+    weights = jnp.asarray(rng.normal(size=(2, 3)), jnp.float32)
+
+    def loss(x):
+        m = jaxnorm.moments(x, axis=1)
+        return jnp.sum(weights[0] * m.mean + weights[1] * m.var)
+
+    # d mean / dx = 1 / n and d var / dx = 2 (x - mean) / n.
+    centered = wide(x) - wide(x).mean(1, keepdims=True)
+    expected = (weights[0][:, None] + 2 * weights[1][:, None] * centered) / 20
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(x), expected, atol=2e-6)
+    _, tangent = jax.jvp(loss, (x,), (jnp.cos(x),))
+    np.testing.assert_allclose(tangent, (expected * np.cos(x)).sum(), atol=2e-5)
+
+
+def test_moments_keep_only_their_input(rng):
+    x = jnp.asarray(rng.normal(size=(64, 128)), jnp.bfloat16)
+    _, vjp = jax.vjp(lambda x: jaxnorm.moments(x, axis=0)[:2], x)
+    kept = {a.unsafe_buffer_pointer(): a.nbytes for a in jax.tree.leaves(vjp)}
+    assert sum(kept.values()) <= 1.05 * x.nbytes + 4 * 4 * 128
+
+
+def test_constants_have_no_variance():
+    for constant in (0.1, 1e15, -3.3e-20):
+        x = jnp.full((3, 1000), constant, jnp.float32)
+        got = jaxnorm.moments(x, axis=1)
+        np.testing.assert_array_equal(got.mean, x[:, 0])
+        # At most what a hundredth of the distance between neighbouring values would give.
+        assert float(got.var.max()) ** 0.5 <= 0.01 * np.spacing(np.float32(abs(constant)))
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e3])
+def test_merged_in_any_order_equals_the_whole(mean, rng):
+    x = jnp.asarray(rng.normal(mean, 2, (60, 3)), jnp.float32)
+    parts = [jaxnorm.moments(p, axis=0) for p in jnp.split(x, [1, 8, 30])]
+    whole = exact(x, 0)
+    for order in itertools.permutations(parts):
+        merged = jaxnorm.merge_moments(*order)
+        assert_moments(merged, whole._replace(count=np.full(3, 60)), max(1, mean))
+    a, b, c, d = parts
+    nested = jaxnorm.merge_moments(jaxnorm.merge_moments(a, b), jaxnorm.merge_moments(c, d))
+    assert_moments(nested, whole._replace(count=np.full(3, 60)), max(1, mean))
+
+
+def test_count_zero_is_neutral_whatever_it_carries(rng):
+    some = jaxnorm.moments(jnp.asarray(rng.normal(size=(7, 3)), jnp.float32), axis=0)
+    nothing = Moments(jnp.full(3, jnp.nan), jnp.full(3, jnp.inf), jnp.zeros(3))
+    for pair in ((some, nothing), (nothing, some)):
+        merged = jaxnorm.merge_moments(*pair)
+        chex.assert_trees_all_close(merged, some._replace(count=jnp.full(3, 7.0)))
+    both = jaxnorm.merge_moments(nothing, nothing)
+    chex.assert_trees_all_equal(both, Moments(*(jnp.zeros(3),) * 3))
+
+    def total(x):
+        some = jaxnorm.moments(x, axis=0)
+        return jnp.sum(jaxnorm.merge_moments(nothing, some).var)
+
+    assert np.isfinite(jax.grad(total)(jnp.asarray(rng.normal(size=(7, 3)), jnp.float32))).all()
+
+
+def test_merging_one_gives_it_back(rng):
+    one = jaxnorm.moments(jnp.asarray(rng.normal(size=(7, 3)), jnp.float32), axis=0)
+    chex.assert_trees_all_equal(jaxnorm.merge_moments(one), one)
+
+
+def test_update_moves_towards_the_batch():
+    running = Moments(jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0]), jnp.zeros(2))
+    batch = Moments(jnp.array([3.0, 0.0]), jnp.array([2.0, 1.0]), jnp.array([5.0, 0.0]))
+    new = jaxnorm.update_moments(running, batch, momentum=0.75)
+    # new = 0.75 old + 0.25 batch, the batch's variance times 5 / 4; a count of 0 changes nothing.
+    np.testing.assert_allclose(new.mean, [1.5, 2.0])
+    np.testing.assert_allclose(new.var, [0.75 + 0.25 * 2.5, 4.0])
+    biased = jaxnorm.update_moments(running, batch, momentum=0.75, unbiased=False)
+    np.testing.assert_allclose(biased.var, [0.75 + 0.25 * 2.0, 4.0])
+    half = Moments(*(m.astype(jnp.bfloat16) for m in running))
+    assert [m.dtype for m in jaxnorm.update_moments(half, batch, momentum=0.5)] == [
+        jnp.bfloat16
+    ] * 3
+
+
+def test_one_element_leaves_the_running_variance_finite():
+    running = Moments(jnp.zeros(2), jnp.ones(2), jnp.zeros(2))
+    batch = jaxnorm.moments(jnp.array([[3.0, 4.0]]), axis=0)
+    new = jaxnorm.update_moments(running, batch, momentum=0.9)
+    assert np.isfinite(new.var).all()
