@@ -543,7 +543,7 @@ def test_growth_gives_times_per_byte(tmp_path, capsys):
     status, lines, errors = run(
         capsys,
         *"--growth --megabytes 2,1 --norms layer --dtypes bfloat16 --rounds 1".split(),
-        *("--out", tmp_path),
+        *("--peers", "flax.linen", "--out", tmp_path),
     )
     assert status == 0
     assert errors[-1] == f"Done; wrote {tmp_path}/growth.csv and {tmp_path}/growth.png."
@@ -574,9 +574,9 @@ def test_growth_compares_the_times_per_byte_of_a_curve():
 def test_growth_beyond_the_memory_is_refused(monkeypatch):
     sizes = {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 1_000_000}
     monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
-    bench_growth.check_memory(95)
+    bench_growth.check_memory(95, 10)
     with pytest.raises(UserError) as caught:
-        bench_growth.check_memory(100)
+        bench_growth.check_memory(100, 10)
     assert str(caught.value) == (
         "--megabytes 100 needs about 1 GB of memory, this machine has 1 GB; give smaller sizes"
     )

@@ -69,8 +69,8 @@ def add_parser(subparsers) -> None:
         "--peers",
         type=arguments.comma_list(arguments.one_of(*peers.PEERS)),
         metavar="A,B",
-        help=f"of {', '.join(peers.PEERS)} (default: all that are installed; with --growth and "
-        "--quick, flax.linen)",
+        help=f"of {', '.join(peers.PEERS)} (default: all that are installed; with --quick "
+        "flax.linen, with --growth none)",
     )
     parser.add_argument(
         "--megabytes",

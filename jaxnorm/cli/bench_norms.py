@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,11 +61,14 @@ def run(args: argparse.Namespace) -> int:
 
 def list_jobs(cases: Sequence[Case], libraries: Sequence[Peer], rounds: int) -> list[Job[Cell]]:
     """Returns a job for each case and direction; the two directions share their arrays."""
-    make_data = functools.lru_cache(maxsize=1)(Data)
+    held: dict[Case, Data] = {}
 
     def job(case: Case, backward: bool) -> Job[Cell]:
         def run_job(report: Report) -> Cell:
-            return measure(case, make_data(case), backward, libraries, rounds, report)
+            if case not in held:
+                held.clear()  # first, as the arrays of two cases need not fit into memory
+                held[case] = Data(case)
+            return measure(case, held[case], backward, libraries, rounds, report)
 
         direction = "forward+backward" if backward else "forward"
         return Job(f"{case.norm} {case.shape_text} {case.dtype} {direction}", run_job, rounds)
