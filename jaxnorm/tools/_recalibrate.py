@@ -97,9 +97,10 @@ def _check_known(stats: Mapping[str, Any], path: tuple[str, ...] = ()) -> None:
     """Refuses a running mean without a variance, as of whitening, which would stay as it is."""
     names = {name for name, value in stats.items() if not isinstance(value, Mapping)}
     if "mean" in names and "var" not in names:
+        where = "/".join(("batch_stats", *path))
         raise ValueError(
-            f"the statistics at {'/'.join(('batch_stats', *path))}, {sorted(names)}, are not a mean "
-            "and a variance; recalibrate computes those of jaxnorm.linen.BatchNorm alone."
+            f"the statistics at {where}, {sorted(names)}, are not a mean and a variance; recalibrate "
+            "computes those of jaxnorm.linen.BatchNorm alone."
         )
     for name, value in stats.items():
         if isinstance(value, Mapping):
