@@ -99,8 +99,8 @@ def _check_known(stats: Mapping[str, Any], path: tuple[str, ...] = ()) -> None:
     if "mean" in names and "var" not in names:
         where = "/".join(("batch_stats", *path))
         raise ValueError(
-            f"the statistics at {where}, {sorted(names)}, are not a mean and a variance; recalibrate "
-            "computes those of jaxnorm.linen.BatchNorm alone."
+            f"the statistics at {where}, {sorted(names)}, are not a mean and a variance; "
+            "recalibrate computes those of jaxnorm.linen.BatchNorm alone."
         )
     for name, value in stats.items():
         if isinstance(value, Mapping):
