@@ -163,7 +163,7 @@ def find_shift(
         first = pool.first(x).astype(wide.dtype)
         shift = jnp.where(jnp.abs(first - shift) <= 1e-6 * jnp.abs(shift), first, shift)
     # Saved where they are made: what follows needs them, and so do its derivatives.
-    return save(lax.stop_gradient(shift)), save(count)
+    return save(lax.stop_gradient(shift)), count if mask is None else save(count)
 
 
 def _starts_at_first(mask, pool: Pool, plan: Plan) -> bool:
