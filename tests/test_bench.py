@@ -4,6 +4,9 @@ long anything takes."""
 import csv
 import itertools
 import os
+import platform
+import subprocess
+import sys
 
 import flax.linen as nn
 import jax
@@ -539,7 +542,9 @@ def test_groups_divide_the_channels():
 # The other kinds
 
 
-def test_growth_gives_times_per_byte(tmp_path, capsys):
+def test_growth_gives_times_per_byte(tmp_path, capsys, monkeypatch):
+    # Of the other tests' concern.
+    monkeypatch.setattr(bench_growth, "take_fresh_pages", lambda: None)
     status, lines, errors = run(
         capsys,
         *"--growth --megabytes 2,1 --norms layer --dtypes bfloat16 --rounds 1".split(),
@@ -558,6 +563,24 @@ def test_growth_gives_times_per_byte(tmp_path, capsys):
     nanoseconds = 1e6 * float(rows[0]["copy_milliseconds"]) / int(rows[0]["input_bytes"])
     assert float(copy) == pytest.approx(nanoseconds, rel=1e-2)
     assert_is_a_picture(tmp_path / "growth.png")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an option of glibc")
+def test_growth_makes_small_arrays_cost_page_faults_like_large_ones():
+    code = (
+        "import resource, numpy as np\n"
+        "from jaxnorm.cli.bench_growth import take_fresh_pages\n"
+        "take_fresh_pages()\n"
+        "def count():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    np.ones(2**20, np.float32)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "print([count() for _ in range(4)][-1])\n"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+    # The allocator would else have kept the 4 MB of the times before; how many pages they are
+    # depends on the system.
+    assert int(printed) > 0
 
 
 def test_growth_compares_the_times_per_byte_of_a_curve():
