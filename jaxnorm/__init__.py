@@ -15,6 +15,7 @@ from jaxnorm.functional.feature import rms_norm as rms_norm
 from jaxnorm.functional.group import group_norm as group_norm
 from jaxnorm.functional.group import instance_norm as instance_norm
 from jaxnorm.functional.inverse import unstandardize as unstandardize
+from jaxnorm.functional.penalty import statistics_penalty as statistics_penalty
 from jaxnorm.functional.renorm import batch_renorm as batch_renorm
 from jaxnorm.functional.renorm import blended_batch_norm as blended_batch_norm
 from jaxnorm.functional.segment import segment_batch_norm as segment_batch_norm
@@ -51,6 +52,7 @@ __all__ = [
     "segment_batch_norm",
     "spectral_norm",
     "standardize",
+    "statistics_penalty",
     "unstandardize",
     "update_moments",
     "update_whitening",

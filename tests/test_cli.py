@@ -120,8 +120,8 @@ def test_packages_that_are_there_are_enough():
     ("read", "text", "value"),
     [
         (arguments.positive_int, "3", 3),
-        (arguments.seed, "0", 0),
-        (arguments.seed, "4294967295", 4294967295),
+        (arguments.whole_number, "0", 0),
+        (arguments.whole_number, "4294967295", 4294967295),
         (arguments.positive_float, "1e-3", 0.001),
         (arguments.share, "1", 1.0),
         (arguments.one_of("a", "b"), "b", "b"),
@@ -137,9 +137,9 @@ def test_arguments_are_read(read, text, value):
     [
         (arguments.positive_int, "0", "expected a positive whole number, got '0'"),
         (arguments.positive_int, "2.5", "expected a positive whole number, got '2.5'"),
-        (arguments.seed, "-1", "expected a whole number from 0 to 4294967295, got '-1'"),
+        (arguments.whole_number, "-1", "expected a whole number from 0 to 4294967295, got '-1'"),
         (
-            arguments.seed,
+            arguments.whole_number,
             "4294967296",
             "expected a whole number from 0 to 4294967295, got '4294967296'",
         ),

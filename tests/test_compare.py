@@ -74,7 +74,7 @@ def whole_run(images_file, tmp_path_factory):
         patch.setattr(sys, "stdout", printed)
         status = main(
             f"compare --data {images_file} --out {out} --batch-sizes 2 --learning-rates 0.05,0.1 "
-            "--epochs 3 --seeds 0,3 --target 0.9".split()
+            "--epochs 3 --seeds 0,3 --target 0.9 --hidden 0".split()
         )
     assert status == 0
     return out, printed.getvalue()
@@ -143,7 +143,7 @@ def quick(monkeypatch):
     calls = itertools.count()
 
     def install(interrupted_call):
-        def train(setting, split, num_classes, epochs, target, report):
+        def train(setting, split, num_classes, *, hidden, epochs, target, report):
             report(0.5, 0.75)
             if next(calls) == interrupted_call:
                 raise KeyboardInterrupt
@@ -275,6 +275,23 @@ def test_an_unwritable_output_is_found_before_training(capsys, tmp_path, monkeyp
         capsys,
         ["--out", str(tmp_path / "file")],
         f"cannot write to {tmp_path}/file: File exists",
+    )
+
+
+def test_hidden_units_that_groups_do_not_divide_are_one_line(capsys):
+    assert_fails(
+        capsys,
+        ["--hidden", "30"],
+        "--hidden must be a multiple of 4, the groups of group norm, got 30",
+    )
+
+
+def test_batch_norm_of_single_values_is_one_line(capsys):
+    assert_fails(
+        capsys,
+        ["--batch-sizes", "1,2"],
+        "batch norm cannot train with batch size 1: the hidden dense layer would normalize single "
+        "values; leave out one of the two, or pass --hidden 0",
     )
 
 
@@ -414,10 +431,12 @@ def test_constant_images_are_not_divided_by_zero():
 
 def test_the_models_differ_by_their_normalization_alone():
     key, x = jax.random.key(0, impl="rbg"), jnp.zeros((2, 8, 8, 1))
-    variables = {norm: Classifier(norm, 10).init(key, x, train=False) for norm in compare.NORMS}
+    variables = {
+        norm: Classifier(norm, 10, hidden=4).init(key, x, train=False) for norm in compare.NORMS
+    }
+    layers = ("Conv_0", "Conv_1", "Conv_2", "Dense_0", "Dense_1")
     kernels = {
-        norm: [v["params"][f"Conv_{i}"]["kernel"] for i in range(3)]
-        for norm, v in variables.items()
+        norm: [v["params"][layer]["kernel"] for layer in layers] for norm, v in variables.items()
     }
     for norm in compare.NORMS:
         for one, two in zip(kernels[norm], kernels["none"], strict=True):
@@ -425,18 +444,23 @@ def test_the_models_differ_by_their_normalization_alone():
     found = {}
     for norm, v in variables.items():
         found[norm] = {
-            "/".join(key.key for key in path[:-1]).rstrip("_012") + ":" + path[-1].key
-            for path, _ in jax.tree.leaves_with_path(v["params"])
+            f"{path[0].key}:{path[1].key}" for path, _ in jax.tree.leaves_with_path(v["params"])
         }
-    common = {"Conv:kernel", "Dense:kernel", "Dense:bias"}
-    both = {"gamma", "beta"}
+    kernels = {f"{layer}:kernel" for layer in layers} | {"Dense_1:bias"}
+    conv_biases = {f"Conv_{i}:bias" for i in range(3)}
+
+    def affine(module, count):
+        return {f"{module}_{i}:{p}" for i in range(count) for p in ("gamma", "beta")}
+
+    gammas = {f"RMSNorm_{i}:gamma" for i in range(4)}
     assert found == {
-        "none": common | {"Conv:bias"},
-        "rms": common | {"Conv:bias", "RMSNorm:gamma"},
-        "batch": common | {f"BatchNorm:{p}" for p in both},
-        "layer": common | {f"LayerNorm:{p}" for p in both},
-        "group": common | {f"GroupNorm:{p}" for p in both},
-        "instance": common | {f"InstanceNorm:{p}" for p in both},
+        "none": kernels | conv_biases | {"Dense_0:bias"},
+        "rms": kernels | conv_biases | {"Dense_0:bias"} | gammas,
+        "batch": kernels | affine("BatchNorm", 4),
+        "layer": kernels | affine("LayerNorm", 4),
+        "group": kernels | affine("GroupNorm", 4),
+        # The hidden layer has no positions to pool: it goes without.
+        "instance": kernels | affine("InstanceNorm", 3) | {"Dense_0:bias"},
     }
     assert [norm for norm, v in variables.items() if "batch_stats" in v] == ["batch"]
 
@@ -474,6 +498,7 @@ def train_squares(images_file):
         compare_training.train,
         split=split,
         num_classes=3,
+        hidden=4,
         epochs=2,
         target=0.8,
         report=lambda share, accuracy: None,
@@ -508,7 +533,7 @@ def test_a_diverged_training_ends_early(train_squares):
 def test_the_first_steps_match_plain_gradient_descent(train_squares, images_file):
     # Once more, by hand and eagerly: the loss of the first steps of SGD without normalization.
     split = compare_data.split_dataset(compare_data.load_file(images_file), 0)
-    model = Classifier("none", 3)
+    model = Classifier("none", 3, hidden=4)
     key = jax.random.key(0, impl="rbg")
     params = model.init(key, split.x_train[:1], train=False)["params"]
     order = compare_training.draw_batches(36, 9, 2, 0)

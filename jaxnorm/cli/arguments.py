@@ -23,8 +23,8 @@ def positive_int(text: str) -> int:
     return _whole_number(text, 1, "a positive whole number")
 
 
-def seed(text: str) -> int:
-    """Reads a seed, a whole number from 0 to 2^32 - 1."""
+def whole_number(text: str) -> int:
+    """Reads a whole number from 0 to 2^32 - 1, the range of seeds."""
     return _whole_number(text, 0, "a whole number from 0 to 4294967295")
 
 

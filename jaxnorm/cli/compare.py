@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jaxnorm.cli.compare_results import Result, Setting
 
 NORMS = ("none", "batch", "layer", "rms", "group", "instance")
+NUM_GROUPS = 4  # of group norm
 CSV, PICTURE = "compare.csv", "compare.png"
 DESCRIPTION = """\
 Trains the same small convolutional classifier with each normalization, by plain stochastic
@@ -43,7 +44,14 @@ def add_parser(subparsers) -> None:
     add_list("--norms", arguments.one_of(*NORMS), ",".join(NORMS), "normalizations")
     add_list("--batch-sizes", arguments.positive_int, "2,8,32", "batch sizes")
     add_list("--learning-rates", arguments.positive_float, "0.03,0.1,0.3,1", "learning rates")
-    add_list("--seeds", arguments.seed, "0", "seeds of the split, initialization and shuffling")
+    add_list("--seeds", arguments.whole_number, "0", "seeds of split, initialization and order")
+    add(
+        "--hidden",
+        arguments.whole_number,
+        "32",
+        "UNITS",
+        "units of the hidden dense layer, normalized too; 0: no such layer",
+    )
     add("--epochs", arguments.positive_int, "5", "N", "passes over the training examples")
     add("--target", arguments.share, "0.95", "SHARE", "test accuracy that the steps are counted to")
     parser.add_argument(
@@ -64,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     from jaxnorm.cli import compare_data, compare_picture
 
     start = time.perf_counter()
+    check_hidden(args)
     outputs.prepare_folder(args.out, CSV, PICTURE)
     data = compare_data.load_file(args.data) if args.data else compare_data.load_digits()
     splits = {seed: compare_data.split_dataset(data, seed) for seed in args.seeds}
@@ -97,6 +106,20 @@ def run(args: argparse.Namespace) -> int:
         f"wrote {args.out / CSV} and {args.out / PICTURE}."
     )
     return 130 if interrupted else 0
+
+
+def check_hidden(args: argparse.Namespace) -> None:
+    """Checks that every normalization can work on the hidden dense layer."""
+    if "group" in args.norms and args.hidden % NUM_GROUPS:
+        raise UserError(
+            f"--hidden must be a multiple of {NUM_GROUPS}, the groups of group norm, "
+            f"got {args.hidden}"
+        )
+    if "batch" in args.norms and args.hidden and 1 in args.batch_sizes:
+        raise UserError(
+            "batch norm cannot train with batch size 1: the hidden dense layer would normalize "
+            "single values; leave out one of the two, or pass --hidden 0"
+        )
 
 
 def train_all(
@@ -135,10 +158,16 @@ def train_all(
                     overall, completed=done + share, description=f"{row}: {100 * accuracy:.1f} %"
                 )
 
-            split = splits[setting.seed]
-            results.append(
-                train(setting, split, data.num_classes, args.epochs, args.target, report)
+            result = train(
+                setting,
+                splits[setting.seed],
+                data.num_classes,
+                hidden=args.hidden,
+                epochs=args.epochs,
+                target=args.target,
+                report=report,
             )
+            results.append(result)
             # Anew after each row, so that not even a killed process takes the others with it.
             compare_results.write_csv(args.out / CSV, results)
 

@@ -30,7 +30,7 @@ class State(NamedTuple):
 
 
 class Functions(NamedTuple):
-    """The functions of one normalization, for any batch size, learning rate and seed."""
+    """The functions of one model, for any batch size, learning rate and seed."""
 
     initialize: Callable[[int], State]
     train_step: Callable[..., State]
@@ -38,9 +38,11 @@ class Functions(NamedTuple):
 
 
 @functools.cache
-def make_functions(norm: str, num_classes: int, image_shape: tuple[int, ...]) -> Functions:
-    """Returns the functions of one normalization, which compile when they are first called."""
-    model = Classifier(norm, num_classes)
+def make_functions(
+    norm: str, num_classes: int, hidden: int, image_shape: tuple[int, ...]
+) -> Functions:
+    """Returns the functions of one model, which compile when they are first called."""
+    model = Classifier(norm, num_classes, hidden)
 
     # Not in jit: each initializer compiles by itself, once for all normalizations, and in a
     # third of the time with this generator.
@@ -82,6 +84,8 @@ def train(
     setting: Setting,
     split: Split,
     num_classes: int,
+    *,
+    hidden: int,
     epochs: int,
     target: float,
     report: Callable[[float, float], None],
@@ -92,6 +96,7 @@ def train(
       setting: the normalization, batch size, learning rate and seed.
       split: the examples.
       num_classes: number of classes.
+      hidden: units of the hidden dense layer, or 0.
       epochs: passes over the training examples.
       target: the test accuracy whose first appearance is noted.
       report: called after each evaluation with the share of the steps done and the accuracy.
@@ -99,7 +104,7 @@ def train(
     Returns:
       What was measured. Training ends early once the loss is not finite: no step can mend that.
     """
-    functions = make_functions(setting.norm, num_classes, split.x_train.shape[1:])
+    functions = make_functions(setting.norm, num_classes, hidden, split.x_train.shape[1:])
     x, y = jnp.asarray(split.x_train), jnp.asarray(split.y_train)
     order = jnp.asarray(draw_batches(len(x), setting.batch_size, epochs, setting.seed))
     learning_rate = jnp.float32(setting.learning_rate)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import NamedTuple
+import string
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,59 +15,60 @@ from jaxnorm import _axes
 
 
 class Layout(NamedTuple):
-    """Which axes are pooled, which are of units, and in how many groups those are."""
+    """Which axes stay, which are pooled, which are of units, and in how many groups those are.
 
+    Computations are on rows: [*kept, *pooled, groups, units of a group]. Axes are not merged,
+    since each may be divided over devices in its own way.
+    """
+
+    kept: tuple[int, ...]
     axes: tuple[int, ...]
     features: tuple[int, ...]
     groups: int
 
-    def order(self, rank: int) -> tuple[int, ...]:
-        """Returns the axes in the order kept, pooled, units."""
-        kept = _axes.other_axes((*self.axes, *self.features), rank)
-        return (*kept, *self.axes, *self.features)
+    @property
+    def pooled(self) -> tuple[int, ...]:
+        """The axes of rows that are pooled."""
+        return tuple(range(len(self.kept), len(self.kept) + len(self.axes)))
 
-    def to_rows(self, x: jax.Array, units: int) -> jax.Array:
-        """Returns `x` as [kept, examples, groups, units]; `units` of 1 stand for all."""
-        x = jnp.transpose(x, self.order(x.ndim))
-        kept = math.prod(x.shape[: x.ndim - len(self.axes) - len(self.features)])
-        groups = 1 if units == 1 else self.groups
-        return x.reshape(kept, -1, groups, units // groups)
+    def to_rows(self, x: jax.Array) -> jax.Array:
+        """Returns `x`, an input or what broadcasts against it along the units, as rows."""
+        x = jnp.transpose(x, (*self.kept, *self.axes, *self.features))
+        sizes, units = x.shape[: self.pooled[-1] + 1], x.shape[self.pooled[-1] + 1 :]
+        groups = self.groups if math.prod(units) > 1 else 1
+        return x.reshape(*sizes, groups, math.prod(units) // groups)
 
     def mask_to_rows(self, mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Returns the mask of an input of shape `shape` as [kept, examples, 1, 1]."""
-        shape = tuple(1 if a in self.features else s for a, s in enumerate(shape))
-        return self.to_rows(jnp.broadcast_to(mask, shape), 1)
+        """Returns the mask of an input of shape `shape` as rows of a single unit."""
+        full = tuple(1 if a in self.features else s for a, s in enumerate(shape))
+        return self.to_rows(jnp.broadcast_to(mask, full))
 
     def from_rows(self, rows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Returns what `to_rows` was given, of shape `shape`."""
-        order = self.order(len(shape))
-        x = rows.reshape([shape[a] for a in order])
+        """Returns what `to_rows` was given, in the rank of an input of shape `shape`."""
+        sizes, (groups, units) = rows.shape[:-2], rows.shape[-2:]
+        whole = groups * units > 1
+        x = rows.reshape(*sizes, *(shape[a] if whole else 1 for a in self.features))
+        order = (*self.kept, *self.axes, *self.features)
         return jnp.transpose(x, sorted(range(len(order)), key=order.__getitem__))
 
-    def from_statistic(self, value: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Returns [kept, 1, groups, units], or all units of size 1, without the pooled axes."""
-        units = value.shape[-2] * value.shape[-1]
-        alone = units == 1
-        full = (
-            1 if a in self.axes or (a in self.features and alone) else s
-            for a, s in enumerate(shape)
-        )
-        return jnp.squeeze(self.from_rows(value, tuple(full)), self.axes)
+    def subscripts(self) -> tuple[str, str]:
+        """Returns those of the axes kept, and of those and the ones pooled, for einsum."""
+        letters = string.ascii_uppercase[: self.pooled[-1] + 1]
+        return letters[: len(self.kept)], letters
 
     def shapes(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Returns the shapes of the mean and the projection of an input of shape `shape`."""
-        kept = _axes.other_axes((*self.axes, *self.features), len(shape))
         size = math.prod(shape[a] for a in self.features) // self.groups
         mean = tuple(s for a, s in enumerate(shape) if a not in self.axes)
-        return mean, (*(shape[a] for a in kept), self.groups, size, size)
+        return mean, (*(shape[a] for a in self.kept), self.groups, size, size)
 
-    def specs(self, spec: PartitionSpec) -> tuple[PartitionSpec, PartitionSpec]:
-        """Returns how the mean and the projection of an input divided by `spec` are divided."""
-        kept = _axes.other_axes((*self.axes, *self.features), len(spec))
+    def specs(self, spec: PartitionSpec, masked: bool) -> tuple[Any, Any, Any]:
+        """Returns how mean, projection and count are divided where the input is, by `spec`."""
         mean = PartitionSpec(
-            *(s if a in kept else None for a, s in enumerate(spec) if a not in self.axes)
+            *(s if a in self.kept else None for a, s in enumerate(spec) if a not in self.axes)
         )
-        return mean, PartitionSpec(*(spec[a] for a in kept), None, None, None)
+        projection = PartitionSpec(*(spec[a] for a in self.kept), None, None, None)
+        return mean, projection, mean if masked else PartitionSpec()
 
 
 def check_layout(shape, axis, feature_axes, num_groups) -> Layout:
@@ -84,7 +86,8 @@ def check_layout(shape, axis, feature_axes, num_groups) -> Layout:
             f"num_groups={num_groups!r} does not divide the {units} units on axes {features} of "
             f"the input of shape {shape}; choose a divisor of {units}."
         )
-    return Layout(axes, features, groups)
+    kept = _axes.other_axes((*axes, *features), len(shape))
+    return Layout(kept, tuple(sorted(axes)), features, groups)
 
 
 def check_arrays(shape, layout: Layout, gamma, beta, mask):

@@ -26,29 +26,27 @@ def inverse_root(a: jax.Array, epsilon: float) -> jax.Array:
       a: Hermitian matrices [..., n, n]; eigenvalues below -epsilon / 2 are rounding errors.
       epsilon: added to the eigenvalues.
     """
-    return _roots(a, epsilon)[0]
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _roots(a, epsilon):
-    """Returns the inverse root, the root, and its eigenvectors and eigenvalues (as constants)."""
-    squares, vectors = jnp.linalg.eigh(a)
+    squares, vectors = jnp.linalg.eigh(lax.stop_gradient(a))
     values = jnp.sqrt(jnp.maximum(squares + epsilon, epsilon / 2))
+    # All that is kept for the backward pass: both roots are made of them again.
+    return _roots(a, _moments.save(vectors), _moments.save(values))[0]
+
+
+@jax.custom_jvp
+def _roots(a, vectors, values):
+    """Returns the inverse root and the root of `a`, whose eigenvectors are given as constants."""
+    del a  # the derivative is with respect to it
     positive = values > 0
     inverse = jnp.where(positive, 1 / jnp.where(positive, values, 1), 0)
-    root, inverse_root = (_compose(vectors, v) for v in (values, inverse))
-    return inverse_root, root, vectors, values
+    return _compose(vectors, inverse), _compose(vectors, values)
 
 
 @_roots.defjvp
-def _roots_jvp(epsilon, primals, tangents):
-    (a,), (da,) = primals, tangents
-    inverse, root, vectors, values = (_moments.save(v) for v in _roots(a, epsilon))
-    droot = _solve_lyapunov(root, da, vectors, values)
-    dinverse = -matmul(matmul(inverse, droot), inverse)
-    # The eigenvectors and values serve to solve equations only, so their derivatives do not matter.
-    zeros = jnp.zeros_like(vectors), jnp.zeros_like(values)
-    return (inverse, root, vectors, values), (dinverse, droot, *zeros)
+def _roots_jvp(primals, tangents):
+    a, vectors, values = primals
+    inverse, root = _roots(a, vectors, values)
+    droot = _solve_lyapunov(root, tangents[0], vectors, values)
+    return (inverse, root), (-matmul(matmul(inverse, droot), inverse), droot)
 
 
 def _solve_lyapunov(root, b, vectors, values) -> jax.Array:

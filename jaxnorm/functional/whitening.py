@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import operator
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -11,7 +10,6 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec as P
 
 from jaxnorm import _axes, _collectives, _moments
 from jaxnorm._axes import ArrayLike, Axes, DTypeLike
@@ -114,7 +112,7 @@ def whiten(
         raise ValueError(f"num_iterations must be at least 0, got {num_iterations!r}.")
     gamma, beta, mask = check_arrays(x.shape, layout, gamma, beta, mask)
     names = _axes.check_axis_name(axis_name)
-    pool = Pool((1,), None, names, _collectives.freeze_groups(axis_index_groups))
+    pool = Pool(layout.pooled, None, names, _collectives.freeze_groups(axis_index_groups))
     epsilon, dtype = _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype)
     return _whiten(
         x, gamma, beta, mask, layout, pool, steps if method == "iterative" else None, epsilon, dtype
@@ -236,59 +234,60 @@ def update_whitening(
     )
 
 
-def _to_rows(x, mask, layout: Layout) -> tuple[jax.Array, jax.Array | None]:
-    units = math.prod(x.shape[a] for a in layout.features)
-    kept = None if mask is None else layout.mask_to_rows(mask, x.shape)
-    return layout.to_rows(x, units), kept
-
-
-def _project(projection: jax.Array, centered: jax.Array) -> jax.Array:
-    return jnp.einsum("kgij,kmgj->kmgi", projection, centered, precision=lax.Precision.HIGHEST)
+def _project(projection: jax.Array, centered: jax.Array, layout: Layout) -> jax.Array:
+    kept, every = layout.subscripts()
+    subscripts = f"{kept}gij,{every}gj->{every}gi"
+    return jnp.einsum(subscripts, projection, centered, precision=lax.Precision.HIGHEST)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6, 7, 8), inline=True)
 def _whiten(x, gamma, beta, mask, layout: Layout, pool: Pool, steps, epsilon, dtype):
-    _, projection_shape = layout.shapes(x.shape)
-
     @functools.partial(jax.checkpoint, policy=_moments.save_only_statistics)
     def compute(x, gamma, beta):
-        rows, kept = _to_rows(x, mask, layout)
+        rows = layout.to_rows(x)
+        kept = None if mask is None else layout.mask_to_rows(mask, x.shape)
         shift, count = _moments.find_shift(rows, kept, pool, PORTABLE)
         if count.ndim:
-            count = count[:, :, :1, :1]  # all units of an example count, or none
+            count = count[..., :1, :1]  # all units of an example count, or none
         centered = keep(kept, widen(rows, kept) - shift)
-        offset, covariance = _covariance(centered, count, pool)
+        offset, covariance = _covariance(centered, count, layout, pool)
         if steps is None:
             projection = inverse_root(covariance, epsilon)
         else:
+            covariance = _moments.save(covariance)
             projection = inverse_root_by_iteration(covariance, epsilon, steps)
-        projection = _moments.save(projection)
-        y = layout.from_rows(_project(projection, centered - offset), x.shape)
+            projection = _moments.save(projection)
+        y = layout.from_rows(_project(projection, centered - offset, layout), x.shape)
         y = keep(mask, apply_affine(y, gamma, beta, 0.0)).astype(dtype)
-        mean = layout.from_statistic(shift + offset, x.shape)
+        mean = jnp.squeeze(layout.from_rows(shift + offset, x.shape), layout.axes)
         if count.ndim:
-            count = layout.from_statistic(count, x.shape)
-        return y, Whitening(mean, projection.reshape(projection_shape), count)
+            count = jnp.squeeze(layout.from_rows(count, x.shape), layout.axes)
+        return y, Whitening(mean, projection, count)
 
     spec = jax.typeof(x).sharding.spec
-    mean, projection = layout.specs(spec)
-    out = (spec, Whitening(mean, projection, P() if mask is None else mean))
+    out = (spec, Whitening(*layout.specs(spec, mask is not None)))
     return without_explicit_axes(compute, x, out)(x, gamma, beta)
 
 
-def _covariance(centered, count, pool: Pool) -> tuple[jax.Array, jax.Array]:
+def _covariance(centered, count, layout: Layout, pool: Pool) -> tuple[jax.Array, jax.Array]:
     """Returns the mean of what is left after the shift, and the biased covariance."""
+    kept, every = layout.subscripts()
     first = pool.sum(centered, PORTABLE)
     second = jnp.einsum(
-        "kmgi,kmgj->kgij", centered, centered.conj(), precision=lax.Precision.HIGHEST
+        f"{every}gi,{every}gj->{kept}gij",
+        centered,
+        centered.conj(),
+        precision=lax.Precision.HIGHEST,
     )
     if pool.names:
         first, second = _collectives.psum((first, second), pool.names, pool.index_groups)
     divisor = jnp.maximum(count, 1).astype(first.dtype)
     offset = _moments.save(_moments._snap(first / divisor))
-    mean = offset[:, 0, :, :]
+    mean = jnp.squeeze(offset, layout.pooled)
     square = mean[..., :, None] * mean[..., None, :].conj()
-    return offset, _moments.save(second / divisor - square)
+    if divisor.ndim:
+        divisor = jnp.squeeze(divisor, layout.pooled)[..., None]
+    return offset, second / divisor - square
 
 
 @functools.partial(jax.jit, static_argnums=(6, 7), inline=True)
@@ -296,12 +295,9 @@ def _decorrelate(x, mean, projection, gamma, beta, mask, layout: Layout, dtype):
     @functools.partial(jax.checkpoint, policy=_moments.save_only_statistics)
     def compute(x, mean, projection, gamma, beta):
         wide = compute_dtype(x.dtype)
-        rows, kept = _to_rows(x, mask, layout)
-        units = rows.shape[-2] * rows.shape[-1]
-        full = jnp.expand_dims(mean.astype(wide), tuple(sorted(layout.axes)))
-        centered = keep(kept, widen(rows, kept) - layout.to_rows(full, units))
-        flat = projection.astype(wide).reshape(-1, *projection.shape[-3:])
-        y = layout.from_rows(_project(flat, centered), x.shape)
+        full = jnp.expand_dims(mean.astype(wide), layout.axes)
+        centered = layout.to_rows(keep(mask, widen(x, mask) - full))
+        y = layout.from_rows(_project(projection.astype(wide), centered, layout), x.shape)
         return keep(mask, apply_affine(y, gamma, beta, 0.0)).astype(dtype)
 
     spec = jax.typeof(x).sharding.spec

@@ -6,6 +6,8 @@ from jaxnorm.linen.feature import LayerNorm as LayerNorm
 from jaxnorm.linen.feature import RMSNorm as RMSNorm
 from jaxnorm.linen.group import GroupNorm as GroupNorm
 from jaxnorm.linen.group import InstanceNorm as InstanceNorm
+from jaxnorm.linen.recurrent import LayerNormGRUCell as LayerNormGRUCell
+from jaxnorm.linen.recurrent import LayerNormLSTMCell as LayerNormLSTMCell
 from jaxnorm.linen.weight import SpectralNorm as SpectralNorm
 from jaxnorm.linen.weight import WeightNorm as WeightNorm
 from jaxnorm.linen.weight import WeightStandardization as WeightStandardization
@@ -17,6 +19,8 @@ __all__ = [
     "GroupNorm",
     "InstanceNorm",
     "LayerNorm",
+    "LayerNormGRUCell",
+    "LayerNormLSTMCell",
     "RMSNorm",
     "SpectralNorm",
     "WeightNorm",
