@@ -64,7 +64,9 @@ def add_parser(subparsers) -> None:
         metavar="A,B",
         help=f"of {', '.join(peers.PEERS)} (default: all that are installed)",
     )
-    parser.add_argument("--seed", type=arguments.whole_number, default=0, help="of the inputs (default: 0)")
+    parser.add_argument(
+        "--seed", type=arguments.whole_number, default=0, help="of the inputs (default: 0)"
+    )
     parser.add_argument(
         "--markdown", action="store_true", help="print the table as Markdown, for a README"
     )
