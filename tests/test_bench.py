@@ -30,8 +30,16 @@ from tests import reference
 
 HEADER = (
     "norm,shape,dtype,direction,library,milliseconds,times_jaxnorm,times_copy,copy_milliseconds,"
-    "input_bytes,compile_seconds,temp_bytes,kept_bytes,rounds,device,cpu,versions,date"
+    "input_bytes,compile_seconds,temp_bytes,kept_bytes,rounds,pages,device,cpu,versions,date"
 )
+
+
+@pytest.fixture(autouse=True)
+def equalized(monkeypatch):
+    """Leaves the allocator of the process as it is for the other tests; holds what is asked for."""
+    asked = []
+    monkeypatch.setattr(bench_timing, "equalize_page_faults", lambda: asked.append(True))
+    return asked
 
 
 def run(capsys, *arguments):
@@ -55,20 +63,23 @@ def assert_is_a_picture(path):
 # The whole command
 
 
-def test_a_run_prints_tables_and_writes_csv_and_picture(tmp_path, capsys):
+def test_a_run_prints_tables_and_writes_csv_and_picture(tmp_path, capsys, equalized):
     status, lines, errors = run(
         capsys,
         *"--norms instance --shapes 2x4x4x8 --dtypes bfloat16 --peers flax.linen".split(),
-        *("--rounds", 2, "--out", tmp_path),
+        *("--rounds", 2, "--pages", "stock", "--out", tmp_path),
     )
     assert status == 0
     assert errors[-1] == f"Done; wrote {tmp_path}/bench.csv and {tmp_path}/bench.png."
     table = "\n".join(lines)
     assert "│ instance │ 2x4x4x8 │ bfloat16 │ forward          │" in table
     assert "│          │         │          │ forward+backward │" in table
-    assert lines[-1].startswith("Measured on ") and lines[-1].endswith("; median of 2.")
+    assert lines[-1].startswith("Measured on ") and lines[-1].endswith(
+        "; median of 2; stock pages."
+    )
     assert f"jax {jax.__version__}" in lines[-1]
     assert_is_a_picture(tmp_path / "bench.png")
+    assert equalized == []
 
     assert (tmp_path / "bench.csv").read_text().splitlines()[0] == HEADER
     rows = read_csv(tmp_path / "bench.csv")
@@ -82,6 +93,7 @@ def test_a_run_prints_tables_and_writes_csv_and_picture(tmp_path, capsys):
         for row in (ours, theirs):
             assert (row["norm"], row["shape"], row["dtype"]) == ("instance", "2x4x4x8", "bfloat16")
             assert row["input_bytes"] == "512" and row["rounds"] == "2"
+            assert row["pages"] == "stock"
             assert int(row["temp_bytes"]) >= 0 and float(row["compile_seconds"]) > 0
             # Four digits are written of a ratio.
             quotients = (row["milliseconds"], ours["milliseconds"], row["copy_milliseconds"])
@@ -93,7 +105,7 @@ def test_a_run_prints_tables_and_writes_csv_and_picture(tmp_path, capsys):
     assert 512 <= int(rows[2]["kept_bytes"]) <= 512 + 4 * 8 + 3 * 4 * 16
 
 
-def test_markdown_holds_the_same_tables_without_frames(tmp_path, capsys):
+def test_markdown_holds_the_same_tables_without_frames(tmp_path, capsys, equalized):
     status, lines, _ = run(
         capsys,
         *"--norms rms --shapes 4x8 --dtypes float32 --peers flax.linen --rounds 1".split(),
@@ -108,6 +120,7 @@ def test_markdown_holds_the_same_tables_without_frames(tmp_path, capsys):
     assert lines[header + 2].startswith("| rms | 4x8 | float32 | forward | ")
     assert lines[header + 3].startswith("| rms | 4x8 | float32 | forward+backward | ")
     assert not any("│" in line for line in lines)
+    assert lines[-1].endswith("; equal pages.") and equalized == [True]
 
 
 def test_an_interrupted_run_keeps_what_was_measured(tmp_path, capsys, monkeypatch):
@@ -161,6 +174,11 @@ def test_a_run_interrupted_at_once_writes_nothing(tmp_path, capsys, monkeypatch)
         (
             "--rounds 0",
             "argument --rounds: expected a positive whole number, got '0' "
+            "(see python -m jaxnorm bench --help)",
+        ),
+        (
+            "--pages new",
+            "argument --pages: unknown 'new', expected equal, stock "
             "(see python -m jaxnorm bench --help)",
         ),
         ("--models --sizes small", "--sizes has no effect with --models; leave it out"),
@@ -414,6 +432,26 @@ def test_the_fastest_of_several_ways_counts(monkeypatch):
     assert bench_timing.fastest([slow]) is slow
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an option of glibc")
+def test_large_arrays_always_cost_page_faults_and_small_ones_never():
+    code = (
+        "import resource, numpy as np\n"
+        "from jaxnorm.cli.bench_timing import equalize_page_faults\n"
+        "equalize_page_faults()\n"
+        "def count(megabytes):\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    np.ones(megabytes * 2**20, np.uint8)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "for megabytes in (1, 8, 1, 8, 1, 8):\n"
+        "    print(count(megabytes))\n"
+    )
+    command = [sys.executable, "-c", code]
+    printed = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+    counts = [int(line) for line in printed.split()]
+    # How many pages 8 MB are depends on the system; by default the later ones would cost none.
+    assert counts[2::2] == [0, 0] and min(counts[1::2]) > 0
+
+
 # What is shown
 
 
@@ -542,9 +580,7 @@ def test_groups_divide_the_channels():
 # The other kinds
 
 
-def test_growth_gives_times_per_byte(tmp_path, capsys, monkeypatch):
-    # Of the other tests' concern.
-    monkeypatch.setattr(bench_growth, "take_fresh_pages", lambda: None)
+def test_growth_gives_times_per_byte(tmp_path, capsys):
     status, lines, errors = run(
         capsys,
         *"--growth --megabytes 2,1 --norms layer --dtypes bfloat16 --rounds 1".split(),
@@ -563,24 +599,6 @@ def test_growth_gives_times_per_byte(tmp_path, capsys, monkeypatch):
     nanoseconds = 1e6 * float(rows[0]["copy_milliseconds"]) / int(rows[0]["input_bytes"])
     assert float(copy) == pytest.approx(nanoseconds, rel=1e-2)
     assert_is_a_picture(tmp_path / "growth.png")
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an option of glibc")
-def test_growth_makes_small_arrays_cost_page_faults_like_large_ones():
-    code = (
-        "import resource, numpy as np\n"
-        "from jaxnorm.cli.bench_growth import take_fresh_pages\n"
-        "take_fresh_pages()\n"
-        "def count():\n"
-        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "    np.ones(2**20, np.float32)\n"
-        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
-        "print([count() for _ in range(4)][-1])\n"
-    )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
-    # The allocator would else have kept the 4 MB of the times before; how many pages they are
-    # depends on the system.
-    assert int(printed) > 0
 
 
 def test_growth_compares_the_times_per_byte_of_a_curve():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from jaxnorm.cli import arguments, peers
+from jaxnorm.cli import arguments, bench_timing, peers
 from jaxnorm.cli.bench_cases import SIZES, parse_shape
 from jaxnorm.cli.errors import UserError, require
 
@@ -79,6 +79,15 @@ def add_parser(subparsers) -> None:
         help="sizes of --growth (default: 8,32,128,512,1024)",
     )
     parser.add_argument(
+        "--pages",
+        type=arguments.one_of("equal", "stock"),
+        default="equal",
+        metavar="equal|stock",
+        help="equal: arrays of 4 MB and more in fresh pages of memory, which cost time, and "
+        "smaller ones in used pages, for all libraries; stock: as the allocator has it, which "
+        "depends on what ran before; on CPU, with glibc (default: equal)",
+    )
+    parser.add_argument(
         "--rounds",
         type=arguments.positive_int,
         metavar="N",
@@ -106,6 +115,8 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) is not None:
             where = "without --growth" if kind is None else f"with --{kind}"
             raise UserError(f"--{name} has no effect {where}; leave it out")
+    if args.pages == "equal":
+        bench_timing.equalize_page_faults()
     if args.models:
         from jaxnorm.cli import bench_models as bench_kind
     elif args.growth:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import math
 import os
 from collections.abc import Sequence
@@ -27,7 +26,6 @@ MEGABYTES = (8, 32, 128, 512, 1024)
 QUICK_MEGABYTES = (8, 32, 128)
 # What follows the first axis, which grows.
 TOKEN, IMAGE = (768,), (56, 56, 64)
-M_MMAP_THRESHOLD = -3  # in glibc's malloc.h
 # Memory as a multiple of the input: x and dy on the host and on the device, results, and what is
 # computed on the way, of which flax.linen has up to 12 in bfloat16.
 COPIES, COPIES_WITH_PEERS = 9, 20
@@ -36,7 +34,6 @@ COPIES, COPIES_WITH_PEERS = 9, 20
 def run(args: argparse.Namespace) -> int:
     """Measures all sizes, prints the table, writes the files; 0, or 130 if interrupted."""
     sizes = sorted(args.megabytes or (QUICK_MEGABYTES if args.quick else MEGABYTES))
-    take_fresh_pages()
     check_memory(sizes[-1], COPIES_WITH_PEERS if args.peers else COPIES)
     rounds = args.rounds or (5 if args.quick else 11)
     cases = list_cases(
@@ -49,28 +46,15 @@ def run(args: argparse.Namespace) -> int:
     if not cells:
         print("Interrupted before the first size was measured; nothing was written.")
         return 130
-    title = f"{machine.text}; median of {rounds}"
+    title = f"{machine.text}; median of {rounds}; {args.pages} pages"
     notes = [*describe_growth(cells), *bench_norms.describe_failures(cells)]
     notes += [f"Not compared: {reason}." for reason in missing]
     notes.append(f"Measured on {title}.")
     bench_tables.show([make_grid(cells)], notes, args.markdown)
-    rows = bench_norms.make_rows(cells, machine, rounds)
+    rows = bench_norms.make_rows(cells, machine, rounds, args.pages)
     bench_tables.write_files(args.out, CSV, rows, PICTURE, draw(cells, title))
     bench_tables.tell_written(args.out, interrupted, CSV, PICTURE)
     return 130 if interrupted else 0
-
-
-def take_fresh_pages() -> None:
-    """Makes `malloc` take fresh pages from the system for arrays of any size.
-
-    glibc does so above 32 MB at the latest, and keeps and reuses what smaller arrays leave: fewer
-    page faults, which would show as a time per byte that grows. Other allocators stay as they are.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    mallopt(M_MMAP_THRESHOLD, 128 * 1024)
 
 
 def check_memory(largest: int, copies: int) -> None:

@@ -50,9 +50,9 @@ def run(args: argparse.Namespace) -> int:
     if not results:
         print("Interrupted before the first model was measured; nothing was written.")
         return 130
-    title = f"{machine.text}; median of {rounds}"
+    title = f"{machine.text}; median of {rounds}; {args.pages} pages"
     bench_tables.show([make_grid(results)], [f"Measured on {title}."], args.markdown)
-    rows = make_rows(results, machine, rounds)
+    rows = make_rows(results, machine, rounds, args.pages)
     bench_tables.write_files(args.out, CSV, rows, PICTURE, draw(results, title))
     bench_tables.tell_written(args.out, interrupted, CSV, PICTURE)
     return 130 if interrupted else 0
@@ -99,7 +99,7 @@ def make_grid(results: Sequence[Sequence[StepResult]]) -> Grid:
 
 
 def make_rows(
-    results: Sequence[Sequence[StepResult]], machine: Machine, rounds: int
+    results: Sequence[Sequence[StepResult]], machine: Machine, rounds: int, pages: str
 ) -> list[dict[str, Any]]:
     """Returns a row for each model, dtype and library, for the CSV file."""
     return [
@@ -112,6 +112,7 @@ def make_rows(
             "temp_bytes": result.temp_bytes,
             "compile_seconds": f"{result.compile_seconds:.4g}",
             "rounds": rounds,
+            "pages": pages,
             **machine._asdict(),
         }
         for pair in results

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     if not cells:
         print("Interrupted before the first case was measured; nothing was written.")
         return 130
-    title = f"{machine.text}; median of {rounds}"
+    title = f"{machine.text}; median of {rounds}; {args.pages} pages"
     notes = [*worst_cells(cells), *compare_compiling(cells), *describe_failures(cells)]
     notes += [f"Not compared: {reason}." for reason in missing]
     notes.append(f"Measured on {title}.")
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     bench_tables.show(grids, notes, args.markdown)
     from jaxnorm.cli.bench_picture import draw_cells
 
-    rows = make_rows(cells, machine, rounds)
+    rows = make_rows(cells, machine, rounds, args.pages)
     bench_tables.write_files(args.out, CSV, rows, PICTURE, draw_cells(cells, title))
     bench_tables.tell_written(args.out, interrupted, CSV, PICTURE)
     return 130 if interrupted else 0
@@ -194,7 +194,9 @@ def describe_failures(cells: Sequence[Cell]) -> list[str]:
     return [f"{name} cannot run {norm} norm here: {e}" for (name, norm), e in failures.items()]
 
 
-def make_rows(cells: Sequence[Cell], machine: Machine, rounds: int) -> list[dict[str, Any]]:
+def make_rows(
+    cells: Sequence[Cell], machine: Machine, rounds: int, pages: str
+) -> list[dict[str, Any]]:
     """Returns a row for each cell and library, for the CSV file."""
     return [
         {
@@ -212,6 +214,7 @@ def make_rows(cells: Sequence[Cell], machine: Machine, rounds: int) -> list[dict
             "temp_bytes": m.temp_bytes,
             "kept_bytes": m.kept_bytes,
             "rounds": rounds,
+            "pages": pages,
             **machine._asdict(),
         }
         for cell in cells
