@@ -1,0 +1,124 @@
+"""What holds for the whole public interface."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+import types
+
+import pytest
+
+import jaxnorm
+import jaxnorm.linen
+from tests import registry
+from tests.norm import POINTS
+
+FUNCTIONS = {n: f for n, f in vars(jaxnorm).items() if isinstance(f, types.FunctionType)}
+MODULES = {n: m for n, m in vars(jaxnorm.linen).items() if isinstance(m, type)}
+
+# Positional arguments: arrays, and what stands for one.
+ARRAYS = {"x", "v", "w", "u", "g", "gain", "gamma", "beta", "moments", "running", "batch"}
+ARRAYS |= {"segment_ids", "whitening", "y", "first", "second"}
+
+
+def test_everything_public_is_listed_and_nothing_else():
+    for module in (jaxnorm, jaxnorm.linen):
+        public = {
+            name
+            for name, value in vars(module).items()
+            if not name.startswith("_") and not isinstance(value, types.ModuleType)
+        }
+        assert public == set(module.__all__)
+        assert list(module.__all__) == sorted(module.__all__)
+
+
+def test_every_normalization_is_in_the_registry():
+    registered = {norm.public for norm in registry.NORMS}
+    assert registered <= set(FUNCTIONS)
+    assert not registered & set(registry.OTHERS)
+    assert registered | set(registry.OTHERS) == set(jaxnorm.__all__)
+
+
+def test_exemptions_name_a_point_and_give_a_reason():
+    assert len({norm.name for norm in registry.NORMS}) == len(registry.NORMS)
+    for norm in registry.NORMS:
+        assert set(norm.exempt) <= set(POINTS)
+        assert all(len(reason.split()) > 3 for reason in norm.exempt.values())
+        assert {"plain", "five", "many", "large"} <= set(norm.shapes)
+        assert len(norm.exempt) <= 8
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_arrays_come_first_and_options_are_keywords(name):
+    for parameter in inspect.signature(FUNCTIONS[name]).parameters.values():
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            # `axis` of moments is the one required argument beside the array, as in NumPy.
+            assert parameter.name in ARRAYS or (name, parameter.name) == ("moments", "axis")
+        else:
+            kinds = (parameter.KEYWORD_ONLY, parameter.VAR_POSITIONAL)
+            assert parameter.kind in kinds
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_are_documented_and_keyword_only(name):
+    module = MODULES[name]
+    doc = inspect.getdoc(module)
+    assert doc is not None
+    for section in ("Attributes:", "Example:", ">>> ", "Reference"):
+        assert section in doc, section
+    fields = [f for f in module.__dataclass_fields__.values() if f.init]
+    positional = [f.name for f in fields if not f.kw_only]
+    # A wrapper takes the module that it wraps, a recurrent cell its size, as flax.linen's do.
+    assert positional in ([], ["layer"], ["features"])
+    # No field is called axis: in flax.linen.BatchNorm that is the axis kept, elsewhere reduced.
+    assert "axis" not in {f.name for f in fields}
+
+
+@pytest.mark.parametrize("name", sorted(set(FUNCTIONS) | {"Moments"}))
+def test_functions_are_documented(name):
+    doc = inspect.getdoc(getattr(jaxnorm, name))
+    assert doc is not None
+    sections = ["Attributes:"] if name == "Moments" else ["Args:", "Returns:", "Raises:", ">>> "]
+    for section in sections:
+        assert section in doc, section
+    if name not in registry.OTHERS:
+        assert "arXiv:" in doc or name == "standardize"
+    if name in FUNCTIONS:
+        described = doc.split("Args:")[1].split("Returns:")[0]
+        for parameter in inspect.signature(FUNCTIONS[name]).parameters:
+            assert re.search(rf"  \*?{parameter}: ", described), parameter
+
+
+def test_the_pure_functions_import_jax_alone():
+    code = (
+        "import sys, jaxnorm; "
+        "heavy = {'flax', 'optax', 'chex', 'matplotlib', 'rich', 'sklearn'} & set(sys.modules); "
+        "sys.exit(', '.join(heavy) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_nothing_is_computed_at_import():
+    # A backend started at import would fix the number of devices, before the user can.
+    code = (
+        "import jaxnorm, jaxnorm.linen, jax; "
+        "jax.config.update('jax_num_cpu_devices', 3); "
+        "import sys; sys.exit(jax.device_count() != 3)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"PATH": "", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_module_has_a_docstring():
+    for info in pkgutil.walk_packages(jaxnorm.__path__, "jaxnorm."):
+        if not info.name.endswith("__main__"):
+            assert inspect.getdoc(importlib.import_module(info.name)), info.name
