@@ -1,6 +1,8 @@
 """How much a synchronised batch norm communicates, read from the compiled program."""
 
 import functools
+import pathlib
+import re
 
 import flax.linen as nn
 import jax
@@ -13,6 +15,7 @@ import jaxnorm.linen as jnn
 from tests.hlo import collectives
 
 P = PartitionSpec
+README = pathlib.Path(__file__).parents[1] / "README.md"
 CHANNELS = 6
 FLOATS = 4 * CHANNELS  # bytes of one statistic of all channels
 
@@ -25,51 +28,87 @@ def batch(mesh):
     return jax.device_put(jnp.ones((48, 5, 5, CHANNELS)), NamedSharding(mesh, P("d")))
 
 
-def communication(norm, mapped):
-    """Of a layer in training: its forward pass, and forward and backward together."""
+def communication(norm, mapped, masked=False):
+    """What a layer sends in training: (forward, backward, both in one program)."""
     x = batch(mesh())
+    mask = (x[..., :1] > 0) if masked else None
     variables = norm.init(jax.random.key(0), jnp.ones(x.shape), use_running_average=False)
 
     def forward(params, x):
         stats = {"batch_stats": variables["batch_stats"]}
-        y, new = norm.apply(
-            {"params": params, **stats}, x, use_running_average=False, mutable=["batch_stats"]
-        )
-        return y, new["batch_stats"]
 
-    if mapped:
-        forward = jax.shard_map(
-            forward, mesh=mesh(), in_specs=(P(), P("d")), out_specs=(P("d"), P())
-        )
+        def apply(params, x, mask):
+            y, new = norm.apply(
+                {"params": params, **stats},
+                x,
+                mask=mask,
+                use_running_average=False,
+                mutable=["batch_stats"],
+            )
+            return y, new["batch_stats"]
+
+        if mapped:
+            specs = {"in_specs": (P(), P("d"), P("d")), "out_specs": (P("d"), P())}
+            apply = jax.shard_map(apply, mesh=mesh(), **specs)
+        return apply(params, x, mask)
+
+    def transposed(params, x):
+        y, transpose, stats = jax.vjp(forward, params, x, has_aux=True)
+        return transpose, y, stats
 
     def both(params, x, dy):
-        y, transpose, stats = jax.vjp(forward, params, x, has_aux=True)
+        transpose, y, stats = transposed(params, x)
         return y, transpose(dy), stats
 
     params = jax.device_put(variables["params"], NamedSharding(mesh(), P()))
-    return collectives(forward, params, x), collectives(both, params, x, x)
+    transpose = jax.jit(transposed)(params, x)[0]
+    return (
+        collectives(forward, params, x),
+        collectives(lambda transpose, dy: transpose(dy), transpose, x),
+        collectives(both, params, x, x),
+    )
+
+
+def readme_row(name):
+    """The row of the README's table: the number and bytes forward, then backward."""
+    row = rf"^\| {re.escape(name)} \| (\d+) \| (\d+) C \| (\d+) \| (\d+) C \|$"
+    return [int(n) for n in re.search(row, README.read_text(encoding="utf-8"), re.M).groups()]
+
+
+def as_row(forward, backward):
+    sizes = [[size for _, size in found] for found in (forward, backward)]
+    return [n for s in sizes for n in (len(s), sum(s) // CHANNELS)]
 
 
 @pytest.mark.parametrize("mapped", [False, True], ids=["sharded jit", "shard_map"])
-def test_a_synchronised_layer(mapped):
+def test_a_synchronised_layer_sends_what_the_readme_says(mapped):
     """Two small all-reduces forward and one backward, which carries gamma's and beta's as well.
 
     flax.linen has one forward. The second is what makes the variance exact: it sums the squares
-    of what is left when the common mean is taken away, where flax.linen sums x^2. In statistics
-    per channel: forward three (a mean, then two sums) to flax.linen's two; backward two in a
-    sharded jit, where XLA may send them with the forward ones, and four in shard_map; flax.linen
-    has three in both.
+    of what is left when the common mean is taken away, where flax.linen sums x^2.
     """
-    name = "d" if mapped else None
-    forward, both = communication(jnn.BatchNorm(axis_name=name), mapped)
-    flax_forward, flax_both = communication(nn.BatchNorm(axis_name=name), mapped)
+    name, way = ("d", "`shard_map`") if mapped else (None, "sharded `jit`")
+    forward, backward, both = communication(jnn.BatchNorm(axis_name=name), mapped)
     assert forward == [("all-reduce", FLOATS), ("all-reduce", 2 * FLOATS)]
-    assert flax_forward == [("all-reduce", 2 * FLOATS)]
-    assert {kind for kind, _ in both} == {"all-reduce"}
-    assert len(flax_both) == 2
-    assert len(both) == 3 if mapped else len(both) <= 3
-    assert sum(size for _, size in both) == (7 if mapped else 5) * FLOATS
-    assert sum(size for _, size in flax_both) == 5 * FLOATS
+    assert as_row(forward, backward) == readme_row(f"jaxnorm, {way}")
+    flax_forward, flax_backward, flax_both = communication(nn.BatchNorm(axis_name=name), mapped)
+    assert as_row(flax_forward, flax_backward) == readme_row(f"flax.linen, {way}")
+    assert {kind for kind, _ in backward + both} == {"all-reduce"}
+    # In one program XLA may send the backward pass's with the forward ones, never more.
+    for one, parts in ((both, forward + backward), (flax_both, flax_forward + flax_backward)):
+        assert len(one) <= len(parts)
+        assert sum(size for _, size in one) <= sum(size for _, size in parts)
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["sharded jit", "shard_map"])
+def test_a_mask_adds_counts_and_no_collective(mapped):
+    norm = jnn.BatchNorm(axis_name="d" if mapped else None)
+    forward, backward, _ = communication(norm, mapped, masked=True)
+    assert [kind for kind, _ in forward] == ["all-reduce"] * 2
+    assert [kind for kind, _ in backward] == ["all-reduce"]
+    # As the README says: at most two counts per channel.
+    assert sum(size for _, size in forward) <= (3 + 2) * FLOATS
+    assert sum(size for _, size in backward) == (4 if mapped else 2) * FLOATS
 
 
 def norms():

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import sys
 import numpy as np
 
 WORKER = pathlib.Path(__file__).with_name("distributed_worker.py")
+README = WORKER.parents[1] / "README.md"
 SECONDS = 300
 
 
@@ -18,18 +20,18 @@ def free_port():
         return s.getsockname()[1]
 
 
-def run(processes, out):
+def run_all(commands):
+    """Runs (arguments, additional environment) side by side; returns what each has printed."""
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    port = free_port()
     workers = [
         subprocess.Popen(
-            [sys.executable, WORKER, str(i), str(processes), str(port), out],
-            env=environment,
+            [sys.executable, *arguments],
+            env=environment | additional,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for i in range(processes)
+        for arguments, additional in commands
     ]
     try:
         outputs = [worker.communicate(timeout=SECONDS)[0] for worker in workers]
@@ -37,6 +39,12 @@ def run(processes, out):
         for worker in workers:
             worker.kill()
     assert all(worker.returncode == 0 for worker in workers), "\n".join(outputs)
+    return outputs
+
+
+def run(processes, out):
+    port = free_port()
+    run_all([([WORKER, str(i), str(processes), str(port), out], {}) for i in range(processes)])
     return np.load(out)
 
 
@@ -54,3 +62,24 @@ def test_two_processes_equal_one(tmp_path):
         np.testing.assert_allclose(one[other], one[name], atol=1e-5, rtol=1e-5, err_msg=name)
     # Training has moved them.
     assert np.abs(one["None ['batch_stats']['BatchNorm_0']['mean']"]).max() > 0.1
+
+
+def test_the_script_of_the_readme_in_two_processes(tmp_path):
+    """Both print the same running mean, which is that of the whole batch."""
+    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
+    (code,) = (code for code in blocks if "jax.distributed" in code)
+    script = tmp_path / "script.py"
+    script.write_text(code, encoding="utf-8")
+    environment = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "2",
+        "COORDINATOR": f"localhost:{free_port()}",
+        "PROCESSES": "2",
+    }
+    printed = run_all([([script], environment | {"PROCESS": str(i)}) for i in range(2)])
+    means = [np.fromstring(re.findall(r"\[(.*)\]", text)[-1], sep=" ") for text in printed]
+    parts = [np.random.default_rng(i).normal(size=(16, 3)) for i in range(2)]
+    # From zeros at momentum 0.99; eight digits are printed.
+    expected = 0.01 * np.concatenate(parts).mean(0)
+    for mean in means:
+        np.testing.assert_allclose(mean, expected, rtol=1e-5)
