@@ -10,8 +10,9 @@ import pytest
 from tests.norms_batch import BATCH
 from tests.norms_feature import FEATURE
 from tests.norms_weight import WEIGHT
+from tests.norms_whitening import WHITENING
 
-NORMS = [*BATCH, *FEATURE, *WEIGHT]
+NORMS = [*BATCH, *FEATURE, *WEIGHT, *WHITENING]
 
 # The shapes of an entry. "plain" is used throughout; values, gradients, masks and memory are also
 # tested at the others.
@@ -23,7 +24,11 @@ OTHERS = {
     "moments": "computes statistics",
     "merge_moments": "combines statistics",
     "mix_moments": "combines statistics",
+    "unstandardize": "undoes a normalization",
     "update_moments": "combines statistics",
+    "Whitening": "the statistics themselves",
+    "update_whitening": "combines statistics",
+    "statistics_penalty": "a number that a loss adds",
 }
 
 

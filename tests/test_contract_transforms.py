@@ -174,7 +174,12 @@ def test_hessians_agree(norm, rng):
 
 @registry.norms("transforms")
 def test_remat_and_scan_over_layers(norm, rng):
-    x, gamma, beta, mask = small(norm, rng)
+    # In float64, as three layers amplify a rounding by the product of their slopes.
+    with jax.enable_x64(True):
+        check_remat_and_scan(norm, *small(norm, rng, np.float64))
+
+
+def check_remat_and_scan(norm, x, gamma, beta, mask):
     stacked = jax.tree.map(lambda p: jnp.stack([p, 0.5 * p, p + 0.1]), (gamma, beta))
 
     def layer(x, parameters):
@@ -200,8 +205,8 @@ def test_remat_and_scan_over_layers(norm, rng):
         ]
 
     plain, scan, remat = all_ways(x, stacked)
-    # Three layers amplify a rounding by the product of their slopes.
-    chex.assert_trees_all_close(plain, scan, remat, atol=2e-4, rtol=2e-4)
+    # The gradients of gamma and beta are float32, as these are.
+    chex.assert_trees_all_close(plain, scan, remat, atol=1e-6, rtol=1e-6)
 
 
 @registry.norms("transforms")

@@ -271,14 +271,13 @@ def _whiten(x, gamma, beta, mask, layout: Layout, pool: Pool, steps, epsilon, dt
 
 def _covariance(centered, count, layout: Layout, pool: Pool) -> tuple[jax.Array, jax.Array]:
     """Returns the mean of what is left after the shift, and the biased covariance."""
-    kept, every = layout.subscripts()
     first = pool.sum(centered, PORTABLE)
-    second = jnp.einsum(
-        f"{every}gi,{every}gj->{kept}gij",
-        centered,
-        centered.conj(),
-        precision=lax.Precision.HIGHEST,
-    )
+    if centered.shape[-1] == 1:
+        # Groups of a single unit: a plain sum is more accurate than a product of vectors.
+        second = jnp.squeeze(pool.sum(centered * centered.conj(), PORTABLE), layout.pooled)
+        second = second[..., None]
+    else:
+        second = _products(centered, layout)
     if pool.names:
         first, second = _collectives.psum((first, second), pool.names, pool.index_groups)
     divisor = jnp.maximum(count, 1).astype(first.dtype)
@@ -288,6 +287,28 @@ def _covariance(centered, count, layout: Layout, pool: Pool) -> tuple[jax.Array,
     if divisor.ndim:
         divisor = jnp.squeeze(divisor, layout.pooled)[..., None]
     return offset, second / divisor - square
+
+
+def _products(centered: jax.Array, layout: Layout) -> jax.Array:
+    """Returns the sum of x x^H over the pool, of blocks of examples first.
+
+    XLA on CPU may add up all examples in one sequence, whose rounding errors grow with its length.
+    The number of blocks is a power of two, so that they divide over devices as the examples do.
+    """
+    kept, every = layout.subscripts()
+    position, shape = layout.pooled[0], centered.shape
+    size, blocks = shape[position], 1
+    # A symbolic size has no blocks.
+    while isinstance(size, int) and size % (2 * blocks) == 0 and size // (2 * blocks) >= 1024:
+        blocks *= 2
+    split = centered.reshape(*shape[:position], blocks, size // blocks, *shape[position + 1 :])
+    products = jnp.einsum(
+        f"{kept}Z{every[position:]}gi,{kept}Z{every[position:]}gj->{kept}Zgij",
+        split,
+        split.conj(),
+        precision=lax.Precision.HIGHEST,
+    )
+    return jnp.sum(products, position)
 
 
 @functools.partial(jax.jit, static_argnums=(6, 7), inline=True)
