@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import freeze
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxnorm.linen as jnn
@@ -195,11 +196,49 @@ def test_only_domains_that_were_seen_change(data):
     np.testing.assert_array_equal(stats["count"], [[0] * 4, [0] * 4, [1] * 4])
 
 
+def test_a_domain_for_each_example_and_frozen_variables(data):
+    """flax's FrozenDict is taken; an example without a domain is left out."""
+    norm = jnn.BatchNorm(num_domains=4, use_running_average=True)
+    x, domain = data[0], jnp.arange(16) % 4 - 1
+    variables = freeze(norm.init(jax.random.key(0), x, domain=domain))
+    batches = [(x, domain), (2 * x, domain)]
+    stats = tools.recalibrate(norm, variables, batches, call=lambda m, b: m(b[0], domain=b[1]))
+    for d in range(3):
+        seen = np.concatenate([x[d + 1 :: 4], 2 * x[d + 1 :: 4]]).astype(np.float64)
+        np.testing.assert_allclose(stats["mean"][d], seen.mean(0), rtol=1e-6)
+        np.testing.assert_allclose(stats["var"][d], seen.var(0), rtol=1e-6)
+    np.testing.assert_array_equal(stats["mean"][3], np.zeros(4))
+
+
 def test_a_frozen_layer_is_recalibrated_when_it_is_asked_for(data):
     norm = jnn.BatchNorm(frozen="all")
     variables = norm.init(jax.random.key(0), data[0])
     stats = tools.recalibrate(norm, variables, data)
     np.testing.assert_allclose(stats["mean"], jnp.concatenate(data).mean(0), rtol=1e-6)
+
+
+def test_an_input_given_by_name_and_a_model_of_an_axis_name(data):
+    """The model trains with an axis, and is recalibrated without it by the same variables."""
+
+    class Synced(nn.Module):
+        axis_name: str | None = None
+
+        @nn.compact
+        def __call__(self, x):
+            return jnn.BatchNorm(axis_name=self.axis_name, use_running_average=True, name="norm")(
+                x=x
+            )
+
+    variables = Synced("d").init(jax.random.key(0), data[0])
+    stats = tools.recalibrate(Synced(), variables, data)
+    np.testing.assert_allclose(stats["norm"]["mean"], jnp.concatenate(data).mean(0), rtol=1e-6)
+    with pytest.raises(NameError) as error:
+        tools.recalibrate(Synced("d"), variables, data)
+    assert str(error.value) == (
+        "BatchNorm norm: axis_name='d' is not bound here. Call this inside jax.vmap or "
+        "jax.shard_map with an axis of that name, or leave axis_name out: a jitted function of "
+        "sharded arrays pools over all devices without it."
+    )
 
 
 def test_rngs_reach_the_model(data):

@@ -40,7 +40,8 @@ def recalibrate(
     of its input in evaluation.
 
     Args:
-      model: a linen module.
+      model: a linen module. One whose layers have an `axis_name` is given without it: what is
+        computed here is of whole batches, on however many devices they lie.
       variables: its variables, with `params` and `batch_stats`.
       batches: iterable of batches, sharded as they may be; each shape is compiled once.
       call: (model, batch) -> anything: calls the bound model for evaluation. Default:
@@ -123,7 +124,8 @@ def _by_batch(next_function, args, kwargs, context):
     """
     module = context.module
     if isinstance(module, BatchNorm) and context.method_name == "__call__":
-        by_batch = module.can_normalize_by_batch(args[0], kwargs.get("mask"))
+        x = args[0] if args else kwargs["x"]
+        by_batch = module.can_normalize_by_batch(x, kwargs.get("mask"))
         kwargs = {**kwargs, "use_running_average": not by_batch}
     return next_function(*args, **kwargs)
 
