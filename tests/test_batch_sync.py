@@ -138,22 +138,43 @@ def test_groups_of_devices(data, kind, way):
     x, mask, _, gamma, beta = data
     x, mask = x.at[4:6].set(7), mask.at[4:6].set(True)
     groups = GROUPS[kind]
-    parts, masks = np.asarray(x).reshape(8, 2, 3, 4), np.asarray(mask).reshape(8, 2, 3, 1)
-    expected = np.zeros(parts.shape)
+    parts, masks = x.reshape(8, 2, 3, 4), mask.reshape(8, 2, 3, 1)
+    dy = jnp.cos(jnp.arange(x.size, dtype=jnp.float32)).reshape(parts.shape)
+    expected, gradient = np.zeros(parts.shape), np.zeros(parts.shape)
     for group in groups:
-        joined = parts[group].reshape(-1, 3, 4), masks[group].reshape(-1, 3, 1)
-        y, _ = norm(*map(jnp.asarray, joined), gamma, beta)
-        expected[group] = np.asarray(y).reshape(len(group), 2, 3, 4)
+        rows = np.array(group)
+        joined, joined_mask, joined_dy = (
+            v[rows].reshape(-1, *v.shape[2:]) for v in (parts, masks, dy)
+        )
+        y, transpose = jax.vjp(lambda x, m=joined_mask: norm(x, m, gamma, beta)[0], joined)
+        shape = (len(group), 2, 3, 4)
+        expected[group] = y.reshape(shape)
+        gradient[group] = transpose(joined_dy)[0].reshape(shape)
 
     local = functools.partial(norm, gamma=gamma, beta=beta, axis_name="d", axis_index_groups=groups)
     if way == "vmap":
-        y, _ = jax.jit(jax.vmap(local, axis_name="d"))(jnp.asarray(parts), jnp.asarray(masks))
+
+        def apply(x):
+            return jax.vmap(lambda x, mask: local(x, mask)[0], axis_name="d")(x, masks)
+
     else:
         specs = {"in_specs": (P("d"), P("d")), "out_specs": P("d")}
-        y = jax.jit(jax.shard_map(lambda x, mask: local(x, mask)[0], mesh=mesh(), **specs))(
-            *jax.device_put((x, mask), NamedSharding(mesh(), P("d")))
+        mapped = jax.shard_map(lambda x, mask: local(x, mask)[0], mesh=mesh(), **specs)
+        parts, mask, dy = jax.device_put(
+            (x, mask, dy.reshape(x.shape)), NamedSharding(mesh(), P("d"))
         )
+
+        def apply(x):
+            return mapped(x, mask)
+
+    @jax.jit
+    def both(x, dy):
+        y, transpose = jax.vjp(apply, x)
+        return y, transpose(dy)[0]
+
+    y, dx = both(parts, dy)
     np.testing.assert_allclose(np.asarray(y).reshape(expected.shape), expected, **CLOSE)
+    np.testing.assert_allclose(np.asarray(dx).reshape(expected.shape), gradient, **CLOSE)
 
 
 def test_groups_must_hold_every_index_once():
