@@ -117,7 +117,7 @@ def test_a_layer_used_twice_gets_all_that_reaches_it(data, rng):
     np.testing.assert_allclose(stats["norm"]["var"], seen.var(0), rtol=1e-6)
 
 
-def test_layers_under_scan_remat_and_vmap(data):
+def test_layers_under_scan_and_remat(data):
     """Stacked statistics are recalibrated row by row; a carry keeps its structure."""
 
     class Block(nn.Module):
@@ -176,6 +176,32 @@ def test_layers_under_scan_remat_and_vmap(data):
     seen = np.concatenate(first + second)
     np.testing.assert_allclose(stats["blocks"]["norm"]["mean"], seen.mean(0), atol=2e-6)
     np.testing.assert_allclose(stats["blocks"]["norm"]["var"], seen.var(0), atol=2e-6)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_layers_under_vmap(data, shared):
+    """Statistics of their own for each entry, or shared and pooled over the mapped axis."""
+
+    class Mapped(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            axis = None if shared else 0
+            norm = nn.vmap(
+                jnn.BatchNorm,
+                variable_axes={"params": axis, "batch_stats": axis},
+                split_rngs={"params": not shared},
+                axis_name="entries",
+            )
+            name = "entries" if shared else None
+            return norm(use_running_average=True, axis_name=name, name="norm")(x)
+
+    batches = [jnp.stack([x, 3 * x]) for x in data[:3]]
+    variables = Mapped().init(jax.random.key(0), batches[0])
+    stats = tools.recalibrate(Mapped(), variables, batches)["norm"]
+    x = np.concatenate(batches, axis=1).astype(np.float64)
+    axes = (0, 1) if shared else 1
+    np.testing.assert_allclose(stats["mean"], x.mean(axes), rtol=1e-6)
+    np.testing.assert_allclose(stats["var"], x.var(axes), rtol=1e-6)
 
 
 def test_only_domains_that_were_seen_change(data):
