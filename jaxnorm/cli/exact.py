@@ -82,8 +82,7 @@ def run(args: argparse.Namespace) -> int:
     libraries, missing = peers.load(args.peers)
     outputs.prepare_folder(args.out, CSV)
     machine = bench_machine.describe(libraries)
-    jobs = [_job(norm, libraries, args.seed) for norm in args.norms]
-    measured, interrupted = run_jobs(jobs)
+    measured, interrupted = run_jobs(list_jobs(args.norms, libraries, args.seed))
     rows = [row for rows in measured for row in rows]
     if not rows:
         print("Interrupted before the first normalization was run; nothing was written.")
@@ -95,6 +94,13 @@ def run(args: argparse.Namespace) -> int:
     bench_tables.write_files(args.out, CSV, make_rows(rows, machine, args.seed))
     bench_tables.tell_written(args.out, interrupted, CSV)
     return 130 if interrupted else 0
+
+
+def list_jobs(
+    norms: Sequence[str], libraries: Sequence[Peer], seed: int = 0
+) -> list[Job[list[Row]]]:
+    """Returns a job for each normalization, whose result is a list of `Row`, one per library."""
+    return [_job(norm, libraries, seed) for norm in norms]
 
 
 def _job(norm: str, libraries: Sequence[Peer], seed: int) -> Job[list[Row]]:
