@@ -12,6 +12,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 NAMES = [
     "01_quickstart",
     "02_axes",
+    "03_batch_statistics",
 ]
 COLAB = "https://colab.research.google.com/github/jaxnorm/jaxnorm/blob/main/notebooks"
 INSTALL = """\
