@@ -13,6 +13,7 @@ NAMES = [
     "01_quickstart",
     "02_axes",
     "03_batch_statistics",
+    "06_exact_lean_fast",
 ]
 COLAB = "https://colab.research.google.com/github/jaxnorm/jaxnorm/blob/main/notebooks"
 INSTALL = """\
