@@ -13,6 +13,8 @@ NAMES = [
     "01_quickstart",
     "02_axes",
     "03_batch_statistics",
+    "04_sequences",
+    "05_why_it_trains_faster",
     "06_exact_lean_fast",
 ]
 COLAB = "https://colab.research.google.com/github/jaxnorm/jaxnorm/blob/main/notebooks"
