@@ -146,15 +146,19 @@ def forward(x, gamma, beta, mask, *, options: Options, plan: Plan):
     pool = options.pool
     rows = plan.fuse_rows and (not pool.axes or _varies_within(gamma, pool))
     columns = plan.separate and not rows
-    if columns and options.center and plan.one_device and mask is None:
-        stats = saved = _moments.quick_moments(x, pool, plan)
+    if options.center and plan.one_device and mask is None:
+        find = _moments.quick_moments if columns else _moments.moments_from_first
+        stats = saved = find(x, pool, plan)
+        if rows and plan.separate:
+            # XLA on CPU can find the statistics of short rows and use them in one loop, but not
+            # return them from it as well: they are computed twice, unless nothing needs them.
+            (x,) = plan.next_pass(x)
+            stats = find(x, pool, plan)
     elif options.center:
         shift, count = _moments.find_shift(x, mask, pool, plan)
         x, mask, shift, count = plan.next_pass(x, mask, shift, count)
         stats = saved = _moments.moments_about(shift, count, x, mask, pool, plan)
         if rows and plan.separate:
-            # XLA on CPU can find the statistics of short rows and use them in one loop, but not
-            # return them from it as well: they are computed twice, unless nothing needs them.
             x, mask, shift, count = plan.next_pass(x, mask, shift, count)
             together = plan._replace(separate=False)
             stats = _moments.moments_about(shift, count, x, mask, pool, together)

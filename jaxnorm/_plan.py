@@ -15,7 +15,8 @@ class Plan(NamedTuple):
         use only once, in memory: of bfloat16 input, all of it in float32. Behind an optimization
         barrier each pass converts its own copy as it reads.
       one_device: no array lies on several devices, so that a slice moves no data.
-      fuse_rows: take sums over rows and use them in one pass, which XLA on CPU can do since 0.11.
+      fuse_rows: take sums over rows and use them in one pass, which XLA on CPU can do since 0.11,
+        in loops that are slower than memory but not slower than two passes over it.
       split: add up in short sums; see `jaxnorm._pool.sum_axes`.
     """
 
@@ -40,13 +41,18 @@ ACCELERATOR = Plan(split=False)
 RECENT_XLA = jax.__version_info__ >= (0, 11)
 # Below this many bytes of input, starting another loop costs more than a pass over memory.
 CPU_LARGE = 1 << 18
+# From this many bytes on, a second pass over the input takes longer than a more complex loop.
+CPU_HUGE = 1 << 24
 
 
 def cpu_plan(array: Any, one_device: bool) -> Plan:
     """Returns the plan for an array (or its type) of given shape and dtype on CPU."""
     if not all(isinstance(s, int) for s in array.shape):
-        return Plan(
-            separate=True, fuse_rows=RECENT_XLA
-        )  # A symbolic size: likely a batch, likely large.
-    large = array.size * array.dtype.itemsize >= CPU_LARGE
-    return Plan(separate=large, one_device=one_device, fuse_rows=RECENT_XLA)
+        # A symbolic size: likely a batch, likely large.
+        return Plan(separate=True, fuse_rows=RECENT_XLA)
+    size = array.size * array.dtype.itemsize
+    return Plan(
+        separate=size >= CPU_LARGE,
+        one_device=one_device,
+        fuse_rows=RECENT_XLA and size >= CPU_HUGE,
+    )
