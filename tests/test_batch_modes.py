@@ -227,6 +227,16 @@ ONE = jnp.ones((1, 3))
             "use_running_average=True, or a norm that does not pool over the batch.",
         ),
         (
+            {"eval_statistics": "batch", "update_running": False},
+            ONE,
+            {"use_running_average": True},
+            ValueError,
+            "BatchNorm norm got one element per channel in evaluation by the batch's statistics: "
+            "an input of shape (1, 3) reduced over axes (0,). One value cannot be normalized; use "
+            'a larger batch, eval_statistics="running", or a norm that does not pool over the '
+            "batch.",
+        ),
+        (
             {"update_running": False, "num_virtual_batches": 4},
             jnp.ones((4, 3)),
             {"use_running_average": False},

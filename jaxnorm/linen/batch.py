@@ -129,7 +129,7 @@ class BatchNorm(AffineModule, kw_only=True):
         options = self._options(x, axes, tracks or decisions.sources != ("running",))
         results, pooled = [], None
         for source in decisions.sources:
-            self._check_count(x.shape, axes, mask, source, batch)
+            self._check_count(x.shape, axes, mask, source, batch, decisions.evaluate is True)
             limits = (self.r_max, self.d_max)
             y, moments = core.normalize_by(source, inputs, batch, options, limits)
             pooled = pooled or moments
@@ -256,16 +256,20 @@ class BatchNorm(AffineModule, kw_only=True):
         except NameError as error:
             raise NameError(f"{self._label}: {error}") from None
 
-    def _check_count(self, shape, axes, mask, source: Statistics, batch: core.Batch) -> None:
+    def _check_count(
+        self, shape, axes, mask, source: Statistics, batch: core.Batch, evaluate: bool
+    ) -> None:
         if source != "batch" or self.is_initializing():
             return
         if not self._pools_one_value(shape, axes, mask, batch):
             return
         where = f" in each of {batch.virtual} virtual batches" if batch.virtual > 1 else ""
+        mode = "evaluation by the batch's statistics" if evaluate else "training"
+        remedy = 'eval_statistics="running"' if evaluate else "use_running_average=True"
         raise ValueError(
-            f"{self._label} got one element per channel{where} in training: an input of shape "
+            f"{self._label} got one element per channel{where} in {mode}: an input of shape "
             f"{shape} reduced over axes {axes}. One value cannot be normalized; use a larger "
-            "batch, use_running_average=True, or a norm that does not pool over the batch."
+            f"batch, {remedy}, or a norm that does not pool over the batch."
         )
 
     def _pools_one_value(self, shape, axes, mask, batch: core.Batch) -> bool:
