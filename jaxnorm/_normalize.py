@@ -125,12 +125,9 @@ def keep(mask, x) -> jax.Array:
 
 def normalized(x, mask, stats: Centered, options: Options) -> jax.Array:
     """Returns x_hat = (x - mean) / sqrt(var + epsilon), in float32 or wider."""
-    spread = functools.partial(options.pool.spread, shape=x.shape)
-    wide = widen(x, mask)
-    if stats.shift is not None:
-        wide = (wide - spread(stats.shift)) - spread(stats.offset)
-    inv = spread(inverse_root(stats.var, options.epsilon))
-    return keep(mask, wide * inv.astype(wide.dtype))
+    centered = _centered(x, mask, stats, options)
+    inv = options.pool.spread(inverse_root(stats.var, options.epsilon), x.shape)
+    return keep(mask, centered * inv.astype(centered.dtype))
 
 
 def result(x, gamma, beta, mask, stats: Centered, options: Options) -> jax.Array:
@@ -263,8 +260,13 @@ def cotangents(
             if options.center and (wanted or beta_axes is not None):
                 linear = summed(pool.axes, None)
             if wanted:
-                cross = summed(pool.axes, _shifted)
-                cross = _times_inverse_root(cross, linear, stats, dy.shape, options)
+                cross = summed(pool.axes, _shifted if plan.separate else _centered)
+                if plan.separate and linear is not None:
+                    # The shift of a large input lies so near the mean that what is left of it can
+                    # be taken from the sum. That of a small one is its first element.
+                    cross = cross - pool.spread(stats.offset, dy.shape) * linear
+                inv = inverse_root(stats.var, options.epsilon)
+                cross = cross * pool.spread(inv, dy.shape)
         if gamma_axes is not None:
             if cross is None:
                 dgamma = summed(gamma_axes, normalized)
@@ -287,20 +289,17 @@ def _contains(outer, inner, shape) -> bool:
     return all(a in outer or shape[a] == 1 for a in inner)
 
 
-def _shifted(x, mask, stats: Centered, options: Options) -> jax.Array:
-    """Returns x - shift, whose products with dy need one subtraction less than those of x_hat."""
+def _centered(x, mask, stats: Centered, options: Options) -> jax.Array:
+    """Returns x - shift - offset, without those that are None, in float32 or wider."""
     wide = widen(x, mask)
-    if stats.shift is None:
-        return wide
-    return wide - options.pool.spread(stats.shift, x.shape)
+    for part in (stats.shift, stats.offset):
+        if part is not None:
+            wide = wide - options.pool.spread(part, x.shape)
+    return wide
 
 
-def _times_inverse_root(cross, linear, stats: Centered, shape, options: Options) -> jax.Array:
-    """Returns sum(dy x_hat) from sum(dy (x - shift)) and sum(dy)."""
-    spread = functools.partial(options.pool.spread, shape=shape)
-    if linear is not None:
-        cross = cross - spread(stats.offset) * linear
-    return cross * spread(inverse_root(stats.var, options.epsilon))
+def _shifted(x, mask, stats: Centered, options: Options) -> jax.Array:
+    return _centered(x, mask, stats._replace(offset=None), options)
 
 
 def _cotangent_by_rows(

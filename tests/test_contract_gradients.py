@@ -1,5 +1,7 @@
 """Contract 8: gradients equal the closed form, are finite, and obey the two identities."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,10 +20,11 @@ def gradients(norm, x, gamma, beta, mask, dy, **options):
     return jax.vjp(f, x, gamma, beta)[1](dy)
 
 
-def assert_gradients_close(norm, x, gamma, beta, mask, rng):
+def assert_gradients_close(norm, x, gamma, beta, mask, rng, compiled=None):
     """Compares the gradients of a random projection with the closed form."""
     dy = jnp.asarray(rng.normal(size=x.shape), x.dtype)
-    got = jax.jit(lambda *args: gradients(norm, *args))(x, gamma, beta, mask, dy)
+    compiled = compiled or jax.jit(functools.partial(gradients, norm))
+    got = compiled(x, gamma, beta, mask, dy)
     expected = norm.expected_vjp(x, gamma, beta, mask, dy)
     # dx is the difference of terms as large as g = dy * gamma / sigma, each within the 4e-6 that
     # x_hat is, so its error is measured by the largest g, not by what the difference leaves.
@@ -36,10 +39,11 @@ def assert_gradients_close(norm, x, gamma, beta, mask, rng):
 
 
 @registry.paths("gradients", ("five", "plain", "large"))
-@pytest.mark.parametrize("mean", [0.0, 1e3, -1e6])
-def test_gradients_equal_the_closed_form(norm, shape, mean, rng):
-    x, gamma, beta, _ = norm.draw(rng, shape)
-    assert_gradients_close(norm, x + mean, gamma, beta, None, rng)
+def test_gradients_equal_the_closed_form(norm, shape, rng):
+    compiled = jax.jit(functools.partial(gradients, norm))
+    for mean in (0.0, 1e3, -1e6):
+        x, gamma, beta, _ = norm.draw(rng, shape)
+        assert_gradients_close(norm, x + mean, gamma, beta, None, rng, compiled)
 
 
 @registry.paths("gradients")
@@ -87,7 +91,7 @@ def test_finite_at_zero_variance_and_zero_input(norm, epsilon, rng):
             assert np.isfinite(value).all(), constant
 
 
-@registry.paths("shift", ("five", "plain", "large"))
+@registry.paths("shift", ("five", "large"))
 def test_gradient_sums_to_zero(norm, shape, rng):
     # Adding a constant to a pool changes nothing: the gradient is orthogonal to it.
     x, gamma, beta, _ = norm.draw(rng, shape)
@@ -101,7 +105,7 @@ def test_gradient_sums_to_zero(norm, shape, rng):
         assert np.abs(dx.sum(1)).max() <= allowed
 
 
-@registry.paths("scale", ("five", "plain", "large"))
+@registry.paths("scale", ("five", "large"))
 def test_gradient_is_orthogonal_to_the_normalized_input(norm, shape, rng):
     # Scaling a pool (about its mean) changes nothing, if epsilon is negligible beside the variance.
     x, gamma, beta, _ = norm.draw(rng, shape)
