@@ -144,13 +144,13 @@ def forward(x, gamma, beta, mask, *, options: Options, plan: Plan):
     rows = plan.fuse_rows and (not pool.axes or _varies_within(gamma, pool))
     columns = plan.separate and not rows
     if options.center and plan.one_device and mask is None:
-        find = _moments.quick_moments if columns else _moments.moments_from_first
+        find = _moments.quick_moments if plan.separate else _moments.moments_from_first
         stats = saved = find(x, pool, plan)
         if rows and plan.separate:
-            # XLA on CPU can find the statistics of short rows and use them in one loop, but not
-            # return them from it as well: they are computed twice, unless nothing needs them.
+            # XLA on CPU can find the statistics of rows and use them in one loop, but not return
+            # them from it as well: they are computed twice, unless nothing needs them.
             (x,) = plan.next_pass(x)
-            stats = find(x, pool, plan)
+            stats = _moments.moments_from_first(x, pool, plan)
     elif options.center:
         shift, count = _moments.find_shift(x, mask, pool, plan)
         x, mask, shift, count = plan.next_pass(x, mask, shift, count)
