@@ -38,11 +38,15 @@ def norms(point):
     return pytest.mark.parametrize("norm", chosen, ids=[norm.name for norm in chosen])
 
 
-def paths(point, names=PATHS):
-    """Parametrizes a test by `norm` and `shape`, over every path of the core."""
-    chosen = [(norm, name) for norm in NORMS if point not in norm.exempt for name in names]
+def paths(point, names=PATHS, dtypes=None):
+    """Parametrizes a test by `norm` and `shape`, over every path of the core.
+
+    `dtypes` gives a `dtype` for each path, for what need not be tested in every combination.
+    """
+    chosen = [(n, p) for n in NORMS if point not in n.exempt for p in dtypes or names]
+    arguments = [(n, n.shapes[p], *([] if dtypes is None else [dtypes[p]])) for n, p in chosen]
     return pytest.mark.parametrize(
-        ("norm", "shape"),
-        [(norm, norm.shapes[name]) for norm, name in chosen],
+        ("norm", "shape") if dtypes is None else ("norm", "shape", "dtype"),
+        arguments,
         ids=[f"{norm.name}-{name}" for norm, name in chosen],
     )

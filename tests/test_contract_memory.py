@@ -8,7 +8,6 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from tests import registry
 
@@ -41,8 +40,7 @@ def kept_bytes(arrays):
     return sum(buffers.values())
 
 
-@registry.paths("memory")
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@registry.paths("memory", dtypes={"plain": jnp.float32, "large": jnp.bfloat16})
 def test_only_the_input_and_statistics_are_kept(norm, shape, dtype, rng):
     x, gamma, beta, _ = norm.draw(rng, shape, dtype)
     allowed = allowed_bytes(norm, x, gamma, beta, None)

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import jax
 import nbclient
 import nbformat
 import pytest
@@ -74,6 +75,9 @@ def test_links_between_notebooks_lead_somewhere(path):
 
 
 @every_notebook
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 11), reason="notebooks are for recent versions, as Colab has them"
+)
 def test_a_notebook_runs(path):
     notebook = nbformat.read(path, as_version=4)
     saved = [kinds(cell) for cell in code_cells(notebook)]
