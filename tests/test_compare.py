@@ -200,6 +200,8 @@ def test_a_killed_run_leaves_the_finished_rows(images_file, tmp_path, quick, mon
 def test_control_c_ends_a_real_run_and_keeps_its_rows(images_file, tmp_path):
     command = f"-m jaxnorm compare --data {images_file} --out {tmp_path} --norms none --epochs 1"
     seeds = ",".join(map(str, range(5000)))
+    # Tests that run in the background of a shell ignore Ctrl-C, which a new process would inherit.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, *command.split(), "--seeds", seeds],
         stdout=subprocess.PIPE,
@@ -208,6 +210,7 @@ def test_control_c_ends_a_real_run_and_keeps_its_rows(images_file, tmp_path):
         # Strict promotion as in this process; the message of a failure comes in full.
         env=os.environ | {"JAX_NUMPY_DTYPE_PROMOTION": "strict", "COLUMNS": "100"},
     )
+    signal.signal(signal.SIGINT, previous)
     deadline = time.monotonic() + 120
     path = tmp_path / "compare.csv"
     while not (path.exists() and len(path.read_text().splitlines()) > 2):
