@@ -17,7 +17,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # The same examples on every run, and no deadline: the first call of an example compiles.
 hypothesis.settings.register_profile(
-    "jaxnorm", derandomize=True, deadline=None, database=None, max_examples=15
+    "jaxnorm", derandomize=True, deadline=None, database=None, max_examples=10
 )
 hypothesis.settings.load_profile("jaxnorm")
 

@@ -132,7 +132,7 @@ def test_complex(norm, rng):
         np.testing.assert_allclose(y, norm.expected(x), atol=1e-13)
 
 
-@registry.norms("complex")
+@registry.norms("complex", variants=False)
 def test_complex_gradient_is_that_of_its_parts(norm, rng):
     x, gamma, beta, mask = norm.draw(rng, norm.shapes["plain"], jnp.complex64, mask=True)
     weight = jnp.asarray(rng.normal(size=x.shape), jnp.float32)

@@ -92,7 +92,7 @@ def test_finite_at_zero_variance_and_zero_input(norm, epsilon, rng):
             assert np.isfinite(value).all(), constant
 
 
-@registry.paths("shift", ("five", "large"))
+@registry.paths("shift", ("large",))
 def test_gradient_sums_to_zero(norm, shape, rng):
     # Adding a constant to a pool changes nothing: the gradient is orthogonal to it.
     x, gamma, beta, _ = norm.draw(rng, shape)
@@ -106,7 +106,7 @@ def test_gradient_sums_to_zero(norm, shape, rng):
         assert np.abs(dx.sum(1)).max() <= allowed
 
 
-@registry.paths("scale", ("five", "large"))
+@registry.paths("scale", ("large",))
 def test_gradient_is_orthogonal_to_the_normalized_input(norm, shape, rng):
     # Scaling a pool (about its mean) changes nothing, if epsilon is negligible beside the variance.
     x, gamma, beta, _ = norm.draw(rng, shape)

@@ -134,7 +134,7 @@ def test_forward_mode_is_the_transpose_of_reverse_mode(norm, rng):
     np.testing.assert_allclose(seen, terms.sum(), atol=4e-6 * np.abs(terms).sum())
 
 
-@registry.norms("second_order")
+@registry.norms("second_order", variants=False)
 def test_second_order_in_both_modes(norm, rng):
     # Without a mask; those with one are in test_hessians_agree and in test_contract_masks.py.
     with jax.enable_x64(True):
@@ -152,7 +152,7 @@ def test_second_order_in_both_modes(norm, rng):
         check_grads(f, arguments, order=2, modes=("fwd", "rev"), atol=1e-4, rtol=1e-4)
 
 
-@registry.norms("second_order")
+@registry.norms("second_order", variants=False)
 def test_hessians_agree(norm, rng):
     x, gamma, beta, mask = norm.draw(rng, norm.shapes["five"], mask=True)
     weight = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
@@ -173,7 +173,7 @@ def test_hessians_agree(norm, rng):
         chex.assert_trees_all_close(second[0] / scale, other / scale, atol=2e-5)
 
 
-@registry.norms("transforms")
+@registry.norms("transforms", variants=False)
 def test_remat_and_scan_over_layers(norm, rng):
     # In float64, as three layers amplify a rounding by the product of their slopes.
     with jax.enable_x64(True):
