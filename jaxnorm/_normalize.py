@@ -299,6 +299,7 @@ def _centered(x, mask, stats: Centered, options: Options) -> jax.Array:
 
 
 def _shifted(x, mask, stats: Centered, options: Options) -> jax.Array:
+    """Returns x - shift, whose products with dy need one subtraction less than those of x_hat."""
     return _centered(x, mask, stats._replace(offset=None), options)
 
 
