@@ -85,37 +85,35 @@ def centered_moments(
 def quick_moments(x: jax.Array, pool: Pool, plan: Plan) -> Centered:
     """Returns the moments of `x` on one device, from sums of x and x^2 where these suffice.
 
-    Where every mean is small beside its standard deviation, E[x^2] - E[x]^2 is as exact as
-    sums about a shift, and XLA on CPU has loops of its own for these sums. That is found out as
-    the program runs: for any other input the sums are taken again, about a shift.
+    Where no mean is large beside its standard deviation, E[x^2] - E[x]^2 is exact enough, and
+    XLA on CPU has loops of its own for these sums. That is found out as the program runs: for
+    any other input the sums are taken again, about the mean.
     """
     n = pool.size(x.shape)
     mean = pool.sum(widen(x, None), plan) / n
-    square = pool.sum(abs2(widen(plan.next_pass(x)[0], None)), plan) / n
-    var = square - mean * mean
-    shift = reduce_precision(mean, 3)
-
-    def exact() -> Centered:
-        return centered_moments(x, None, pool, plan)[0]
-
-    quick = Centered(shift, mean - shift, var)
+    (again,) = plan.next_pass(x)
+    var = pool.sum(abs2(widen(again, None)), plan) / n - mean * mean
     # Squares that vanish in float32 say nothing about the spread.
     tells = (var > jnp.finfo(var.dtype).tiny) & (mean * mean <= 2 * var)
-    return lax.cond(jnp.all(tells | (mean == 0)), lambda: quick, exact)
+    return lax.cond(
+        jnp.all(tells | (mean == 0)),
+        lambda: Centered(mean, jnp.zeros_like(mean), var),
+        lambda: moments_from(_first_if_near(mean, again, pool, 1e-5), again, pool, plan),
+    )
 
 
-def moments_from_first(x: jax.Array, pool: Pool, plan: Plan) -> Centered:
-    """Returns the moments of `x` on one device, with the first element of each pool as the shift.
+def moments_from(shift: jax.Array, x: jax.Array, pool: Pool, plan: Plan) -> Centered:
+    """Returns the moments of `x` on one device, with an element or the mean of each pool as shift.
 
-    Rounding x - first to float32 errs by at most an ulp of the two largest results, wherever the
-    first element lies; the squares are summed about the mean itself, in a second pass over values
-    that are still in the cache. A constant leaves exactly 0.
+    Rounding x - element to float32 errs by at most an ulp of the two largest results, whichever
+    element it is; the squares are summed about the mean itself. Of a constant, x - element is
+    exactly 0.
     """
     n = pool.size(x.shape)
-    shift = widen(pool.first(x), None)
-    rest = widen(x, None) - pool.spread(shift, x.shape)
-    offset = pool.sum(rest, plan) / n
-    rest = rest - pool.spread(offset, x.shape)
+    x, shift = plan.next_pass(x, widen(shift, None))
+    offset = pool.sum(_centered(x, None, shift, pool), plan) / n
+    x, shift_, offset_ = plan.next_pass(x, shift, offset)
+    rest = _centered(x, None, shift_, pool) - pool.spread(offset_, x.shape)
     return Centered(shift, offset, pool.sum(abs2(rest), plan) / n)
 
 
@@ -174,11 +172,18 @@ def find_shift(
         mean = mean / (jnp.maximum(count, 1) * inverse).astype(mean.dtype)
     shift = reduce_precision(mean, 3)
     if _starts_at_first(mask, pool, plan):
-        # A constant input equals its first element: then x - shift is exactly 0.
-        first = pool.first(x).astype(wide.dtype)
-        shift = jnp.where(jnp.abs(first - shift) <= 1e-6 * jnp.abs(shift), first, shift)
+        shift = _first_if_near(shift, x, pool, 1e-6)
     # Saved where they are made: what follows needs them, and so do its derivatives.
     return save(lax.stop_gradient(shift)), count if mask is None else save(count)
+
+
+def _first_if_near(shift: jax.Array, x: jax.Array, pool: Pool, distance: float) -> jax.Array:
+    """Returns the first element of each pool instead of `shift` where they are almost equal.
+
+    A constant input equals its first element: then x - shift is exactly 0.
+    """
+    first = pool.first(x).astype(shift.dtype)
+    return jnp.where(jnp.abs(first - shift) <= distance * jnp.abs(shift), first, shift)
 
 
 def _starts_at_first(mask, pool: Pool, plan: Plan) -> bool:

@@ -46,7 +46,7 @@ def normalize(x, gamma, beta, mask, options: Options) -> tuple[jax.Array, Moment
     if x.size == 0:
         return x.astype(options.dtype), _moments.empty_moments(x, pool)
     if _is_local(x, gamma, beta, mask, pool):
-        y, *stats = _forward(x, gamma, beta, mask, options=options)
+        y, *stats = _forward(x, gamma, beta, mask, options=options, keeps_statistics=False)
         stats, count = Centered(*stats), _moments.local_count(x, mask, pool)
     else:
         y, stats, count = _recomputed(x, gamma, beta, mask, options)
@@ -138,36 +138,36 @@ def result(x, gamma, beta, mask, stats: Centered, options: Options) -> jax.Array
     return keep(mask, y).astype(options.dtype)
 
 
-def forward(x, gamma, beta, mask, *, options: Options, plan: Plan):
+def forward(x, gamma, beta, mask, *, options: Options, plan: Plan, keeps_statistics: bool):
     """Returns y and the statistics: shift, offset and var."""
     pool = options.pool
-    rows = plan.fuse_rows and (not pool.axes or _varies_within(gamma, pool))
-    columns = plan.separate and not rows
-    if options.center and plan.one_device and mask is None:
-        find = _moments.quick_moments if plan.separate else _moments.moments_from_first
-        stats = saved = find(x, pool, plan)
-        if rows and plan.separate:
-            # XLA on CPU can find the statistics of rows and use them in one loop, but not return
-            # them from it as well: they are computed twice, unless nothing needs them.
-            (x,) = plan.next_pass(x)
-            stats = _moments.moments_from_first(x, pool, plan)
-    elif options.center:
-        shift, count = _moments.find_shift(x, mask, pool, plan)
-        x, mask, shift, count = plan.next_pass(x, mask, shift, count)
-        stats = saved = _moments.moments_about(shift, count, x, mask, pool, plan)
-        if rows and plan.separate:
-            x, mask, shift, count = plan.next_pass(x, mask, shift, count)
-            together = plan._replace(separate=False)
-            stats = _moments.moments_about(shift, count, x, mask, pool, together)
-    else:
-        stats = saved = _moments.mean_square(x, mask, pool, plan)[0]
-        if rows and plan.separate:
-            x, mask = plan.next_pass(x, mask)
-            stats = _moments.mean_square(x, mask, pool, plan)[0]
-    if columns:
+    stats = saved = _find_statistics(x, mask, options, plan)
+    if plan.separate and plan.fuse_rows and _takes_rows(gamma, pool) and not keeps_statistics:
+        # XLA on CPU can find the statistics of rows and use them in one loop, but not return
+        # them from it as well; nothing is likely to need them.
+        x, mask = plan.next_pass(*plan.next_pass(x, mask))
+        stats = _find_statistics(x, mask, options, plan._replace(separate=False))
+    elif plan.separate:
         x, gamma, beta, mask, *parts = plan.next_pass(x, gamma, beta, mask, *stats)
         stats = Centered(*parts)
     return (result(x, gamma, beta, mask, stats, options), *saved)
+
+
+def _find_statistics(x, mask, options: Options, plan: Plan) -> Centered:
+    pool = options.pool
+    if not options.center:
+        return _moments.mean_square(x, mask, pool, plan)[0]
+    if mask is not None or not plan.one_device:
+        return _moments.centered_moments(x, mask, pool, plan)[0]
+    if plan.separate:
+        return _moments.quick_moments(x, pool, plan)
+    element = pool.largest(x) if plan.fuse_rows else pool.first(x)
+    return _moments.moments_from(element, x, pool, plan)
+
+
+def _takes_rows(gamma, pool: Pool) -> bool:
+    """Whether gamma takes several values along the pooled axes, or only groups are pooled."""
+    return not pool.axes or _varies_within(gamma, pool)
 
 
 def _varies_within(parameter, pool: Pool) -> bool:
@@ -392,7 +392,7 @@ def _statistics_shape(x, options: Options) -> tuple[Shape | None, Shape | None, 
     return mean, mean, Shape(shape, real_dtype(x.dtype))
 
 
-def _forward_shapes(x, gamma, beta, mask, *, options):
+def _forward_shapes(x, gamma, beta, mask, *, options, keeps_statistics):
     return (Shape(x.shape, options.dtype), *_statistics_shape(x, options))
 
 
@@ -440,10 +440,11 @@ _cotangents = _define("normalize_cotangents", cotangents, _cotangent_shapes, mai
 
 
 @_forward.def_jvp
-def _forward_jvp(operands, tangents, *, options):
+def _forward_jvp(operands, tangents, *, options, keeps_statistics):
+    del keeps_statistics  # the derivatives need them
     x, gamma, beta, mask = operands
     dx, dgamma, dbeta, _ = tangents
-    y, *stats = _forward(x, gamma, beta, mask, options=options)
+    y, *stats = _forward(x, gamma, beta, mask, options=options, keeps_statistics=True)
     dy, doffset, dvar = _tangent(x, gamma, mask, *stats, dx, dgamma, dbeta, options=options)
     return (y, *stats), (dy, None, doffset, dvar)
 

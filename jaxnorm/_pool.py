@@ -51,6 +51,16 @@ class Pool(NamedTuple):
             x = lax.slice_in_dim(x, 0, None, x.shape[channel] // parts, axis=channel)
         return x
 
+    def largest(self, x: jax.Array) -> jax.Array:
+        """Returns the largest element of each pool."""
+        x = jnp.max(x, self.axes, keepdims=True)
+        if self.groups is None:
+            return x
+        channel, parts = self.groups
+        return jnp.max(
+            x.reshape(*x.shape[:channel], parts, -1, *x.shape[channel + 1 :]), channel + 1
+        )
+
     def spread(self, statistic: Any, shape: tuple[int, ...]) -> Any:
         """Returns `statistic` so that it broadcasts against an array of shape `shape`."""
         if statistic is None or self.groups is None:
