@@ -15,7 +15,16 @@ from jaxnorm import _axes, _collectives
 from jaxnorm._axes import ArrayLike, Axes
 from jaxnorm._collectives import AxisIndexGroups
 from jaxnorm._plan import PORTABLE, Plan
-from jaxnorm._pool import Pool, abs2, compute_dtype, real_dtype, reduce_precision, widen
+from jaxnorm._pool import (
+    Pool,
+    abs2,
+    compute_dtype,
+    keep,
+    real_dtype,
+    reduce_precision,
+    subtract,
+    widen,
+)
 
 SAVED = "jaxnorm_statistics"
 
@@ -111,9 +120,9 @@ def moments_from(shift: jax.Array, x: jax.Array, pool: Pool, plan: Plan) -> Cent
     """
     n = pool.size(x.shape)
     x, shift = plan.next_pass(x, widen(shift, None))
-    offset = pool.sum(_centered(x, None, shift, pool), plan) / n
+    offset = pool.sum(subtract(x, None, pool, shift), plan) / n
     x, shift_, offset_ = plan.next_pass(x, shift, offset)
-    rest = _centered(x, None, shift_, pool) - pool.spread(offset_, x.shape)
+    rest = subtract(x, None, pool, shift_, offset_)
     return Centered(shift, offset, pool.sum(abs2(rest), plan) / n)
 
 
@@ -121,9 +130,9 @@ def moments_about(
     shift: jax.Array, count: jax.Array, x: jax.Array, mask: jax.Array | None, pool: Pool, plan: Plan
 ) -> Centered:
     """Returns the moments of `x`, found from the sums of x - shift and of its square."""
-    first = pool.sum(_centered(x, mask, shift, pool), plan)
+    first = pool.sum(keep(mask, subtract(x, mask, pool, shift)), plan)
     x, mask, shift_ = plan.next_pass(x, mask, shift)
-    second = pool.sum(abs2(_centered(x, mask, shift_, pool)), plan)
+    second = pool.sum(abs2(keep(mask, subtract(x, mask, pool, shift_))), plan)
     if pool.names:
         first, second = _collectives.psum((first, second), pool.names, pool.index_groups)
         # Saved, or the backward pass would send them again.
@@ -135,11 +144,6 @@ def moments_about(
     # Where the squares overflow the variance is infinite, not inf - inf.
     square = jnp.minimum(abs2(offset), jnp.finfo(second.dtype).max)
     return Centered(shift, offset, jnp.maximum(second / divisor - square, 0))
-
-
-def _centered(x, mask, shift, pool: Pool) -> jax.Array:
-    centered = widen(x, mask) - pool.spread(shift, x.shape)
-    return centered if mask is None else jnp.where(mask, centered, 0)
 
 
 def find_shift(

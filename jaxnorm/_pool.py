@@ -72,6 +72,10 @@ class Pool(NamedTuple):
         wide = jnp.broadcast_to(wide, (*before, parts, size, *after))
         return wide.reshape(*before, parts * size, *after)
 
+    def is_by_rows(self, gamma: Any) -> bool:
+        """Whether gamma takes several values within a pool, so that sums of it mix them."""
+        return not self.axes or (gamma is not None and any(gamma.shape[a] != 1 for a in self.axes))
+
     def renumber(self, number: Callable[[int], int]) -> Pool:
         """Returns the same pool for arrays whose axes are numbered anew."""
         groups = self.groups
@@ -83,6 +87,11 @@ class Pool(NamedTuple):
 def renumber(axes: Sequence[int], number: Callable[[int], int]) -> tuple[int, ...]:
     """Returns the new numbers of `axes`, each once."""
     return tuple(sorted({number(a) for a in axes}))
+
+
+def reduced_shape(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
+    """Returns `shape` with size 1 along `axes`."""
+    return tuple(1 if a in axes else s for a, s in enumerate(shape))
 
 
 def reduce_precision(x: jax.Array, dropped_bits: int) -> jax.Array:
@@ -145,3 +154,17 @@ def widen(x: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Returns `x` in float32 or wider; zeros in masked slots keep NaN there out of products."""
     wide = x.astype(compute_dtype(x.dtype))
     return wide if mask is None else jnp.where(mask, wide, 0)
+
+
+def keep(mask: jax.Array | None, x: jax.Array) -> jax.Array:
+    """Returns `x` with zeros in the masked slots."""
+    return x if mask is None else jnp.where(mask, x, 0)
+
+
+def subtract(x: jax.Array, mask: jax.Array | None, pool: Any, *statistics: Any) -> jax.Array:
+    """Returns `x` less statistics of its pools (None: nothing), in float32 or wider."""
+    wide = widen(x, mask)
+    for statistic in statistics:
+        if statistic is not None:
+            wide = wide - pool.spread(statistic, x.shape)
+    return wide

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from jaxnorm import _axes, _moments
 from jaxnorm._axes import ArrayLike, Axes, DTypeLike
+from jaxnorm._formula import apply_affine, inverse_root
 from jaxnorm._moments import Moments
-from jaxnorm._normalize import apply_affine, inverse_root, keep
-from jaxnorm._pool import widen
+from jaxnorm._pool import keep, widen
 
 
 def standardize(

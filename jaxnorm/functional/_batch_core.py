@@ -14,9 +14,10 @@ from jaxnorm import _axes, _collectives, _moments
 from jaxnorm._axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._collectives import AxisIndexGroups
 from jaxnorm._combine import merge_moments
+from jaxnorm._formula import Options, apply_affine, normalized
 from jaxnorm._moments import Centered, Moments
-from jaxnorm._normalize import Options, apply_affine, keep, normalize, normalized
-from jaxnorm._pool import Pool, compute_dtype
+from jaxnorm._normalize import normalize
+from jaxnorm._pool import Pool, compute_dtype, keep
 from jaxnorm._standardize import expand_moment, standardize_full
 from jaxnorm.functional._corrections import Correction, Limit, Statistics, correction_of
 from jaxnorm.functional._segments import SegmentPool

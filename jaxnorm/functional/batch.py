@@ -9,8 +9,9 @@ import jax
 from jaxnorm import _axes, _collectives
 from jaxnorm._axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._collectives import AxisIndexGroups
+from jaxnorm._formula import Options
 from jaxnorm._moments import Moments
-from jaxnorm._normalize import Options, normalize
+from jaxnorm._normalize import normalize
 from jaxnorm._pool import Pool
 
 

@@ -6,7 +6,8 @@ import jax
 
 from jaxnorm import _axes
 from jaxnorm._axes import ArrayLike, Axes, DTypeLike
-from jaxnorm._normalize import Options, normalize
+from jaxnorm._formula import Options
+from jaxnorm._normalize import normalize
 from jaxnorm._pool import Pool
 
 

@@ -14,10 +14,10 @@ from jax import lax
 from jaxnorm import _axes, _collectives, _moments
 from jaxnorm._axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._collectives import AxisIndexGroups
+from jaxnorm._formula import apply_affine
 from jaxnorm._mesh import without_explicit_axes
-from jaxnorm._normalize import apply_affine, keep
 from jaxnorm._plan import PORTABLE
-from jaxnorm._pool import Pool, compute_dtype, widen
+from jaxnorm._pool import Pool, compute_dtype, keep, widen
 from jaxnorm.functional._layout import Layout, check_arrays, check_layout
 from jaxnorm.functional._matrix_root import inverse_root, inverse_root_by_iteration
 
