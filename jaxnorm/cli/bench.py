@@ -80,12 +80,12 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument(
         "--pages",
-        type=arguments.one_of("equal", "stock"),
-        default="equal",
-        metavar="equal|stock",
-        help="equal: arrays of 4 MB and more in fresh pages of memory, which cost time, and "
-        "smaller ones in used pages, for all libraries; stock: as the allocator has it, which "
-        "depends on what ran before; on CPU, with glibc (default: equal)",
+        type=arguments.one_of("stock", "reused"),
+        metavar="stock|reused",
+        help="stock: memory as the allocator has it, on Linux in fresh pages, which cost time, for "
+        "arrays of more than 32 MB and for others as it happens; reused: in used pages for all, so "
+        "that programs alone are compared; on CPU, with glibc (default: stock; with --growth "
+        "reused)",
     )
     parser.add_argument(
         "--rounds",
@@ -115,8 +115,10 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) is not None:
             where = "without --growth" if kind is None else f"with --{kind}"
             raise UserError(f"--{name} has no effect {where}; leave it out")
-    if args.pages == "equal":
-        bench_timing.equalize_page_faults()
+    if args.pages is None:
+        args.pages = "reused" if args.growth else "stock"
+    if args.pages == "reused":
+        bench_timing.reuse_pages()
     if args.models:
         from jaxnorm.cli import bench_models as bench_kind
     elif args.growth:

@@ -18,23 +18,25 @@ from jaxnorm.cli.peers_jax import compile_program
 
 SAMPLE_SECONDS = 4e-3  # many calls make up a sample of a program that is faster than that
 MOST_CALLS = 1000
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # in glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # in glibc's malloc.h
 PAUSE_SECONDS = 1e-3  # lets the threads of the program before go to sleep
 
 
-def equalize_page_faults() -> None:
-    """Makes memory cost every program the same: arrays of 4 MB and more come in fresh pages.
+def reuse_pages() -> None:
+    """Has glibc's `malloc` keep all memory that it was ever given, for arrays of any size.
 
-    By default glibc's `malloc` does so above 32 MB; whether a smaller array takes fresh pages, at
-    up to the cost of the computation, or those of one before, depends on what ran before it. Here
-    arrays below 4 MB are always put into used pages. Other allocators stay as they are.
+    By default arrays of more than 32 MB come in fresh pages, which cost more time than most
+    normalizations; whether smaller ones do depends on what ran before. Other allocators stay as
+    they are.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    mallopt(M_MMAP_THRESHOLD, 4 * 2**20)
-    mallopt(M_TRIM_THRESHOLD, 256 * 2**20)
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, -1)
+    # One arena: those of other threads are of at most 64 MB, and given back.
+    mallopt(M_ARENA_MAX, 1)
 
 
 def copy_program(case: Case, data: Data, backward: bool) -> Program:
