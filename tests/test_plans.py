@@ -15,15 +15,20 @@ every_feature_norm = pytest.mark.parametrize("norm", FEATURE, ids=[n.name for n 
 @pytest.fixture
 def everything_is_huge(monkeypatch):
     monkeypatch.setattr(_plan, "CPU_HUGE", 0)
+    monkeypatch.setattr(_plan, "CPU_HUGE_BACKWARD", 0)
 
 
 def test_each_size_has_its_plan():
-    small, large, huge = (
-        _plan.cpu_plan(jax.ShapeDtypeStruct((rows, 1024), jnp.float32), one_device=True)
-        for rows in (2, 128, 8192)
-    )
-    assert (small.separate, large.separate, huge.separate) == (False, True, True)
-    assert (large.fuse_rows, huge.fuse_rows) == (False, _plan.RECENT_XLA)
+    recent = _plan.RECENT_XLA
+    for rows, separate, fuse_cotangents, fuse_rows in (
+        (2, False, False, False),
+        (128, True, False, False),
+        (2048, True, recent, False),
+        (8192, True, recent, recent),
+    ):
+        plan = _plan.cpu_plan(jax.ShapeDtypeStruct((rows, 1024), jnp.float32), one_device=True)
+        assert plan.separate == separate
+        assert (plan.fuse_cotangents, plan.fuse_rows) == (fuse_cotangents, fuse_rows)
 
 
 @every_feature_norm
