@@ -1,0 +1,78 @@
+"""y = (x - mean) / sqrt(var + epsilon) * gamma + beta, for given statistics.
+
+All arrays have the rank of `x`, with size 1 where they do not vary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnorm._moments import Centered
+from jaxnorm._plan import PORTABLE, Plan
+from jaxnorm._pool import Pool, keep, subtract
+
+
+class Options(NamedTuple):
+    """What a normalization needs to know at trace time."""
+
+    pool: Pool
+    epsilon: float
+    dtype: jnp.dtype
+    center: bool = True
+    gamma_offset: float = 0.0
+    cast_before_gamma: bool = False
+
+
+def inverse_root(var: jax.Array, epsilon: float, plan: Plan = PORTABLE) -> jax.Array:
+    """Returns 1 / sqrt(var + epsilon), and 0 with gradient 0 where that is infinite."""
+    if plan.separate and plan.one_device:
+        # Over one axis: XLA on CPU unrolls loops over two short ones, which takes long to compile.
+        (inv,) = plan.next_pass(inverse_root(var.reshape(-1), epsilon))
+        return inv.reshape(var.shape)
+    radicand = var + epsilon
+    if epsilon > 0:
+        return lax.rsqrt(radicand)
+    positive = radicand > 0
+    return jnp.where(positive, lax.rsqrt(jnp.where(positive, radicand, 1)), 0)
+
+
+def full_gamma(gamma, gamma_offset: float, dtype) -> jax.Array:
+    """Returns gamma + gamma_offset in `dtype`; 1 without either."""
+    if gamma is None:
+        return jnp.asarray(gamma_offset or 1, dtype)
+    return gamma.astype(dtype) + gamma_offset if gamma_offset else gamma.astype(dtype)
+
+
+def apply_affine(y, gamma, beta, gamma_offset: float, round_to=None) -> jax.Array:
+    """Returns y * (gamma + gamma_offset) + beta, in the dtype of `y`.
+
+    `round_to` is a narrower dtype that `y` is rounded to before gamma is applied.
+    """
+    if round_to is not None and round_to != y.dtype:
+        # A cast there and back would be removed by XLA, which may keep excess precision.
+        info = jnp.finfo(round_to)
+        y = lax.reduce_precision(y, info.nexp, info.nmant)
+    if gamma is not None or gamma_offset:
+        y = y * full_gamma(gamma, gamma_offset, y.dtype)
+    return y if beta is None else y + beta.astype(y.dtype)
+
+
+def normalized(x, mask, stats: Centered, options: Options, plan: Plan = PORTABLE) -> jax.Array:
+    """Returns x_hat = (x - mean) / sqrt(var + epsilon), in float32 or wider."""
+    centered = subtract(x, mask, options.pool, stats.shift, stats.offset)
+    inv = options.pool.spread(inverse_root(stats.var, options.epsilon, plan), x.shape)
+    return keep(mask, centered * inv.astype(centered.dtype))
+
+
+def result(
+    x, gamma, beta, mask, stats: Centered, options: Options, plan: Plan = PORTABLE
+) -> jax.Array:
+    """Returns y for given statistics."""
+    y = normalized(x, mask, stats, options, plan)
+    round_to = x.dtype if options.cast_before_gamma else None
+    y = apply_affine(y, gamma, beta, options.gamma_offset, round_to)
+    return keep(mask, y).astype(options.dtype)
