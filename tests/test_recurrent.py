@@ -244,7 +244,7 @@ def test_it_learns_to_remember(name, rng):
 
     model = Model()
     params = model.init(KEY, x)
-    optimizer = optax.sgd(0.5, momentum=0.9)
+    optimizer = optax.adam(1e-2)
 
     def loss(params):
         return jnp.mean((model.apply(params, x) - target) ** 2)
@@ -254,14 +254,13 @@ def test_it_learns_to_remember(name, rng):
         def step(carry, _):
             params, state = carry
             value, gradient = jax.value_and_grad(loss)(params)
-            gradient = jax.tree.map(lambda g: jnp.clip(g, -0.1, 0.1), gradient)
             update, state = optimizer.update(gradient, state)
             return (optax.apply_updates(params, update), state), value
 
         return jax.lax.scan(step, (params, optimizer.init(params)), length=300)
 
     _, losses = train(params)
-    assert losses[0] > 0.9 and losses[-1] < 0.1
+    assert losses[0] > 0.9 and losses[-1] < 0.01
 
 
 def test_errors():
