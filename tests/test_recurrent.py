@@ -254,7 +254,8 @@ def test_it_learns_to_remember(name, rng):
         def step(carry, _):
             params, state = carry
             value, gradient = jax.value_and_grad(loss)(params)
-            update, state = optimizer.update(gradient, state)
+            with jax.numpy_dtype_promotion("standard"):  # Adam counts steps in int32
+                update, state = optimizer.update(gradient, state)
             return (optax.apply_updates(params, update), state), value
 
         return jax.lax.scan(step, (params, optimizer.init(params)), length=300)
