@@ -31,7 +31,8 @@ def inverse_root(var: jax.Array, epsilon: float, plan: Plan = PORTABLE) -> jax.A
     """Returns 1 / sqrt(var + epsilon), and 0 with gradient 0 where that is infinite."""
     if plan.separate and plan.one_device:
         # Over one axis: XLA on CPU unrolls loops over two short ones, which takes long to compile.
-        (inv,) = plan.next_pass(inverse_root(var.reshape(-1), epsilon))
+        (flat,) = plan.next_pass(var.reshape(-1))
+        (inv,) = plan.next_pass(inverse_root(flat, epsilon))
         return inv.reshape(var.shape)
     radicand = var + epsilon
     if epsilon > 0:

@@ -7,7 +7,7 @@ All arrays have the rank of `x`, with size 1 where they do not vary.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -136,7 +136,7 @@ def _cotangent_shapes(
     )
 
 
-def _renumber(params: dict[str, Any], number: Callable[[int], int]) -> dict[str, Any]:
+def _renumber(params: dict[str, Any], number: Callable[[int], Sequence[int]]) -> dict[str, Any]:
     options = params["options"]
     params = {**params, "options": options._replace(pool=options.pool.renumber(number))}
     for name in ("gamma_axes", "beta_axes"):
@@ -154,7 +154,13 @@ def _role(params: dict[str, Any], axis: int) -> Any:
     return (axis in pool.axes, *(axis in axes for axes in sums))
 
 
-_define = functools.partial(Operation, renumber=_renumber, role=_role)
+def _is_summed(params: dict[str, Any], axis: int) -> bool:
+    """Returns whether sums are taken over all of an axis."""
+    role = _role(params, axis)
+    return role != "channels" and any(role)
+
+
+_define = functools.partial(Operation, renumber=_renumber, role=_role, summed=_is_summed)
 _forward = _define("normalize", forward, _forward_shapes, main=(0,))
 _tangent = _define("normalize_tangent", tangent, _tangent_shapes, main=(6, 0))
 _cotangents = _define("normalize_cotangents", cotangents, _cotangent_shapes, main=(6, 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,8 @@ class Plan(NamedTuple):
       fuse_rows: take sums over rows and use them in one pass, which XLA on CPU can do since 0.11,
         in loops that are slower than memory but not slower than two passes over it.
       fuse_cotangents: the same in the backward pass, where two arrays are read.
+      short_axes: sum over axes so short that XLA on CPU has one loop for each sum. Starting the
+        loops of a small input takes longer than running them.
       split: add up in short sums; see `jaxnorm._pool.sum_axes`.
     """
 
@@ -25,6 +28,7 @@ class Plan(NamedTuple):
     one_device: bool = False
     fuse_rows: bool = True
     fuse_cotangents: bool = True
+    short_axes: bool = False
     split: bool = True
 
     def next_pass(self, *arrays: Any) -> tuple[Any, ...]:
@@ -41,23 +45,31 @@ PORTABLE = Plan()
 ACCELERATOR = Plan(split=False)
 # XLA on CPU sums in loops of its own since then, over several axes at once.
 RECENT_XLA = jax.__version_info__ >= (0, 11)
-# Below this many bytes of input, starting another loop costs more than a pass over memory.
+# Below this many elements XLA on CPU has no faster loops for sums than the plain ones.
+CPU_SMALL = 1 << 12
+# Below this many bytes of input, starting another loop costs more than a pass over memory: where
+# the elements of a row are pooled, and where they are not, which XLA fuses less of.
 CPU_LARGE = 1 << 18
+CPU_LARGE_COLUMNS = 1 << 16
 # From this many bytes on, a second pass over the input takes longer than a more complex loop:
 # measured at 3 to 74 MB on two cores, where it is about what their cache holds.
 CPU_HUGE = 1 << 25
 CPU_HUGE_BACKWARD = 6 << 20
 
 
-def cpu_plan(array: Any, one_device: bool) -> Plan:
-    """Returns the plan for an array (or its type) of given shape and dtype on CPU."""
+def cpu_plan(array: Any, summed: Sequence[bool], one_device: bool) -> Plan:
+    """Returns the plan for an array (or its type) of given shape and dtype on CPU.
+
+    `summed` says of each axis whether sums are taken over it.
+    """
     if not all(isinstance(s, int) for s in array.shape):
         # A symbolic size: likely a batch, likely large.
         return Plan(separate=True, fuse_rows=RECENT_XLA, fuse_cotangents=RECENT_XLA)
     size = array.size * array.dtype.itemsize
     return Plan(
-        separate=size >= CPU_LARGE,
+        separate=size >= (CPU_LARGE if summed[-1] else CPU_LARGE_COLUMNS),
         one_device=one_device,
         fuse_rows=RECENT_XLA and size >= CPU_HUGE,
         fuse_cotangents=RECENT_XLA and size >= CPU_HUGE_BACKWARD,
+        short_axes=one_device and array.size < CPU_SMALL,
     )

@@ -76,17 +76,18 @@ class Pool(NamedTuple):
         """Whether gamma takes several values within a pool, so that sums of it mix them."""
         return not self.axes or (gamma is not None and any(gamma.shape[a] != 1 for a in self.axes))
 
-    def renumber(self, number: Callable[[int], int]) -> Pool:
+    def renumber(self, number: Callable[[int], Sequence[int]]) -> Pool:
         """Returns the same pool for arrays whose axes are numbered anew."""
         groups = self.groups
         if groups is not None:
-            groups = (number(groups[0]), groups[1])
+            (channel,) = number(groups[0])
+            groups = (channel, groups[1])
         return self._replace(axes=renumber(self.axes, number), groups=groups)
 
 
-def renumber(axes: Sequence[int], number: Callable[[int], int]) -> tuple[int, ...]:
+def renumber(axes: Sequence[int], number: Callable[[int], Sequence[int]]) -> tuple[int, ...]:
     """Returns the new numbers of `axes`, each once."""
-    return tuple(sorted({number(a) for a in axes}))
+    return tuple(sorted({n for a in axes for n in number(a)}))
 
 
 def reduced_shape(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:

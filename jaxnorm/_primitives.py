@@ -8,6 +8,7 @@ of its derivatives are those of the plain function.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -36,9 +37,10 @@ class Operation:
       name: the primitive's name.
       function: called as function(*operands, plan=..., **params); returns a tuple.
       shapes: called as shapes(*operands, **params); returns a `Shape` or None for each result.
-      renumber: (params, number) -> params for operands whose axis a becomes number(a).
+      renumber: (params, number) -> params for operands whose axis a becomes the axes number(a).
       role: (params, axis) -> what the function does with an axis. Neighbouring axes of one role
         can be taken as one; an axis with a role of its own stays.
+      summed: (params, axis) -> whether sums are taken over an axis, which may become several.
       main: the operands, by position, that carry a batch axis in full; the others may have size 1.
     """
 
@@ -47,12 +49,13 @@ class Operation:
         name: str,
         function: Callable[..., tuple[Optional, ...]],
         shapes: Callable[..., tuple[Shape | None, ...]],
-        renumber: Callable[[dict[str, Any], Callable[[int], int]], dict[str, Any]],
+        renumber: Callable[[dict[str, Any], Callable[[int], Sequence[int]]], dict[str, Any]],
         role: Callable[[dict[str, Any], int], Any],
+        summed: Callable[[dict[str, Any], int], bool],
         main: Sequence[int],
     ):
         self.function, self.shapes = function, shapes
-        self.renumber, self.role = renumber, role
+        self.renumber, self.role, self.summed = renumber, role, summed
         self.main = main
         self.primitive = Primitive(name)
         self.primitive.multiple_results = True
@@ -108,17 +111,43 @@ class Operation:
     def _call(self, plan: Plan, *operands, present, **params):
         operands = _restore(operands, present)
         shapes = [s.shape for s in self.shapes(*operands, **params) if s is not None]
-        if plan.separate and plan.one_device:
-            operands, params = self._merge_axes(operands, params)
+        if plan.one_device and (plan.separate or plan.short_axes):
+            operands, params = self._lay_out(operands, params, plan)
             operands = plan.next_pass(*operands)
         results = self.function(*operands, plan=plan, **params)
         results = [r for r in results if r is not None]
         return [r.reshape(s) for r, s in zip(results, shapes, strict=True)]
 
-    def _merge_axes(self, operands, params):
-        """Merges neighbouring axes of one role: XLA on CPU is faster over fewer axes."""
+    def _lay_out(self, operands, params, plan: Plan):
+        """Returns the same computation over the axes that XLA on CPU is fastest over.
+
+        They are few for a large input, and short where a small one is summed.
+        """
         given = [x.shape for x in operands if x is not None]
         full = [max(sizes) for sizes in zip(*given, strict=True)]
+        parts: list[tuple[int, ...]] = [(size,) for size in full]
+        numbers = self._merged(given, full, params)
+        if not plan.separate:
+            parts = [_cut(s) if self.summed(params, a) else (s,) for a, s in enumerate(full)]
+            ends = list(itertools.accumulate(map(len, parts)))
+            numbers = [range(end - len(p), end) for end, p in zip(ends, parts, strict=True)]
+
+        def reshape(x):
+            if x is None:
+                return None
+            sizes = [1] * (numbers[-1][-1] + 1)
+            for axis, size in enumerate(x.shape):
+                if len(parts[axis]) == 1:
+                    sizes[numbers[axis][0]] *= size
+                elif size != 1:
+                    for number, part in zip(numbers[axis], parts[axis], strict=True):
+                        sizes[number] = part
+            return x.reshape(sizes)
+
+        return [reshape(x) for x in operands], self.renumber(params, numbers.__getitem__)
+
+    def _merged(self, given, full, params) -> list[Sequence[int]]:
+        """Returns each axis' number if neighbours of one role are taken as one."""
 
         def alike(a: int) -> bool:
             if self.role(params, a) != self.role(params, a + 1):
@@ -126,25 +155,16 @@ class Operation:
             pairs = {(s[a] == full[a], s[a + 1] == full[a + 1]) for s in given}
             return 1 in full[a : a + 2] or pairs <= {(True, True), (False, False)}
 
-        number = [0]
-        for axis in range(len(full) - 1):
-            number.append(number[-1] + (not alike(axis)))
-
-        def merge(x):
-            if x is None:
-                return None
-            sizes = [1] * (number[-1] + 1)
-            for axis, size in enumerate(x.shape):
-                sizes[number[axis]] *= size
-            return x.reshape(sizes)
-
-        return [merge(x) for x in operands], self.renumber(params, number.__getitem__)
+        steps = [not alike(axis) for axis in range(len(full) - 1)]
+        return [(number,) for number in itertools.accumulate(steps, initial=0)]
 
     def _lower(self, plan: Plan | None, context, *operands, **params):
         if plan is None:
             # Only where the program is for one device can no operand lie on several.
             devices = getattr(context.module_context.axis_context, "num_devices", None)
-            plan = cpu_plan(context.avals_in[0], devices == 1)
+            x = context.avals_in[0]
+            summed = [self.summed(params, axis) for axis in range(x.ndim)]
+            plan = cpu_plan(x, summed, devices == 1)
         rule = mlir.lower_fun(functools.partial(self._call, plan), multiple_results=True)
         return rule(context, *operands, **params)
 
@@ -182,9 +202,24 @@ class Operation:
 
         full = {flat[i] for i in main}
         moved = [move(x, d, n in full) for n, (x, d) in enumerate(zip(operands, dims, strict=True))]
-        params = self.renumber(params, lambda a: a + (a >= position))
+        params = self.renumber(params, lambda a: (a + (a >= position),))
         results = self.primitive.bind(*moved, present=present, **params)
         return results, [position] * len(results)
+
+
+# XLA on CPU cuts a sum over more elements of an axis into several loops.
+_ONE_LOOP = 32
+# Up to here, the rounding errors of a sum in one loop stay below half of what is allowed.
+_SHORT = 128
+
+
+def _cut(size: int) -> tuple[int, ...]:
+    """Returns two factors that are summed over in one loop, if `size` is short and has them."""
+    if _ONE_LOOP < size <= _SHORT:
+        for factor in range(_ONE_LOOP, 1, -1):
+            if size % factor == 0 and size // factor <= _ONE_LOOP:
+                return size // factor, factor
+    return (size,)
 
 
 def _restore(values: Sequence[Any], present: Sequence[bool]) -> tuple[Optional, ...]:

@@ -1,10 +1,14 @@
-"""Layouts that only huge inputs get on CPU: the contract again, on smaller inputs."""
+"""Layouts that inputs of some sizes get on CPU: the contract again, where it is not run on them."""
+
+import functools
+import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from jaxnorm import _plan
+from jaxnorm import _plan, layer_norm
 from tests import test_contract_exact, test_contract_gradients
 from tests.norms_feature import FEATURE
 from tests.test_contract_gradients import assert_gradients_close
@@ -18,17 +22,46 @@ def everything_is_huge(monkeypatch):
     monkeypatch.setattr(_plan, "CPU_HUGE_BACKWARD", 0)
 
 
-def test_each_size_has_its_plan():
+@pytest.mark.parametrize("rows_are_pooled", [True, False])
+def test_each_size_has_its_plan(rows_are_pooled):
     recent = _plan.RECENT_XLA
-    for rows, separate, fuse_cotangents, fuse_rows in (
-        (2, False, False, False),
-        (128, True, False, False),
-        (2048, True, recent, False),
-        (8192, True, recent, recent),
+    for rows, short_axes, separate, fuse_cotangents, fuse_rows in (
+        (2, True, False, False, False),
+        (4, False, False, False, False),
+        (32, False, not rows_are_pooled, False, False),
+        (128, False, True, False, False),
+        (2048, False, True, recent, False),
+        (8192, False, True, recent, recent),
     ):
-        plan = _plan.cpu_plan(jax.ShapeDtypeStruct((rows, 1024), jnp.float32), one_device=True)
-        assert plan.separate == separate
+        x = jax.ShapeDtypeStruct((rows, 1024), jnp.float32)
+        plan = _plan.cpu_plan(x, (not rows_are_pooled, rows_are_pooled), one_device=True)
+        assert (plan.short_axes, plan.separate) == (short_axes, separate)
         assert (plan.fuse_cotangents, plan.fuse_rows) == (fuse_cotangents, fuse_rows)
+
+
+def test_short_axes_need_one_device():
+    x = jax.ShapeDtypeStruct((2, 64), jnp.float32)
+    assert not _plan.cpu_plan(x, (False, True), one_device=False).short_axes
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="plans are of XLA on CPU")
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((4, 128), 1), ((128, 4), 0), ((3, 96), -1), ((2, 34, 5), 1), ((2, 37), 1), ((1, 256), 1)],
+)
+def test_small_sums_are_single_loops(shape, axis, rng):
+    """XLA on CPU starts three loops for a sum over more than 32 elements of an axis."""
+    x = rng.standard_normal(shape, np.float32) + np.float32(100)
+    program = jax.jit(functools.partial(layer_norm, axis=axis)).lower(x).compile()
+    size = shape[axis]
+    loops = re.findall(r" fusion\(| reduce\(", program.as_text().partition("\nENTRY")[2])
+    if size <= 128 and size % 37:
+        assert len(loops) == 3  # the mean, the variance, the result
+    else:
+        assert len(loops) > 3  # long, or without factors of at most 32
+    wide = x.astype(np.float64)
+    mean, var = wide.mean(axis, keepdims=True), wide.var(axis, keepdims=True)
+    np.testing.assert_allclose(program(x), (wide - mean) / np.sqrt(var + 1e-6), atol=4e-6)
 
 
 @every_feature_norm

@@ -256,7 +256,7 @@ def _normalize_parts(inputs: Inputs, batch: Batch, parts: int, correction, optio
     running = inputs.running
     if running is not None:
         running = Moments(divide(running.mean), divide(running.var), running.count)
-    axes = options.pool.renumber(lambda a: a + (a >= axis)).axes
+    axes = options.pool.renumber(lambda a: (a + (a >= axis),)).axes
     y, moments = normalize_by_batch(
         Inputs(x, gamma, beta, mask, running),
         Batch(axis + 1),
