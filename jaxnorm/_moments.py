@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -91,24 +91,33 @@ def centered_moments(
     return moments_about(shift, count, x, mask, pool, plan), count
 
 
-def quick_moments(x: jax.Array, pool: Pool, plan: Plan) -> Centered:
-    """Returns the moments of `x` on one device, from sums of x and x^2 where these suffice.
+def use_quick_moments(
+    use: Callable[[jax.Array, Centered], Any], x: jax.Array, pool: Pool, plan: Plan
+) -> Any:
+    """Returns use(x, moments of x) on one device, from sums of x and x^2 where these suffice.
 
     Where no mean is large beside its standard deviation, E[x^2] - E[x]^2 is exact enough, and
     XLA on CPU has loops of its own for these sums. That is found out as the program runs: for
-    any other input the sums are taken again, about the mean.
+    any other input the sums are taken again, about the mean. The use is part of both branches:
+    statistics would be copied as they leave them.
     """
     n = pool.size(x.shape)
     mean = pool.sum(widen(x, None), plan) / n
-    (again,) = plan.next_pass(x)
-    var = pool.sum(abs2(widen(again, None)), plan) / n - mean * mean
+    (x,) = plan.next_pass(x)
+    var = pool.sum(abs2(widen(x, None)), plan) / n - mean * mean
+
+    def quick():
+        return use(x, Centered(mean, jnp.zeros_like(mean), var))
+
+    def exact():
+        shift = _first_if_near(mean, x, pool, 1e-5)
+        stats = moments_from(shift, x, pool, plan)
+        again, *parts = plan.next_pass(x, *stats)
+        return use(again, Centered(*parts))
+
     # Squares that vanish in float32 say nothing about the spread.
     tells = (var > jnp.finfo(var.dtype).tiny) & (mean * mean <= 2 * var)
-    return lax.cond(
-        jnp.all(tells | (mean == 0)),
-        lambda: Centered(mean, jnp.zeros_like(mean), var),
-        lambda: moments_from(_first_if_near(mean, again, pool, 1e-5), again, pool, plan),
-    )
+    return lax.cond(jnp.all(tells | (mean == 0)), quick, exact)
 
 
 def moments_from(shift: jax.Array, x: jax.Array, pool: Pool, plan: Plan) -> Centered:

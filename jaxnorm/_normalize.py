@@ -78,18 +78,34 @@ def statistics(x, mask, options: Options) -> tuple[Centered, jax.Array]:
 
 def forward(x, gamma, beta, mask, *, options: Options, plan: Plan, keeps_statistics: bool):
     """Returns y and the statistics: shift, offset and var."""
+    if mask is None and not keeps_statistics:
+        if plan.fuse_moments if options.center else plan.fuse_squares:
+            # XLA on CPU cannot return the statistics from this loop too. Nothing is likely to need
+            # them; where something does, they are found again, from what looks like another array.
+            (again,) = plan.next_pass(*plan.next_pass(x))
+            plan = plan._replace(separate=False)
+            stats = _find_statistics(again, mask, options, plan)
+            return (_in_one_loop(x, gamma, beta, options, plan), *stats)
+        if options.center and plan.separate and plan.one_device:
+
+            def finish(x, stats):
+                return (result(x, gamma, beta, mask, stats, options, plan), *stats)
+
+            return _moments.use_quick_moments(finish, x, options.pool, plan)
+    stats = _find_statistics(x, mask, options, plan)
+    x, gamma, beta, mask, *parts = plan.next_pass(x, gamma, beta, mask, *stats)
+    return (result(x, gamma, beta, mask, Centered(*parts), options, plan), *stats)
+
+
+def _in_one_loop(x, gamma, beta, options: Options, plan: Plan) -> jax.Array:
+    """Returns y, which XLA on CPU computes row by row, the statistics of a row and their use."""
     pool = options.pool
-    stats = saved = _find_statistics(x, mask, options, plan)
-    if plan.separate and plan.fuse_rows and pool.is_by_rows(gamma) and not keeps_statistics:
-        # XLA on CPU can find the statistics of rows and use them in one loop, but not return
-        # them from it as well; nothing is likely to need them.
-        x, mask = plan.next_pass(*plan.next_pass(x, mask))
-        plan = plan._replace(separate=False)
-        stats = _find_statistics(x, mask, options, plan)
-    elif plan.separate:
-        x, gamma, beta, mask, *parts = plan.next_pass(x, gamma, beta, mask, *stats)
-        stats = Centered(*parts)
-    return (result(x, gamma, beta, mask, stats, options, plan), *saved)
+    if options.center:
+        # This loop cannot slice, and is slower with a first element that is given to it.
+        stats = _moments.moments_from(pool.largest(x), x, pool, plan)
+    else:
+        stats, _ = _moments.mean_square(x, None, pool, plan)
+    return result(x, gamma, beta, None, stats, options, plan)
 
 
 def _find_statistics(x, mask, options: Options, plan: Plan) -> Centered:
@@ -99,9 +115,8 @@ def _find_statistics(x, mask, options: Options, plan: Plan) -> Centered:
     if mask is not None or not plan.one_device:
         return _moments.centered_moments(x, mask, pool, plan)[0]
     if plan.separate:
-        return _moments.quick_moments(x, pool, plan)
-    element = pool.largest(x) if plan.fuse_rows else pool.first(x)
-    return _moments.moments_from(element, x, pool, plan)
+        return _moments.use_quick_moments(lambda x, stats: stats, x, pool, plan)
+    return _moments.moments_from(pool.first(x), x, pool, plan)
 
 
 def _statistics_shape(x, options: Options) -> tuple[Shape | None, Shape | None, Shape]:
@@ -154,13 +169,20 @@ def _role(params: dict[str, Any], axis: int) -> Any:
     return (axis in pool.axes, *(axis in axes for axes in sums))
 
 
+def _is_pooled(params: dict[str, Any], axis: int) -> bool:
+    """Returns whether the elements along an axis share their statistics."""
+    return axis in params["options"].pool.axes
+
+
 def _is_summed(params: dict[str, Any], axis: int) -> bool:
     """Returns whether sums are taken over all of an axis."""
     role = _role(params, axis)
     return role != "channels" and any(role)
 
 
-_define = functools.partial(Operation, renumber=_renumber, role=_role, summed=_is_summed)
+_define = functools.partial(
+    Operation, renumber=_renumber, role=_role, summed=_is_summed, pooled=_is_pooled
+)
 _forward = _define("normalize", forward, _forward_shapes, main=(0,))
 _tangent = _define("normalize_tangent", tangent, _tangent_shapes, main=(6, 0))
 _cotangents = _define("normalize_cotangents", cotangents, _cotangent_shapes, main=(6, 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,8 +17,9 @@ class Plan(NamedTuple):
         use only once, in memory: of bfloat16 input, all of it in float32. Behind an optimization
         barrier each pass converts its own copy as it reads.
       one_device: no array lies on several devices, so that a slice moves no data.
-      fuse_rows: take sums over rows and use them in one pass, which XLA on CPU can do since 0.11,
-        in loops that are slower than memory but not slower than two passes over it.
+      fuse_squares: find the mean squares of rows and use them in one loop, as XLA on CPU can.
+      fuse_moments: the same for mean and variance, which takes three sums; that loop is slower
+        than memory, but not than several passes over it.
       fuse_cotangents: the same in the backward pass, where two arrays are read.
       short_axes: sum over axes so short that XLA on CPU has one loop for each sum. Starting the
         loops of a small input takes longer than running them.
@@ -26,8 +28,9 @@ class Plan(NamedTuple):
 
     separate: bool = False
     one_device: bool = False
-    fuse_rows: bool = True
-    fuse_cotangents: bool = True
+    fuse_squares: bool = False
+    fuse_moments: bool = False
+    fuse_cotangents: bool = False
     short_axes: bool = False
     split: bool = True
 
@@ -51,25 +54,36 @@ CPU_SMALL = 1 << 12
 # the elements of a row are pooled, and where they are not, which XLA fuses less of.
 CPU_LARGE = 1 << 18
 CPU_LARGE_COLUMNS = 1 << 16
-# From this many bytes on, a second pass over the input takes longer than a more complex loop:
-# measured at 3 to 74 MB on two cores, where it is about what their cache holds.
-CPU_HUGE = 1 << 25
-CPU_HUGE_BACKWARD = 6 << 20
+# From this many rows on, XLA on CPU computes row by row, sums and all, what can be one loop. Where
+# that is faster than several passes was measured on two cores.
+CPU_ROWS = 1 << 12
+# Mean and variance: where rows are of up to so many elements, and from so many bytes on, in which
+# passes over memory count; those of narrow types take longer to convert.
+CPU_SHORT_ROW = 1 << 6
+CPU_HUGE = 1 << 24
+CPU_HUGE_NARROW = 1 << 25
+# Cotangents: from this many elements on.
+CPU_FUSE_COTANGENTS = 3 << 19
 
 
-def cpu_plan(array: Any, summed: Sequence[bool], one_device: bool) -> Plan:
+def cpu_plan(array: Any, pooled: Sequence[bool], one_device: bool) -> Plan:
     """Returns the plan for an array (or its type) of given shape and dtype on CPU.
 
-    `summed` says of each axis whether sums are taken over it.
+    `pooled` says of each axis whether its elements share their statistics.
     """
     if not all(isinstance(s, int) for s in array.shape):
         # A symbolic size: likely a batch, likely large.
-        return Plan(separate=True, fuse_rows=RECENT_XLA, fuse_cotangents=RECENT_XLA)
+        return Plan(separate=True)
     size = array.size * array.dtype.itemsize
+    row = math.prod(s for s, p in zip(array.shape, pooled, strict=True) if p)
+    huge = CPU_HUGE if array.dtype.itemsize >= 4 else CPU_HUGE_NARROW
+    by_rows = RECENT_XLA and pooled[-1] and array.size >= CPU_ROWS * row
     return Plan(
-        separate=size >= (CPU_LARGE if summed[-1] else CPU_LARGE_COLUMNS),
+        separate=size >= (CPU_LARGE if pooled[-1] else CPU_LARGE_COLUMNS),
         one_device=one_device,
-        fuse_rows=RECENT_XLA and size >= CPU_HUGE,
-        fuse_cotangents=RECENT_XLA and size >= CPU_HUGE_BACKWARD,
+        fuse_squares=by_rows,
+        # On one device, as it takes a maximum, which would have to cross devices as well.
+        fuse_moments=by_rows and one_device and (row <= CPU_SHORT_ROW or size >= huge),
+        fuse_cotangents=by_rows and array.size >= CPU_FUSE_COTANGENTS,
         short_axes=one_device and array.size < CPU_SMALL,
     )

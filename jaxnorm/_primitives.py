@@ -41,6 +41,7 @@ class Operation:
       role: (params, axis) -> what the function does with an axis. Neighbouring axes of one role
         can be taken as one; an axis with a role of its own stays.
       summed: (params, axis) -> whether sums are taken over an axis, which may become several.
+      pooled: (params, axis) -> whether the elements along an axis share their statistics.
       main: the operands, by position, that carry a batch axis in full; the others may have size 1.
     """
 
@@ -52,10 +53,11 @@ class Operation:
         renumber: Callable[[dict[str, Any], Callable[[int], Sequence[int]]], dict[str, Any]],
         role: Callable[[dict[str, Any], int], Any],
         summed: Callable[[dict[str, Any], int], bool],
+        pooled: Callable[[dict[str, Any], int], bool],
         main: Sequence[int],
     ):
         self.function, self.shapes = function, shapes
-        self.renumber, self.role, self.summed = renumber, role, summed
+        self.renumber, self.role, self.summed, self.pooled = renumber, role, summed, pooled
         self.main = main
         self.primitive = Primitive(name)
         self.primitive.multiple_results = True
@@ -125,9 +127,10 @@ class Operation:
         """
         given = [x.shape for x in operands if x is not None]
         full = [max(sizes) for sizes in zip(*given, strict=True)]
-        parts: list[tuple[int, ...]] = [(size,) for size in full]
-        numbers = self._merged(given, full, params)
-        if not plan.separate:
+        if plan.separate:
+            parts: list[tuple[int, ...]] = [(size,) for size in full]
+            numbers = self._merged(given, full, params)
+        else:
             parts = [_cut(s) if self.summed(params, a) else (s,) for a, s in enumerate(full)]
             ends = list(itertools.accumulate(map(len, parts)))
             numbers = [range(end - len(p), end) for end, p in zip(ends, parts, strict=True)]
@@ -163,8 +166,8 @@ class Operation:
             # Only where the program is for one device can no operand lie on several.
             devices = getattr(context.module_context.axis_context, "num_devices", None)
             x = context.avals_in[0]
-            summed = [self.summed(params, axis) for axis in range(x.ndim)]
-            plan = cpu_plan(x, summed, devices == 1)
+            pooled = [self.pooled(params, axis) for axis in range(x.ndim)]
+            plan = cpu_plan(x, pooled, devices == 1)
         rule = mlir.lower_fun(functools.partial(self._call, plan), multiple_results=True)
         return rule(context, *operands, **params)
 

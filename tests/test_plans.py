@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnorm import _plan, layer_norm
+from jaxnorm import _plan, batch_norm, layer_norm, rms_norm
 from tests import test_contract_exact, test_contract_gradients
 from tests.norms_feature import FEATURE
 from tests.test_contract_gradients import assert_gradients_close
@@ -16,35 +16,95 @@ from tests.test_contract_gradients import assert_gradients_close
 every_feature_norm = pytest.mark.parametrize("norm", FEATURE, ids=[n.name for n in FEATURE])
 
 
+on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="plans are of XLA on CPU")
+
+
 @pytest.fixture
 def everything_is_huge(monkeypatch):
-    monkeypatch.setattr(_plan, "CPU_HUGE", 0)
-    monkeypatch.setattr(_plan, "CPU_HUGE_BACKWARD", 0)
+    for threshold in ("CPU_ROWS", "CPU_HUGE", "CPU_HUGE_NARROW", "CPU_FUSE_COTANGENTS"):
+        monkeypatch.setattr(_plan, threshold, 0)
+
+
+def plan_of(shape, pooled=(False, True), dtype=jnp.float32):
+    return _plan.cpu_plan(jax.ShapeDtypeStruct(shape, dtype), pooled, one_device=True)
 
 
 @pytest.mark.parametrize("rows_are_pooled", [True, False])
 def test_each_size_has_its_plan(rows_are_pooled):
-    recent = _plan.RECENT_XLA
-    for rows, short_axes, separate, fuse_cotangents, fuse_rows in (
-        (2, True, False, False, False),
-        (4, False, False, False, False),
-        (32, False, not rows_are_pooled, False, False),
-        (128, False, True, False, False),
-        (2048, False, True, recent, False),
-        (8192, False, True, recent, recent),
+    for rows, short_axes, separate in (
+        (2, True, False),
+        (4, False, False),
+        (32, False, not rows_are_pooled),
+        (128, False, True),
     ):
-        x = jax.ShapeDtypeStruct((rows, 1024), jnp.float32)
-        plan = _plan.cpu_plan(x, (not rows_are_pooled, rows_are_pooled), one_device=True)
+        plan = plan_of((rows, 1024), (not rows_are_pooled, rows_are_pooled))
         assert (plan.short_axes, plan.separate) == (short_axes, separate)
-        assert (plan.fuse_cotangents, plan.fuse_rows) == (fuse_cotangents, fuse_rows)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "squares", "moments", "cotangents"),
+    [
+        ((4095, 64), jnp.float32, False, False, False),
+        ((4096, 64), jnp.float32, True, True, False),
+        ((4096, 65), jnp.float32, True, False, False),
+        ((4096, 384), jnp.float32, True, False, True),
+        ((4096, 1023), jnp.float32, True, False, True),
+        ((4096, 1024), jnp.float32, True, True, True),
+        ((4096, 1024), jnp.bfloat16, True, False, True),
+        ((4096, 4096), jnp.bfloat16, True, True, True),
+        ((1024, 100_000), jnp.float32, False, False, False),  # XLA has no such loop
+    ],
+)
+def test_many_rows_are_fused_where_that_is_faster(shape, dtype, squares, moments, cotangents):
+    plan, recent = plan_of(shape, dtype=dtype), _plan.RECENT_XLA
+    fused = (plan.fuse_squares, plan.fuse_moments, plan.fuse_cotangents)
+    assert fused == (squares and recent, moments and recent, cotangents and recent)
+    # On several devices the maximum that mean and variance start from would be one message more.
+    x = jax.ShapeDtypeStruct(shape, dtype)
+    sharded = _plan.cpu_plan(x, (False, True), one_device=False)
+    assert sharded == plan._replace(one_device=False, short_axes=False, fuse_moments=False)
+    columns = plan_of(shape, (True, False), dtype)
+    assert not (columns.fuse_squares or columns.fuse_moments or columns.fuse_cotangents)
+
+
+@on_cpu
+@pytest.mark.skipif(not _plan.RECENT_XLA, reason="XLA on CPU has these loops since jax 0.11")
+@pytest.mark.parametrize("norm", [layer_norm, rms_norm])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_many_rows_are_one_loop(norm, dtype, rng):
+    """The rows are normalized by their own statistics, exactly, in a single pass over memory."""
+    x = rng.standard_normal((64, 80, 48), np.float32) + rng.integers(0, 1000, (64, 80, 1))
+    x = jnp.asarray(x, dtype)
+    gamma = jnp.asarray(rng.standard_normal(48), jnp.float32)
+    normalize = functools.partial(norm, dtype=jnp.float32)
+    program = jax.jit(normalize).lower(x, gamma).compile()
+    assert len(re.findall(r" fusion\(| reduce\(", program.as_text().partition("\nENTRY")[2])) == 1
+    assert program.memory_analysis().temp_size_in_bytes == 0
+    wide = np.asarray(x, np.float64)
+    mean = wide.mean(-1, keepdims=True) if norm is layer_norm else 0
+    inv = 1 / np.sqrt(np.square(wide - mean).mean(-1, keepdims=True) + 1e-6)
+    expected = (wide - mean) * inv * np.asarray(gamma, np.float64)
+    atol = 4e-6 * max(1, np.abs(expected).max() / 3)
+    np.testing.assert_allclose(program(x, gamma), expected, rtol=0, atol=atol)
+
+
+def test_statistics_of_many_rows_are_returned_too(rng):
+    x = rng.standard_normal((4096, 16), np.float32) + np.float32(100)
+    y, moments = jax.jit(functools.partial(batch_norm, axis=-1))(x)
+    wide = x.astype(np.float64)
+    np.testing.assert_allclose(moments.mean, wide.mean(-1), rtol=1e-6)
+    np.testing.assert_allclose(moments.var, wide.var(-1), rtol=4e-6)
+    expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=4e-6)
 
 
 def test_short_axes_need_one_device():
     x = jax.ShapeDtypeStruct((2, 64), jnp.float32)
+    assert plan_of(x.shape).short_axes
     assert not _plan.cpu_plan(x, (False, True), one_device=False).short_axes
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="plans are of XLA on CPU")
+@on_cpu
 @pytest.mark.parametrize(
     ("shape", "axis"),
     [((4, 128), 1), ((128, 4), 0), ((3, 96), -1), ((2, 34, 5), 1), ((2, 37), 1), ((1, 256), 1)],
