@@ -166,6 +166,39 @@ def test_group_norm_over_chosen_axes(rng):
         close(jnp.moveaxis(got, place, -1), y)
 
 
+@pytest.mark.parametrize(
+    ("shape", "channel_axis", "axis"),
+    [
+        ((6, 12), -1, None),
+        ((12, 6), 0, (1,)),
+        ((12, 6), 0, ()),
+        ((4, 1, 12, 1), 2, None),
+        ((2, 12, 5), 1, 1),  # only the channel axis: channels are pooled anyway
+        ((12,), 0, ()),
+    ],
+)
+@pytest.mark.parametrize("num_groups", [1, 3, 12])
+def test_groups_of_nothing_but_channels(shape, channel_axis, axis, num_groups, rng):
+    x = draw(rng, *shape)
+    channel = channel_axis % len(shape)
+    axes = range(1, len(shape)) if axis is None else np.atleast_1d(np.asarray(axis, int))
+    pools = reference.pools_of_groups(shape, num_groups, channel, [a for a in axes if a != channel])
+    per_channel = np.asarray([12 if a == channel else 1 for a in range(len(shape))])
+    masks = (
+        None,
+        rng.random(shape) < 0.7,
+        rng.random(per_channel) < 0.7,
+        rng.random([1 if a == channel else s for a, s in enumerate(shape)]) < 0.7,
+    )
+    kind = {"formula": reference.standardized, "pools": pools, "feature_axes": (channel,)}
+    options = {"num_groups": num_groups, "channel_axis": channel_axis, "axis": axis}
+    for mask in masks:
+        for parameter_shape in ((12,), per_channel, shape):
+            parameters = [draw(rng, *parameter_shape) for _ in range(2)]
+            y = jaxnorm.group_norm(x, *parameters, mask=mask, **options)
+            close(y, reference.normalize(x, *parameters, mask, epsilon=1e-6, **kind))
+
+
 def test_channel_parameters_stay_with_their_channels(rng):
     x, gamma, beta = draw(rng, 2, 3, 4, 6), draw(rng, 6), draw(rng, 6)
     for function, options in (
