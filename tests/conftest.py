@@ -26,3 +26,13 @@ hypothesis.settings.load_profile("jaxnorm")
 def rng():
     """A random generator with the same stream in every test."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def reused(monkeypatch):
+    """Leaves the allocator of the process as it is for the other tests; holds what is asked for."""
+    from jaxnorm.cli import bench_timing
+
+    asked = []
+    monkeypatch.setattr(bench_timing, "reuse_pages", lambda: asked.append(True))
+    return asked

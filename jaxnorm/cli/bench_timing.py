@@ -116,7 +116,7 @@ def _sample(program: Program, calls: int) -> float:
     if program.queues:
         result = None
         for _ in range(calls):
-            result = call()
+            result = call(result)
         wait(result)
     else:
         for _ in range(calls):

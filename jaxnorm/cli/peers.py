@@ -78,15 +78,15 @@ class Program(NamedTuple):
     """A computation with its arguments, ready to be run again and again.
 
     Attributes:
-      call: starts it and returns its results.
+      call: starts it and returns its results; may be given the last call's results.
       wait: waits for results.
-      queues: whether calls may follow each other without waiting, the device running them one
-        by one; where they would run at the same time, each is waited for.
+      queues: whether calls may follow each other without waiting, if each is given the last
+        one's results; else they could run at the same time, or fill the memory.
       compile_seconds: what tracing and compiling took, where there was any.
       temp_bytes: memory that the compiled program needs besides arguments and results.
     """
 
-    call: Callable[[], Any]
+    call: Callable[..., Any]
     wait: Callable[[Any], Any]
     queues: bool = False
     compile_seconds: float | None = None

@@ -1,0 +1,166 @@
+"""The libraries that the benchmark compares, and what it measures of each."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnorm.cli import bench_norms, bench_timing, peers
+from jaxnorm.cli.bench_measure import measure
+from jaxnorm.cli.errors import UserError
+from jaxnorm.cli.peers import Case, Data, Unavailable
+from jaxnorm.cli.peers_jax import JaxPeer, import_peer, load_jaxnorm
+from tests import reference
+from tests.bench import LAYER
+
+
+def make_unavailable(monkeypatch, *names):
+    def fail(name):
+        if name in names:
+            raise Unavailable("it is not installed")
+        return load_jaxnorm()
+
+    monkeypatch.setattr(peers, "_load", fail)
+
+
+def test_a_peer_that_is_asked_for_must_be_there(monkeypatch):
+    make_unavailable(monkeypatch, "haiku")
+    with pytest.raises(UserError) as caught:
+        peers.load(("flax.linen", "haiku"))
+    assert str(caught.value) == (
+        "cannot compare with haiku: it is not installed; leave it out of --peers"
+    )
+
+
+def test_a_library_that_is_not_installed_says_how_to_get_it():
+    with pytest.raises(Unavailable) as caught:
+        import_peer("no_such_library", "its-distribution")
+    assert str(caught.value) == "it is not installed (pip install its-distribution)"
+
+
+def test_a_library_that_does_not_fit_says_why(tmp_path, monkeypatch):
+    (tmp_path / "misfit.py").write_text("raise AttributeError('jax has no old')")
+    (tmp_path / "needy.py").write_text("import no_such_library")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, reason in (
+        ("misfit", "jax has no old"),
+        ("needy", "No module named 'no_such_library'"),
+    ):
+        with pytest.raises(Unavailable) as caught:
+            import_peer(name, name)
+        assert str(caught.value) == f"its import failed ({reason})"
+
+
+def test_peers_that_are_not_there_are_named_when_none_is_asked_for(monkeypatch):
+    make_unavailable(monkeypatch, "haiku", "torch")
+    loaded, missing = peers.load(None)
+    assert len(loaded) == 1 + len(peers.PEERS) - 2
+    assert missing == ["haiku: it is not installed", "torch: it is not installed"]
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_a_peer_is_loaded_or_says_why_not(name):
+    try:
+        ((_, peer), _) = peers.load((name,))
+    except UserError as error:
+        assert str(error).startswith(f"cannot compare with {name}: it")
+    else:
+        assert peer.name == name and peer.version[0].isdigit()
+
+
+SHAPES = {"layer": (6, 64), "rms": (6, 64)}
+POOLS = {
+    "layer": lambda shape: reference.pools_over(shape, (-1,)),
+    "rms": lambda shape: reference.pools_over(shape, (-1,)),
+    "batch": lambda shape: reference.pools_over(shape, (0, 1, 2)),
+    "group": lambda shape: reference.pools_of_groups(shape, 32, -1, (1, 2)),
+    "instance": lambda shape: reference.pools_over(shape, (1, 2)),
+}
+
+
+@pytest.mark.parametrize("name", ("jaxnorm", *peers.PEERS))
+def test_every_library_computes_the_same_thing(name):
+    try:
+        libraries, _ = peers.load(() if name == "jaxnorm" else (name,))
+    except UserError as error:
+        pytest.skip(str(error))
+    library = libraries[-1]
+    for norm in library.norms:
+        case = Case(norm, SHAPES.get(norm, (3, 4, 2, 64)), "float32")
+        data = Data(case)
+        gamma, beta = (*data.parameters, None)[:2]
+        kind = {"pools": POOLS[norm](case.shape), "feature_axes": (-1,), "epsilon": peers.EPSILON}
+        kind["formula"] = reference.over_rms if norm == "rms" else reference.standardized
+        vjp = reference.over_rms_vjp if norm == "rms" else reference.standardized_vjp
+        y = reference.normalize(data.x, gamma, beta, **kind)
+        dx, *dparameters = reference.normalize_vjp(
+            data.x, gamma, beta, None, data.dy, vjp=vjp, **kind
+        )
+        found = library.evaluate(case, data)
+        expected = [y, dx, *(d for d in dparameters if d is not None)]
+        # Float32, one-pass variances among them; instances of 8 elements make for small
+        # variances. A wrong axis, layout, epsilon or parameter errs by 1e-2 and more.
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=2e-4, rtol=2e-4, err_msg=norm)
+        assert library.kept_bytes(case, data) >= case.input_bytes
+
+
+def make_peer(function, name="jaxnorm", norms=peers.NORMS):
+    return JaxPeer(name, "1", lambda case: function, norms)
+
+
+@pytest.mark.parametrize(
+    ("function", "kept"),
+    [
+        (lambda x, gamma, beta: (x * 2 + beta[None], ()), 0),
+        # x, used twice, counts once.
+        (lambda x, gamma, beta: (x * x * x, ()), 4 * 32 * 2),
+        (lambda x, gamma, beta: (jnp.sin(x), ()), 4 * 32),
+        # In bfloat16 half of that.
+        (lambda x, gamma, beta: (jnp.sin(x.astype(jnp.bfloat16)), ()), 2 * 32),
+        # x and gamma.
+        (lambda x, gamma, beta: (x * gamma[None], ()), 4 * 32 + 4 * 8),
+        # What is not differentiated is not kept.
+        (lambda x, gamma, beta: (x, jnp.sin(x)), 0),
+    ],
+)
+def test_kept_bytes_are_the_arrays_that_the_backward_pass_needs(function, kept):
+    assert make_peer(function).kept_bytes(LAYER, Data(LAYER)) == kept
+
+
+def test_the_copy_reads_and_writes_every_byte_and_computes_nothing():
+    for dtype in ("float32", "bfloat16"):
+        case = LAYER._replace(dtype=dtype)
+        data = Data(case)
+        for backward, arrays in ((False, [data.x]), (True, [data.x, data.dy])):
+            program = bench_timing.copy_program(case, data, backward)
+            results = program.wait(program.call())
+            assert [(r.shape, r.dtype) for r in results] == [(a.shape, a.dtype) for a in arrays]
+            for result, array in zip(results, arrays, strict=True):
+                # The last bit differs, and no other.
+                bits = f"uint{8 * array.dtype.itemsize}"
+                flipped = np.asarray(result).view(bits) ^ array.view(bits)
+                assert (flipped == 1).all()
+
+
+def test_a_library_that_fails_is_left_out_and_named():
+    def fail(*_):
+        raise RuntimeError("no such kernel\nand a long story")
+
+    libraries = [
+        load_jaxnorm(),
+        make_peer(fail, "flax.linen"),
+        make_peer(fail, "tokamax", norms=("rms",)),
+    ]
+    cell = measure(LAYER, Data(LAYER), True, libraries, 1)
+    assert [m.library for m in cell.measurements] == ["jaxnorm"]
+    assert bench_norms.describe_failures([cell]) == [
+        "flax.linen cannot run layer norm here: RuntimeError: no such kernel"
+    ]
+
+
+def test_a_failure_of_jaxnorm_is_a_defect():
+    def fail(*_):
+        raise RuntimeError("a defect")
+
+    with pytest.raises(RuntimeError, match="a defect"):
+        measure(LAYER, Data(LAYER), False, [make_peer(fail)], 1)
