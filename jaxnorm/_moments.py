@@ -92,14 +92,18 @@ def centered_moments(
 
 
 def use_quick_moments(
-    use: Callable[[jax.Array, Centered], Any], x: jax.Array, pool: Pool, plan: Plan
+    use: Callable[[jax.Array, Centered], Any],
+    x: jax.Array,
+    pool: Pool,
+    plan: Plan,
+    use_exact: Callable[[jax.Array, Centered], Any] | None = None,
 ) -> Any:
-    """Returns use(x, moments of x) on one device, from sums of x and x^2 where these suffice.
+    """Returns use(x, moments of x) on one device.
 
     Where no mean is large beside its standard deviation, E[x^2] - E[x]^2 is exact enough, and
     XLA on CPU has loops of its own for these sums. That is found out as the program runs: for
-    any other input the sums are taken again, about the mean. The use is part of both branches:
-    statistics would be copied as they leave them.
+    any other input the sums are taken again, about the mean, for `use_exact`, which is `use` if
+    not given. The use is part of both branches: statistics would be copied as they leave them.
     """
     n = pool.size(x.shape)
     mean = pool.sum(widen(x, None), plan) / n
@@ -113,7 +117,7 @@ def use_quick_moments(
         shift = _first_if_near(mean, x, pool, 1e-5)
         stats = moments_from(shift, x, pool, plan)
         again, *parts = plan.next_pass(x, *stats)
-        return use(again, Centered(*parts))
+        return (use_exact or use)(again, Centered(*parts))
 
     # Squares that vanish in float32 say nothing about the spread.
     tells = (var > jnp.finfo(var.dtype).tiny) & (mean * mean <= 2 * var)

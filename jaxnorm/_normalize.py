@@ -78,20 +78,23 @@ def statistics(x, mask, options: Options) -> tuple[Centered, jax.Array]:
 
 def forward(x, gamma, beta, mask, *, options: Options, plan: Plan, keeps_statistics: bool):
     """Returns y and the statistics: shift, offset and var."""
+
+    def finish(x, stats):
+        return (result(x, gamma, beta, mask, stats, options, plan), *stats)
+
+    def finish_in_one_loop(x, stats):
+        # XLA on CPU cannot return the statistics from this loop too. Nothing is likely to need
+        # them; where something does, they are those of what looks like another array.
+        (again,) = plan.next_pass(x)
+        return (_in_one_loop(again, gamma, beta, options, plan), *stats)
+
     if mask is None and not keeps_statistics:
-        if plan.fuse_moments if options.center else plan.fuse_squares:
-            # XLA on CPU cannot return the statistics from this loop too. Nothing is likely to need
-            # them; where something does, they are found again, from what looks like another array.
-            (again,) = plan.next_pass(*plan.next_pass(x))
-            plan = plan._replace(separate=False)
-            stats = _find_statistics(again, mask, options, plan)
-            return (_in_one_loop(x, gamma, beta, options, plan), *stats)
+        if plan.fuse_moments if options.center else plan.fuse_rows:
+            stats = _find_statistics(x, mask, options, plan._replace(separate=False))
+            return finish_in_one_loop(x, stats)
         if options.center and plan.separate and plan.one_device:
-
-            def finish(x, stats):
-                return (result(x, gamma, beta, mask, stats, options, plan), *stats)
-
-            return _moments.use_quick_moments(finish, x, options.pool, plan)
+            exact = finish_in_one_loop if plan.fuse_rows else finish
+            return _moments.use_quick_moments(finish, x, options.pool, plan, exact)
     stats = _find_statistics(x, mask, options, plan)
     x, gamma, beta, mask, *parts = plan.next_pass(x, gamma, beta, mask, *stats)
     return (result(x, gamma, beta, mask, Centered(*parts), options, plan), *stats)
@@ -99,7 +102,7 @@ def forward(x, gamma, beta, mask, *, options: Options, plan: Plan, keeps_statist
 
 def _in_one_loop(x, gamma, beta, options: Options, plan: Plan) -> jax.Array:
     """Returns y, which XLA on CPU computes row by row, the statistics of a row and their use."""
-    pool = options.pool
+    pool, plan = options.pool, plan._replace(separate=False)
     if options.center:
         # This loop cannot slice, and is slower with a first element that is given to it.
         stats = _moments.moments_from(pool.largest(x), x, pool, plan)

@@ -17,9 +17,10 @@ class Plan(NamedTuple):
         use only once, in memory: of bfloat16 input, all of it in float32. Behind an optimization
         barrier each pass converts its own copy as it reads.
       one_device: no array lies on several devices, so that a slice moves no data.
-      fuse_squares: find the mean squares of rows and use them in one loop, as XLA on CPU can.
-      fuse_moments: the same for mean and variance, which takes three sums; that loop is slower
-        than memory, but not than several passes over it.
+      fuse_rows: where rows are normalized without a mask, find their statistics and use them in one
+        loop, as XLA on CPU can: their mean squares, and what quick sums are not exact enough for.
+      fuse_moments: find mean and variance so in any case; three sums make that loop slower than
+        memory, but not than several passes over it.
       fuse_cotangents: the same in the backward pass, where two arrays are read.
       short_axes: sum over axes so short that XLA on CPU has one loop for each sum. Starting the
         loops of a small input takes longer than running them.
@@ -28,7 +29,7 @@ class Plan(NamedTuple):
 
     separate: bool = False
     one_device: bool = False
-    fuse_squares: bool = False
+    fuse_rows: bool = False
     fuse_moments: bool = False
     fuse_cotangents: bool = False
     short_axes: bool = False
@@ -81,7 +82,7 @@ def cpu_plan(array: Any, pooled: Sequence[bool], one_device: bool) -> Plan:
     return Plan(
         separate=size >= (CPU_LARGE if pooled[-1] else CPU_LARGE_COLUMNS),
         one_device=one_device,
-        fuse_squares=by_rows,
+        fuse_rows=by_rows,
         # On one device, as it takes a maximum, which would have to cross devices as well.
         fuse_moments=by_rows and one_device and (row <= CPU_SHORT_ROW or size >= huge),
         fuse_cotangents=by_rows and array.size >= CPU_FUSE_COTANGENTS,

@@ -57,14 +57,14 @@ def test_each_size_has_its_plan(rows_are_pooled):
 )
 def test_many_rows_are_fused_where_that_is_faster(shape, dtype, squares, moments, cotangents):
     plan, recent = plan_of(shape, dtype=dtype), _plan.RECENT_XLA
-    fused = (plan.fuse_squares, plan.fuse_moments, plan.fuse_cotangents)
+    fused = (plan.fuse_rows, plan.fuse_moments, plan.fuse_cotangents)
     assert fused == (squares and recent, moments and recent, cotangents and recent)
     # On several devices the maximum that mean and variance start from would be one message more.
     x = jax.ShapeDtypeStruct(shape, dtype)
     sharded = _plan.cpu_plan(x, (False, True), one_device=False)
     assert sharded == plan._replace(one_device=False, short_axes=False, fuse_moments=False)
     columns = plan_of(shape, (True, False), dtype)
-    assert not (columns.fuse_squares or columns.fuse_moments or columns.fuse_cotangents)
+    assert not (columns.fuse_rows or columns.fuse_moments or columns.fuse_cotangents)
 
 
 @on_cpu
@@ -86,6 +86,18 @@ def test_many_rows_are_one_loop(norm, dtype, rng):
     expected = (wide - mean) * inv * np.asarray(gamma, np.float64)
     atol = 4e-6 * max(1, np.abs(expected).max() / 3)
     np.testing.assert_allclose(program(x, gamma), expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("mean", [0, 1e4])
+def test_many_longer_rows(mean, rng):
+    """By quick sums, or by one loop where these are not exact enough."""
+    x = rng.standard_normal((4096, 96), np.float32) + np.float32(mean)
+    x[17] = 3  # whatever its neighbours need, a constant is normalized to 0
+    y = jax.jit(layer_norm)(x)
+    wide = x.astype(np.float64)
+    expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=4e-6 * np.abs(expected).max() / 3)
+    assert not np.asarray(y)[17].any()
 
 
 def test_statistics_of_many_rows_are_returned_too(rng):
