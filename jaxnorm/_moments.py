@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -79,7 +80,15 @@ def local_count(
     real = real_dtype(x.dtype)
     if mask is None:
         return jnp.asarray(pool.size(x.shape), real)
-    return pool.sum(jnp.broadcast_to(mask, x.shape).astype(real), plan)
+    if pool.groups is not None:
+        # Groups are counted channel by channel.
+        channel, _ = pool.groups
+        sizes = (x.shape[a] if a == channel else size for a, size in enumerate(mask.shape))
+        mask = jnp.broadcast_to(mask, tuple(sizes))
+    # Axes that the mask does not vary along need no sum.
+    times = math.prod(x.shape[a] for a in pool.axes if mask.shape[a] != x.shape[a])
+    counted = pool.sum(mask.astype(real), plan) * jnp.asarray(times, real)
+    return jnp.broadcast_to(counted, pool.statistic_shape(x.shape))
 
 
 def centered_moments(

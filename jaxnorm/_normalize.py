@@ -123,10 +123,7 @@ def _find_statistics(x, mask, options: Options, plan: Plan) -> Centered:
 
 
 def _statistics_shape(x, options: Options) -> tuple[Shape | None, Shape | None, Shape]:
-    shape = reduced_shape(x.shape, options.pool.axes)
-    if options.pool.groups is not None:
-        channel, parts = options.pool.groups
-        shape = (*shape[:channel], parts, *shape[channel + 1 :])
+    shape = options.pool.statistic_shape(x.shape)
     mean = Shape(shape, compute_dtype(x.dtype)) if options.center else None
     return mean, mean, Shape(shape, real_dtype(x.dtype))
 

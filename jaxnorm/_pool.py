@@ -29,6 +29,14 @@ class Pool(NamedTuple):
             size *= shape[channel] // parts
         return size
 
+    def statistic_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape of one value for each pool of an array of shape `shape`."""
+        reduced = reduced_shape(shape, self.axes)
+        if self.groups is None:
+            return reduced
+        channel, parts = self.groups
+        return (*reduced[:channel], parts, *reduced[channel + 1 :])
+
     def sum(self, x: jax.Array, plan: Plan = PORTABLE) -> jax.Array:
         """Returns the sum over each pool on this device.
 
