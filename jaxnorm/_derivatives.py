@@ -17,7 +17,7 @@ from jaxnorm import _moments
 from jaxnorm._formula import Options, full_gamma, inverse_root, normalized
 from jaxnorm._moments import Centered
 from jaxnorm._plan import Plan
-from jaxnorm._pool import compute_dtype, keep, reduced_shape, subtract, sum_axes, widen
+from jaxnorm._pool import blank, compute_dtype, keep, reduced_shape, subtract, sum_axes, widen
 
 
 def tangent(x, gamma, mask, shift, offset, var, dx, dgamma, dbeta, *, options: Options, plan: Plan):
@@ -80,6 +80,12 @@ def cotangents(
     """
     pool, stats = options.pool, Centered(shift, offset, var)
     wide = compute_dtype(x.dtype)
+    count = jnp.maximum(_moments.local_count(x, mask, pool, plan), 1)
+    original = x, mask, dy
+    if mask is not None and plan.separate:
+        # For all sums at once: XLA on CPU has no fast loops that select and sum.
+        x, dy = plan.next_pass(blank(mask, x), blank(mask, dy))
+        mask, plan = None, plan._replace(fuse_cotangents=False)
 
     def shifted(x, mask, stats):
         return subtract(x, mask, pool, stats.shift)
@@ -133,9 +139,12 @@ def cotangents(
                 dbeta = sum_axes(linear, [a for a in beta_axes if a not in pool.axes], plan)
     dx = None
     if want_x:
-        find = _cotangent_by_columns if columns else _cotangent_by_rows
-        dx = find(x, gamma, mask, stats, dy, doffset, dvar, cross, linear, options, plan)
-        dx = keep(mask, dx).astype(x.dtype)
+        given = gamma, stats, doffset, dvar, count
+        if columns:
+            dx = _cotangent_by_columns(*original, *given, cross, linear, options, plan)
+        else:
+            dx = _cotangent_by_rows(original, (x, mask, dy), *given, options, plan)
+        dx = keep(original[1], dx).astype(x.dtype)
     return dx, dgamma, dbeta
 
 
@@ -144,12 +153,15 @@ def _contains(outer, inner, shape) -> bool:
 
 
 def _cotangent_by_rows(
-    x, gamma, mask, stats: Centered, dy, doffset, dvar, cross, linear, options: Options, plan: Plan
+    original, selected, gamma, stats: Centered, doffset, dvar, count, options: Options, plan: Plan
 ):
-    """Returns the cotangent of x, from sums over the pools taken here."""
-    del cross, linear
-    pool, wide = options.pool, compute_dtype(x.dtype)
-    count = jnp.maximum(_moments.local_count(x, mask, pool, plan), 1)
+    """Returns the cotangent of x, from sums over the pools taken here.
+
+    `original` are x, the mask and dy, and `selected` the same for the sums.
+    """
+    pool = options.pool
+    x, mask, dy = selected
+    wide = compute_dtype(x.dtype)
     x, gamma, mask, dy, *parts = plan.next_pass(x, gamma, mask, dy, *stats)
     stats = Centered(*parts)
     spread = functools.partial(pool.spread, shape=x.shape)
@@ -165,6 +177,8 @@ def _cotangent_by_rows(
         if options.center:
             linear = pool.sum(u, plan)
         if not plan.fuse_cotangents:
+            if original[1] is not None:
+                x, mask, dy = original
             x, gamma, mask, dy, cross, linear, *parts = plan.next_pass(
                 x, gamma, mask, dy, cross, linear, *parts
             )
@@ -182,7 +196,18 @@ def _cotangent_by_rows(
 
 
 def _cotangent_by_columns(
-    x, gamma, mask, stats: Centered, dy, doffset, dvar, cross, linear, options: Options, plan: Plan
+    x,
+    mask,
+    dy,
+    gamma,
+    stats: Centered,
+    doffset,
+    dvar,
+    count,
+    cross,
+    linear,
+    options: Options,
+    plan: Plan,
 ):
     """Returns the cotangent of x as scale * dy + slope * (x - shift) + level.
 
@@ -190,7 +215,6 @@ def _cotangent_by_columns(
     """
     pool, wide = options.pool, compute_dtype(x.dtype)
     spread = functools.partial(pool.spread, shape=x.shape)
-    count = jnp.maximum(_moments.local_count(x, mask, pool, plan), 1)
     scale, slope, level = None, jnp.zeros((), wide), jnp.zeros((), wide)
     if dy is not None:
         within = pool._replace(axes=())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from jaxnorm._plan import PORTABLE, Plan
 from jaxnorm._pool import (
     Pool,
     abs2,
+    blank,
     compute_dtype,
     keep,
     real_dtype,
@@ -80,15 +80,7 @@ def local_count(
     real = real_dtype(x.dtype)
     if mask is None:
         return jnp.asarray(pool.size(x.shape), real)
-    if pool.groups is not None:
-        # Groups are counted channel by channel.
-        channel, _ = pool.groups
-        sizes = (x.shape[a] if a == channel else size for a, size in enumerate(mask.shape))
-        mask = jnp.broadcast_to(mask, tuple(sizes))
-    # Axes that the mask does not vary along need no sum.
-    times = math.prod(x.shape[a] for a in pool.axes if mask.shape[a] != x.shape[a])
-    counted = pool.sum(mask.astype(real), plan) * jnp.asarray(times, real)
-    return jnp.broadcast_to(counted, pool.statistic_shape(x.shape))
+    return pool.count_kept(mask, x.shape, real, plan)
 
 
 def centered_moments(
@@ -103,18 +95,19 @@ def centered_moments(
 def use_quick_moments(
     use: Callable[[jax.Array, Centered], Any],
     x: jax.Array,
+    mask: jax.Array | None,
     pool: Pool,
     plan: Plan,
     use_exact: Callable[[jax.Array, Centered], Any] | None = None,
 ) -> Any:
-    """Returns use(x, moments of x) on one device.
+    """Returns use(x, moments of x) on one device; masked slots of that x are 0.
 
     Where no mean is large beside its standard deviation, E[x^2] - E[x]^2 is exact enough, and
     XLA on CPU has loops of its own for these sums. That is found out as the program runs: for
     any other input the sums are taken again, about the mean, for `use_exact`, which is `use` if
     not given. The use is part of both branches: statistics would be copied as they leave them.
     """
-    n = pool.size(x.shape)
+    x, n = _selected(x, mask, pool, plan)
     mean = pool.sum(widen(x, None), plan) / n
     (x,) = plan.next_pass(x)
     var = pool.sum(abs2(widen(x, None)), plan) / n - mean * mean
@@ -123,14 +116,28 @@ def use_quick_moments(
         return use(x, Centered(mean, jnp.zeros_like(mean), var))
 
     def exact():
-        shift = _first_if_near(mean, x, pool, 1e-5)
-        stats = moments_from(shift, x, pool, plan)
+        if mask is None:
+            shift = _first_if_near(mean, x, pool, 1e-5)
+            stats = moments_from(shift, x, pool, plan)
+        else:
+            stats, _ = centered_moments(x, mask, pool, plan)
         again, *parts = plan.next_pass(x, *stats)
         return (use_exact or use)(again, Centered(*parts))
 
     # Squares that vanish in float32 say nothing about the spread.
     tells = (var > jnp.finfo(var.dtype).tiny) & (mean * mean <= 2 * var)
     return lax.cond(jnp.all(tells | (mean == 0)), quick, exact)
+
+
+def _selected(x, mask, pool: Pool, plan: Plan) -> tuple[jax.Array, Any]:
+    """Returns `x` with zeros in the masked slots, and the size of its pools, at least 1.
+
+    They are put there in a pass of its own: XLA on CPU has no fast loops that select and sum.
+    """
+    if mask is None:
+        return x, pool.size(x.shape)
+    (x,) = plan.next_pass(blank(mask, x))
+    return x, jnp.maximum(local_count(x, mask, pool, plan), 1)
 
 
 def moments_from(shift: jax.Array, x: jax.Array, pool: Pool, plan: Plan) -> Centered:
@@ -254,9 +261,9 @@ def mean_square(
     x: jax.Array, mask: jax.Array | None, pool: Pool, plan: Plan = PORTABLE
 ) -> tuple[Centered, jax.Array]:
     """Returns the mean of |x|^2 in place of the moments, and the count."""
-    count = local_count(x, mask, pool, plan)
-    total = pool.sum(abs2(widen(x, mask)), plan)
-    return Centered(None, None, total / jnp.maximum(count, 1)), count
+    x, n = _selected(x, mask, pool, plan)
+    total = pool.sum(abs2(widen(x, None)), plan)
+    return Centered(None, None, total / n), local_count(x, mask, pool, plan)
 
 
 def to_moments(stats: Centered, count: jax.Array, axes: Sequence[int]) -> Moments:

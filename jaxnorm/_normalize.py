@@ -88,13 +88,13 @@ def forward(x, gamma, beta, mask, *, options: Options, plan: Plan, keeps_statist
         (again,) = plan.next_pass(x)
         return (_in_one_loop(again, gamma, beta, options, plan), *stats)
 
-    if mask is None and not keeps_statistics:
-        if plan.fuse_moments if options.center else plan.fuse_rows:
+    if not keeps_statistics:
+        if mask is None and (plan.fuse_moments if options.center else plan.fuse_rows):
             stats = _find_statistics(x, mask, options, plan._replace(separate=False))
             return finish_in_one_loop(x, stats)
         if options.center and plan.separate and plan.one_device:
-            exact = finish_in_one_loop if plan.fuse_rows else finish
-            return _moments.use_quick_moments(finish, x, options.pool, plan, exact)
+            exact = finish_in_one_loop if mask is None and plan.fuse_rows else finish
+            return _moments.use_quick_moments(finish, x, mask, options.pool, plan, exact)
     stats = _find_statistics(x, mask, options, plan)
     x, gamma, beta, mask, *parts = plan.next_pass(x, gamma, beta, mask, *stats)
     return (result(x, gamma, beta, mask, Centered(*parts), options, plan), *stats)
@@ -115,10 +115,10 @@ def _find_statistics(x, mask, options: Options, plan: Plan) -> Centered:
     pool = options.pool
     if not options.center:
         return _moments.mean_square(x, mask, pool, plan)[0]
+    if plan.separate and plan.one_device:
+        return _moments.use_quick_moments(lambda x, stats: stats, x, mask, pool, plan)
     if mask is not None or not plan.one_device:
         return _moments.centered_moments(x, mask, pool, plan)[0]
-    if plan.separate:
-        return _moments.use_quick_moments(lambda x, stats: stats, x, pool, plan)
     return _moments.moments_from(pool.first(x), x, pool, plan)
 
 

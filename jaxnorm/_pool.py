@@ -50,6 +50,20 @@ class Pool(NamedTuple):
             x.reshape(*x.shape[:channel], parts, -1, *x.shape[channel + 1 :]), channel + 1
         )
 
+    def count_kept(
+        self, mask: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, plan: Plan = PORTABLE
+    ) -> jax.Array:
+        """Returns how many elements of each pool a mask keeps of an array of shape `shape`."""
+        if self.groups is not None:
+            # Groups are counted channel by channel.
+            channel, _ = self.groups
+            sizes = (shape[a] if a == channel else size for a, size in enumerate(mask.shape))
+            mask = jnp.broadcast_to(mask, tuple(sizes))
+        # Axes that the mask does not vary along need no sum.
+        times = math.prod(shape[a] for a in self.axes if mask.shape[a] != shape[a])
+        counted = self.sum(mask.astype(dtype), plan) * jnp.asarray(times, dtype)
+        return jnp.broadcast_to(counted, self.statistic_shape(shape))
+
     def first(self, x: jax.Array) -> jax.Array:
         """Returns the first element of each pool."""
         for axis in self.axes:
@@ -163,6 +177,11 @@ def widen(x: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Returns `x` in float32 or wider; zeros in masked slots keep NaN there out of products."""
     wide = x.astype(compute_dtype(x.dtype))
     return wide if mask is None else jnp.where(mask, wide, 0)
+
+
+def blank(mask: jax.Array | None, x: jax.Array | None) -> jax.Array | None:
+    """Returns `x` with zeros in the masked slots, in its own dtype."""
+    return x if mask is None or x is None else jnp.where(mask, x, jnp.zeros((), x.dtype))
 
 
 def keep(mask: jax.Array | None, x: jax.Array) -> jax.Array:

@@ -101,6 +101,24 @@ def test_many_longer_rows(mean, rng):
     assert np.asarray(y)[17].any() == (mean == 0)
 
 
+@pytest.mark.parametrize("mean", [0, 1e4])
+@pytest.mark.parametrize("mask_shape", [(300, 1), (1, 700), (300, 700)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_masks_of_large_inputs(mean, mask_shape, axis, rng):
+    """By quick sums or exact ones, with NaN in the slots that are left out."""
+    mask = rng.random(mask_shape) < 0.7
+    kept = np.broadcast_to(mask, (300, 700))
+    x = rng.standard_normal(kept.shape, np.float32) + np.float32(mean)
+    x[~kept] = np.nan
+    y = jax.jit(functools.partial(layer_norm, axis=axis))(x, mask=mask)
+    wide = np.where(kept, x, 0).astype(np.float64)
+    count = np.maximum(kept.sum(axis, keepdims=True), 1)
+    rest = np.where(kept, wide - wide.sum(axis, keepdims=True) / count, 0)
+    var = np.square(rest).sum(axis, keepdims=True) / count
+    expected = rest / np.sqrt(var + 1e-6)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=4e-6 * max(1, np.abs(expected).max() / 3))
+
+
 def test_statistics_of_many_rows_are_returned_too(rng):
     x = rng.standard_normal((4096, 16), np.float32) + np.float32(100)
     y, moments = jax.jit(functools.partial(batch_norm, axis=-1))(x)

@@ -51,6 +51,12 @@ class SegmentPool(NamedTuple):
         x = jnp.expand_dims(sum_axes(x, self.axes, plan), self.batch_axis + 1)
         return jnp.sum(jnp.where(self._member(x.ndim), x, 0), self.batch_axis)
 
+    def count_kept(
+        self, mask: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, plan: Plan = PORTABLE
+    ) -> jax.Array:
+        """Returns how many elements of each segment a mask keeps."""
+        return self.sum(jnp.broadcast_to(mask, shape).astype(dtype), plan)
+
     def spread(self, statistic: Any, shape: tuple[int, ...]) -> Any:
         """Returns for each example the statistic of its segment."""
         del shape
