@@ -169,20 +169,13 @@ def _role(params: dict[str, Any], axis: int) -> Any:
     return (axis in pool.axes, *(axis in axes for axes in sums))
 
 
-def _is_pooled(params: dict[str, Any], axis: int) -> bool:
-    """Returns whether the elements along an axis share their statistics."""
-    return axis in params["options"].pool.axes
+def _sums(params: dict[str, Any]) -> list[tuple[int, ...]]:
+    """Returns the axes of each sum: that of the statistics first."""
+    given = (params.get("gamma_axes"), params.get("beta_axes"))
+    return [params["options"].pool.axes, *(axes for axes in given if axes is not None)]
 
 
-def _is_summed(params: dict[str, Any], axis: int) -> bool:
-    """Returns whether sums are taken over all of an axis."""
-    role = _role(params, axis)
-    return role != "channels" and any(role)
-
-
-_define = functools.partial(
-    Operation, renumber=_renumber, role=_role, summed=_is_summed, pooled=_is_pooled
-)
+_define = functools.partial(Operation, renumber=_renumber, role=_role, sums=_sums)
 _forward = _define("normalize", forward, _forward_shapes, main=(0,))
 _tangent = _define("normalize_tangent", tangent, _tangent_shapes, main=(6, 0))
 _cotangents = _define("normalize_cotangents", cotangents, _cotangent_shapes, main=(6, 0))

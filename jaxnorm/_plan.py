@@ -67,20 +67,21 @@ CPU_HUGE_NARROW = 1 << 25
 CPU_FUSE_COTANGENTS = 3 << 19
 
 
-def cpu_plan(array: Any, pooled: Sequence[bool], one_device: bool) -> Plan:
+def cpu_plan(array: Any, pooled: Sequence[int], one_device: bool) -> Plan:
     """Returns the plan for an array (or its type) of given shape and dtype on CPU.
 
-    `pooled` says of each axis whether its elements share their statistics.
+    Elements along the axes `pooled` share their statistics.
     """
     if not all(isinstance(s, int) for s in array.shape):
         # A symbolic size: likely a batch, likely large.
         return Plan(separate=True)
     size = array.size * array.dtype.itemsize
-    row = math.prod(s for s, p in zip(array.shape, pooled, strict=True) if p)
+    row = math.prod(array.shape[axis] for axis in pooled)
+    inner = array.ndim - 1 in pooled
     huge = CPU_HUGE if array.dtype.itemsize >= 4 else CPU_HUGE_NARROW
-    by_rows = RECENT_XLA and pooled[-1] and array.size >= CPU_ROWS * row
+    by_rows = RECENT_XLA and inner and array.size >= CPU_ROWS * row
     return Plan(
-        separate=size >= (CPU_LARGE if pooled[-1] else CPU_LARGE_COLUMNS),
+        separate=size >= (CPU_LARGE if inner else CPU_LARGE_COLUMNS),
         one_device=one_device,
         fuse_rows=by_rows,
         # On one device, as it takes a maximum, which would have to cross devices as well.

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm._plan import PORTABLE, RECENT_XLA, Plan
+from jaxnorm._plan import CPU_SMALL, PORTABLE, RECENT_XLA, Plan
 
 
 class Pool(NamedTuple):
@@ -42,10 +42,13 @@ class Pool(NamedTuple):
 
         The axes keep size 1; a grouped channel axis keeps one entry per group.
         """
+        elements = self.size(x.shape)
         x = sum_axes(x, self.axes, plan)
         if self.groups is None:
             return x
         channel, parts = self.groups
+        if plan.split and not _is_short(elements):
+            x = reduce_precision(x, 1)  # see `sum_axes`
         return jnp.sum(
             x.reshape(*x.shape[:channel], parts, -1, *x.shape[channel + 1 :]), channel + 1
         )
@@ -128,7 +131,7 @@ def reduce_precision(x: jax.Array, dropped_bits: int) -> jax.Array:
 
 
 # Up to this many elements are added up in any order within the rounding that is allowed.
-_SHORT = 256
+_SHORT = 128
 
 
 def sum_axes(x: jax.Array, axes: Sequence[int], plan: Plan = PORTABLE) -> jax.Array:
@@ -139,9 +142,9 @@ def sum_axes(x: jax.Array, axes: Sequence[int], plan: Plan = PORTABLE) -> jax.Ar
     own. Rounding away one bit in between keeps XLA from merging the sums into one again.
     """
     axes = sorted(axes)
-    if not plan.split or len(axes) < 2 or _is_short(x.shape, axes):
+    if not plan.split or len(axes) < 2 or _is_short(math.prod(x.shape[a] for a in axes)):
         return jnp.sum(x, tuple(axes), keepdims=True)
-    stages = [axes[1:], axes[:1]] if RECENT_XLA else [[a] for a in reversed(axes)]
+    stages = [axes[1:], axes[:1]] if _has_library_loops(x) else [[a] for a in reversed(axes)]
     for position, stage in enumerate(stages):
         if position:
             x = reduce_precision(x, 1)
@@ -149,10 +152,14 @@ def sum_axes(x: jax.Array, axes: Sequence[int], plan: Plan = PORTABLE) -> jax.Ar
     return x
 
 
-def _is_short(shape: Sequence[int], axes: Sequence[int]) -> bool:
-    sizes = [shape[a] for a in axes]
+def _is_short(elements: Any) -> bool:
     # A symbolic size is not known to be short.
-    return all(isinstance(s, int) for s in sizes) and math.prod(sizes) <= _SHORT
+    return isinstance(elements, int) and elements <= _SHORT
+
+
+def _has_library_loops(x: jax.Array) -> bool:
+    """Whether XLA on CPU may sum in loops of its library, which are accurate over several axes."""
+    return RECENT_XLA and (not isinstance(x.size, int) or x.size >= CPU_SMALL)
 
 
 def abs2(x: jax.Array) -> jax.Array:

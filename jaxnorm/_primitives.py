@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -40,8 +41,8 @@ class Operation:
       renumber: (params, number) -> params for operands whose axis a becomes the axes number(a).
       role: (params, axis) -> what the function does with an axis. Neighbouring axes of one role
         can be taken as one; an axis with a role of its own stays.
-      summed: (params, axis) -> whether sums are taken over an axis, which may become several.
-      pooled: (params, axis) -> whether the elements along an axis share their statistics.
+      sums: params -> the axes of each sum that is taken over all of them, which may become
+        several; those along which elements share their statistics are first.
       main: the operands, by position, that carry a batch axis in full; the others may have size 1.
     """
 
@@ -52,12 +53,11 @@ class Operation:
         shapes: Callable[..., tuple[Shape | None, ...]],
         renumber: Callable[[dict[str, Any], Callable[[int], Sequence[int]]], dict[str, Any]],
         role: Callable[[dict[str, Any], int], Any],
-        summed: Callable[[dict[str, Any], int], bool],
-        pooled: Callable[[dict[str, Any], int], bool],
+        sums: Callable[[dict[str, Any]], Sequence[Sequence[int]]],
         main: Sequence[int],
     ):
         self.function, self.shapes = function, shapes
-        self.renumber, self.role, self.summed, self.pooled = renumber, role, summed, pooled
+        self.renumber, self.role, self.sums = renumber, role, sums
         self.main = main
         self.primitive = Primitive(name)
         self.primitive.multiple_results = True
@@ -131,7 +131,7 @@ class Operation:
             parts: list[tuple[int, ...]] = [(size,) for size in full]
             numbers = self._merged(given, full, params)
         else:
-            parts = [_cut(s) if self.summed(params, a) else (s,) for a, s in enumerate(full)]
+            parts = _cut_short(full, self.sums(params))
             ends = list(itertools.accumulate(map(len, parts)))
             numbers = [range(end - len(p), end) for end, p in zip(ends, parts, strict=True)]
 
@@ -152,21 +152,28 @@ class Operation:
     def _merged(self, given, full, params) -> list[Sequence[int]]:
         """Returns each axis' number if neighbours of one role are taken as one."""
 
-        def alike(a: int) -> bool:
-            if self.role(params, a) != self.role(params, a + 1):
+        def alike(a: int, b: int) -> bool:
+            if self.role(params, a) != self.role(params, b):
                 return False
-            pairs = {(s[a] == full[a], s[a + 1] == full[a + 1]) for s in given}
-            return 1 in full[a : a + 2] or pairs <= {(True, True), (False, False)}
+            pairs = {(s[a] == full[a], s[b] == full[b]) for s in given}
+            return 1 in (full[a], full[b]) or pairs <= {(True, True), (False, False)}
 
-        steps = [not alike(axis) for axis in range(len(full) - 1)]
-        return [(number,) for number in itertools.accumulate(steps, initial=0)]
+        numbers, number, last = [], -1, None
+        for axis, size in enumerate(full):
+            # One of size 1 joins any of its role; what follows has to be like the one before it.
+            if last is None or not alike(last, axis):
+                number, last = number + 1, axis
+            elif full[last] == 1 or size != 1:
+                last = axis
+            numbers.append((number,))
+        return numbers
 
     def _lower(self, plan: Plan | None, context, *operands, **params):
         if plan is None:
             # Only where the program is for one device can no operand lie on several.
             devices = getattr(context.module_context.axis_context, "num_devices", None)
             x = context.avals_in[0]
-            pooled = [self.pooled(params, axis) for axis in range(x.ndim)]
+            pooled, *_ = self.sums(params)
             plan = cpu_plan(x, pooled, devices == 1)
         rule = mlir.lower_fun(functools.partial(self._call, plan), multiple_results=True)
         return rule(context, *operands, **params)
@@ -212,13 +219,23 @@ class Operation:
 
 # XLA on CPU cuts a sum over more elements of an axis into several loops.
 _ONE_LOOP = 32
-# Up to here, the rounding errors of a sum in one loop stay below half of what is allowed.
+# Up to so many elements, rounding errors of a sum in one loop stay below half of what is allowed.
 _SHORT = 128
 
 
+def _cut_short(sizes: Sequence[int], sums: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    """Returns factors of the sizes, so that each short sum over some of the axes is one loop."""
+
+    def is_short(axis: int) -> bool:
+        over = [axes for axes in sums if axis in axes]
+        return bool(over) and all(math.prod(sizes[a] for a in axes) <= _SHORT for axes in over)
+
+    return [_cut(size) if is_short(axis) else (size,) for axis, size in enumerate(sizes)]
+
+
 def _cut(size: int) -> tuple[int, ...]:
-    """Returns two factors that are summed over in one loop, if `size` is short and has them."""
-    if _ONE_LOOP < size <= _SHORT:
+    """Returns two factors that are summed over in one loop, if there are such factors."""
+    if size > _ONE_LOOP:
         for factor in range(_ONE_LOOP, 1, -1):
             if size % factor == 0 and size // factor <= _ONE_LOOP:
                 return size // factor, factor

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnorm import _plan, batch_norm, layer_norm, rms_norm
+from jaxnorm import _plan, batch_norm, group_norm, layer_norm, rms_norm
 from tests import test_contract_exact, test_contract_gradients
 from tests.norms_feature import FEATURE
 from tests.test_contract_gradients import assert_gradients_close
@@ -25,7 +25,7 @@ def everything_is_huge(monkeypatch):
         monkeypatch.setattr(_plan, threshold, 0)
 
 
-def plan_of(shape, pooled=(False, True), dtype=jnp.float32):
+def plan_of(shape, pooled=(1,), dtype=jnp.float32):
     return _plan.cpu_plan(jax.ShapeDtypeStruct(shape, dtype), pooled, one_device=True)
 
 
@@ -37,7 +37,7 @@ def test_each_size_has_its_plan(rows_are_pooled):
         (32, False, not rows_are_pooled),
         (128, False, True),
     ):
-        plan = plan_of((rows, 1024), (not rows_are_pooled, rows_are_pooled))
+        plan = plan_of((rows, 1024), (int(rows_are_pooled),))
         assert (plan.short_axes, plan.separate) == (short_axes, separate)
 
 
@@ -61,9 +61,9 @@ def test_many_rows_are_fused_where_that_is_faster(shape, dtype, squares, moments
     assert fused == (squares and recent, moments and recent, cotangents and recent)
     # On several devices the maximum that mean and variance start from would be one message more.
     x = jax.ShapeDtypeStruct(shape, dtype)
-    sharded = _plan.cpu_plan(x, (False, True), one_device=False)
+    sharded = _plan.cpu_plan(x, (1,), one_device=False)
     assert sharded == plan._replace(one_device=False, short_axes=False, fuse_moments=False)
-    columns = plan_of(shape, (True, False), dtype)
+    columns = plan_of(shape, (0,), dtype)
     assert not (columns.fuse_rows or columns.fuse_moments or columns.fuse_cotangents)
 
 
@@ -86,6 +86,53 @@ def test_many_rows_are_one_loop(norm, dtype, rng):
     expected = (wide - mean) * inv * np.asarray(gamma, np.float64)
     atol = 4e-6 * max(1, np.abs(expected).max() / 3)
     np.testing.assert_allclose(program(x, gamma), expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("mean", [-100, 1e6])
+@pytest.mark.parametrize("shape", [(60, 60), (2, 16, 33), (100, 40), (8, 8, 8, 7)])
+def test_small_pools_of_several_axes(shape, mean, masked, rng):
+    """Axes that are each short make no short sum together."""
+    x = rng.standard_normal((1, *shape), np.float32) + np.float32(mean)
+    kept = rng.random(x.shape) < (0.8 if masked else 2)
+    axes = tuple(range(1, x.ndim))
+    y = jax.jit(functools.partial(layer_norm, axis=axes))(x, mask=kept if masked else None)
+    rest = np.where(kept, x - x.astype(np.float64)[kept].mean(), 0)
+    expected = rest / np.sqrt(np.square(rest).sum() / kept.sum() + 1e-6)
+    # A third of what is allowed.
+    np.testing.assert_allclose(y, expected, rtol=0, atol=4e-6 / 3 * np.abs(expected).max() / 3)
+
+
+def test_groups_of_many_elements_are_summed_in_parts(rng):
+    x = rng.standard_normal((96, 16, 64, 5), np.float32) - np.float32(100)
+    axes = (0, 1, 3)
+    y = jax.jit(functools.partial(group_norm, axis=(1, 3), channel_axis=0, num_groups=1))(x)
+    wide = x.astype(np.float64)
+    rest = wide - wide.mean(axes, keepdims=True)
+    expected = rest / np.sqrt(wide.var(axes, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=4e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "mask_shape", "axis"),
+    [
+        ((16, 2, 500, 1, 16), (1, 1, 500, 1, 1), (0,)),
+        ((64, 1, 4096), (1, 1, 4096), (0, 1, 2)),
+        ((1, 96, 33, 1, 33), (1, 96, 1, 1, 33), (0, 2, 3, 4)),
+        ((2, 1, 33, 50, 64), (1, 1, 33, 50, 64), (0, 1, 2, 3, 4)),
+        ((1, 300, 1, 200), (1, 1, 1, 200), (3,)),
+    ],
+)
+def test_masks_that_vary_on_one_side_of_an_axis_of_size_one(shape, mask_shape, axis, rng):
+    x = rng.standard_normal(shape, np.float32)
+    mask = rng.random(mask_shape) < 0.7
+    kept = np.broadcast_to(mask, shape)
+    y = jax.jit(functools.partial(layer_norm, axis=axis))(x, mask=mask)
+    count = np.maximum(kept.sum(axis, keepdims=True), 1)
+    wide = np.where(kept, x.astype(np.float64), 0)
+    rest = np.where(kept, wide - wide.sum(axis, keepdims=True) / count, 0)
+    var = np.square(rest).sum(axis, keepdims=True) / count
+    np.testing.assert_allclose(y, rest / np.sqrt(var + 1e-6), rtol=0, atol=8e-6)
 
 
 @pytest.mark.parametrize("mean", [0, 1e4])
@@ -132,7 +179,7 @@ def test_statistics_of_many_rows_are_returned_too(rng):
 def test_short_axes_need_one_device():
     x = jax.ShapeDtypeStruct((2, 64), jnp.float32)
     assert plan_of(x.shape).short_axes
-    assert not _plan.cpu_plan(x, (False, True), one_device=False).short_axes
+    assert not _plan.cpu_plan(x, (1,), one_device=False).short_axes
 
 
 @on_cpu
