@@ -17,7 +17,7 @@ from jaxnorm import _moments
 from jaxnorm._formula import Options, full_gamma, inverse_root, normalized
 from jaxnorm._moments import Centered
 from jaxnorm._plan import Plan
-from jaxnorm._pool import blank, compute_dtype, keep, reduced_shape, subtract, sum_axes, widen
+from jaxnorm._pool import compute_dtype, keep, reduced_shape, subtract, sum_axes, widen
 
 
 def tangent(x, gamma, mask, shift, offset, var, dx, dgamma, dbeta, *, options: Options, plan: Plan):
@@ -84,7 +84,7 @@ def cotangents(
     original = x, mask, dy
     if mask is not None and plan.separate:
         # For all sums at once: XLA on CPU has no fast loops that select and sum.
-        x, dy = plan.next_pass(blank(mask, x), blank(mask, dy))
+        x, dy = plan.next_pass(keep(mask, x), None if dy is None else keep(mask, dy))
         mask, plan = None, plan._replace(fuse_cotangents=False)
 
     def shifted(x, mask, stats):

@@ -18,7 +18,6 @@ from jaxnorm._plan import PORTABLE, Plan
 from jaxnorm._pool import (
     Pool,
     abs2,
-    blank,
     compute_dtype,
     keep,
     real_dtype,
@@ -136,7 +135,7 @@ def _selected(x, mask, pool: Pool, plan: Plan) -> tuple[jax.Array, Any]:
     """
     if mask is None:
         return x, pool.size(x.shape)
-    (x,) = plan.next_pass(blank(mask, x))
+    (x,) = plan.next_pass(keep(mask, x))
     return x, jnp.maximum(local_count(x, mask, pool, plan), 1)
 
 

@@ -18,7 +18,7 @@ from jaxnorm import _moments
 from jaxnorm._derivatives import cotangents, tangent
 from jaxnorm._formula import Options, result
 from jaxnorm._moments import Centered, Moments
-from jaxnorm._plan import Plan
+from jaxnorm._plan import PORTABLE, Plan
 from jaxnorm._pool import Pool, compute_dtype, real_dtype, reduced_shape, renumber
 from jaxnorm._primitives import Operation, Shape
 
@@ -70,10 +70,10 @@ def _recomputed(x, gamma, beta, mask, options: Options):
     return compute(x, gamma, beta)
 
 
-def statistics(x, mask, options: Options) -> tuple[Centered, jax.Array]:
+def statistics(x, mask, options: Options, plan: Plan = PORTABLE) -> tuple[Centered, jax.Array]:
     """Returns the statistics of each pool and the count."""
     find = _moments.centered_moments if options.center else _moments.mean_square
-    return find(x, mask, options.pool)
+    return find(x, mask, options.pool, plan)
 
 
 def forward(x, gamma, beta, mask, *, options: Options, plan: Plan, keeps_statistics: bool):
@@ -113,13 +113,11 @@ def _in_one_loop(x, gamma, beta, options: Options, plan: Plan) -> jax.Array:
 
 def _find_statistics(x, mask, options: Options, plan: Plan) -> Centered:
     pool = options.pool
-    if not options.center:
-        return _moments.mean_square(x, mask, pool, plan)[0]
-    if plan.separate and plan.one_device:
+    if options.center and plan.one_device and plan.separate:
         return _moments.use_quick_moments(lambda x, stats: stats, x, mask, pool, plan)
-    if mask is not None or not plan.one_device:
-        return _moments.centered_moments(x, mask, pool, plan)[0]
-    return _moments.moments_from(pool.first(x), x, pool, plan)
+    if options.center and plan.one_device and mask is None:
+        return _moments.moments_from(pool.first(x), x, pool, plan)
+    return statistics(x, mask, options, plan)[0]
 
 
 def _statistics_shape(x, options: Options) -> tuple[Shape | None, Shape | None, Shape]:

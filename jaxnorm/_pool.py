@@ -186,11 +186,6 @@ def widen(x: jax.Array, mask: jax.Array | None) -> jax.Array:
     return wide if mask is None else jnp.where(mask, wide, 0)
 
 
-def blank(mask: jax.Array | None, x: jax.Array | None) -> jax.Array | None:
-    """Returns `x` with zeros in the masked slots, in its own dtype."""
-    return x if mask is None or x is None else jnp.where(mask, x, jnp.zeros((), x.dtype))
-
-
 def keep(mask: jax.Array | None, x: jax.Array) -> jax.Array:
     """Returns `x` with zeros in the masked slots."""
     return x if mask is None else jnp.where(mask, x, 0)

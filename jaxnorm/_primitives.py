@@ -172,9 +172,8 @@ class Operation:
         if plan is None:
             # Only where the program is for one device can no operand lie on several.
             devices = getattr(context.module_context.axis_context, "num_devices", None)
-            x = context.avals_in[0]
             pooled, *_ = self.sums(params)
-            plan = cpu_plan(x, pooled, devices == 1)
+            plan = cpu_plan(context.avals_in[0], pooled, devices == 1)
         rule = mlir.lower_fun(functools.partial(self._call, plan), multiple_results=True)
         return rule(context, *operands, **params)
 

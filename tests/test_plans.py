@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxnorm import _plan, batch_norm, group_norm, layer_norm, rms_norm
-from tests import test_contract_exact, test_contract_gradients
+from tests import reference, test_contract_exact, test_contract_gradients
 from tests.norms_feature import FEATURE
 from tests.test_contract_gradients import assert_gradients_close
 
@@ -23,6 +23,14 @@ on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="plans are of
 def everything_is_huge(monkeypatch):
     for threshold in ("CPU_ROWS", "CPU_HUGE", "CPU_HUGE_NARROW", "CPU_FUSE_COTANGENTS"):
         monkeypatch.setattr(_plan, threshold, 0)
+
+
+def expect(x, axis, mask=None, formula=reference.standardized, epsilon=1e-6):
+    """What a normalization over `axis` is in float64."""
+    pools = reference.pools_over(x.shape, np.atleast_1d(axis))
+    return reference.normalize(
+        x, mask=mask, formula=formula, pools=pools, feature_axes=(), epsilon=epsilon
+    )
 
 
 def plan_of(shape, pooled=(1,), dtype=jnp.float32):
@@ -80,10 +88,8 @@ def test_many_rows_are_one_loop(norm, dtype, rng):
     program = jax.jit(normalize).lower(x, gamma).compile()
     assert len(re.findall(r" fusion\(| reduce\(", program.as_text().partition("\nENTRY")[2])) == 1
     assert program.memory_analysis().temp_size_in_bytes == 0
-    wide = np.asarray(x, np.float64)
-    mean = wide.mean(-1, keepdims=True) if norm is layer_norm else 0
-    inv = 1 / np.sqrt(np.square(wide - mean).mean(-1, keepdims=True) + 1e-6)
-    expected = (wide - mean) * inv * np.asarray(gamma, np.float64)
+    formula = reference.standardized if norm is layer_norm else reference.over_rms
+    expected = expect(x, -1, formula=formula) * np.asarray(gamma, np.float64)
     atol = 4e-6 * max(1, np.abs(expected).max() / 3)
     np.testing.assert_allclose(program(x, gamma), expected, rtol=0, atol=atol)
 
@@ -97,20 +103,15 @@ def test_small_pools_of_several_axes(shape, mean, masked, rng):
     kept = rng.random(x.shape) < (0.8 if masked else 2)
     axes = tuple(range(1, x.ndim))
     y = jax.jit(functools.partial(layer_norm, axis=axes))(x, mask=kept if masked else None)
-    rest = np.where(kept, x - x.astype(np.float64)[kept].mean(), 0)
-    expected = rest / np.sqrt(np.square(rest).sum() / kept.sum() + 1e-6)
+    expected = expect(x, axes, kept)
     # A third of what is allowed.
     np.testing.assert_allclose(y, expected, rtol=0, atol=4e-6 / 3 * np.abs(expected).max() / 3)
 
 
 def test_groups_of_many_elements_are_summed_in_parts(rng):
     x = rng.standard_normal((96, 16, 64, 5), np.float32) - np.float32(100)
-    axes = (0, 1, 3)
     y = jax.jit(functools.partial(group_norm, axis=(1, 3), channel_axis=0, num_groups=1))(x)
-    wide = x.astype(np.float64)
-    rest = wide - wide.mean(axes, keepdims=True)
-    expected = rest / np.sqrt(wide.var(axes, keepdims=True) + 1e-6)
-    np.testing.assert_allclose(y, expected, rtol=0, atol=4e-6)
+    np.testing.assert_allclose(y, expect(x, (0, 1, 3)), rtol=0, atol=4e-6)
 
 
 @pytest.mark.parametrize(
@@ -126,13 +127,8 @@ def test_groups_of_many_elements_are_summed_in_parts(rng):
 def test_masks_that_vary_on_one_side_of_an_axis_of_size_one(shape, mask_shape, axis, rng):
     x = rng.standard_normal(shape, np.float32)
     mask = rng.random(mask_shape) < 0.7
-    kept = np.broadcast_to(mask, shape)
     y = jax.jit(functools.partial(layer_norm, axis=axis))(x, mask=mask)
-    count = np.maximum(kept.sum(axis, keepdims=True), 1)
-    wide = np.where(kept, x.astype(np.float64), 0)
-    rest = np.where(kept, wide - wide.sum(axis, keepdims=True) / count, 0)
-    var = np.square(rest).sum(axis, keepdims=True) / count
-    np.testing.assert_allclose(y, rest / np.sqrt(var + 1e-6), rtol=0, atol=8e-6)
+    np.testing.assert_allclose(y, expect(x, axis, mask), rtol=0, atol=8e-6)
 
 
 @pytest.mark.parametrize("mean", [0, 1e4])
@@ -142,8 +138,7 @@ def test_many_longer_rows(mean, rng):
     if mean:
         x[17] = 3  # whatever its neighbours need, a constant is normalized to 0
     y = jax.jit(layer_norm)(x)
-    wide = x.astype(np.float64)
-    expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-6)
+    expected = expect(x, -1)
     np.testing.assert_allclose(y, expected, rtol=0, atol=4e-6 * np.abs(expected).max() / 3)
     assert np.asarray(y)[17].any() == (mean == 0)
 
@@ -158,11 +153,7 @@ def test_masks_of_large_inputs(mean, mask_shape, axis, rng):
     x = rng.standard_normal(kept.shape, np.float32) + np.float32(mean)
     x[~kept] = np.nan
     y = jax.jit(functools.partial(layer_norm, axis=axis))(x, mask=mask)
-    wide = np.where(kept, x, 0).astype(np.float64)
-    count = np.maximum(kept.sum(axis, keepdims=True), 1)
-    rest = np.where(kept, wide - wide.sum(axis, keepdims=True) / count, 0)
-    var = np.square(rest).sum(axis, keepdims=True) / count
-    expected = rest / np.sqrt(var + 1e-6)
+    expected = expect(x, axis, mask)
     np.testing.assert_allclose(y, expected, rtol=0, atol=4e-6 * max(1, np.abs(expected).max() / 3))
 
 
@@ -172,8 +163,7 @@ def test_statistics_of_many_rows_are_returned_too(rng):
     wide = x.astype(np.float64)
     np.testing.assert_allclose(moments.mean, wide.mean(-1), rtol=1e-6)
     np.testing.assert_allclose(moments.var, wide.var(-1), rtol=4e-6)
-    expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-5)
-    np.testing.assert_allclose(y, expected, rtol=0, atol=4e-6)
+    np.testing.assert_allclose(y, expect(x, -1, epsilon=1e-5), rtol=0, atol=4e-6)
 
 
 def test_short_axes_need_one_device():
@@ -197,9 +187,7 @@ def test_small_sums_are_single_loops(shape, axis, rng):
         assert len(loops) == 3  # the mean, the variance, the result
     else:
         assert len(loops) > 3  # long, or without factors of at most 32
-    wide = x.astype(np.float64)
-    mean, var = wide.mean(axis, keepdims=True), wide.var(axis, keepdims=True)
-    np.testing.assert_allclose(program(x), (wide - mean) / np.sqrt(var + 1e-6), atol=4e-6)
+    np.testing.assert_allclose(program(x), expect(x, axis), atol=4e-6)
 
 
 @every_feature_norm

@@ -65,13 +65,11 @@ class TorchPeer:
             torch.compiler.reset()
             normalization = torch.compile(normalization, dynamic=False)
 
-        def forward(last=None):
-            del last  # CUDA runs calls one by one anyway
+        def forward():
             with torch.no_grad():
                 return normalization(x, *parameters)
 
-        def with_cotangents(last=None):
-            del last
+        def with_cotangents():
             y = normalization(x, *parameters)
             return y, torch.autograd.grad(y, (x, *parameters), dy)
 
@@ -84,7 +82,7 @@ class TorchPeer:
             seconds = time.perf_counter() - start
         on_gpu = self.device == "cuda"
         return Program(
-            call=call,
+            call=lambda _=None: call(),  # CUDA runs calls one by one anyway
             wait=(lambda _: torch.cuda.synchronize()) if on_gpu else (lambda _: None),
             queues=on_gpu,
             compile_seconds=seconds,
