@@ -107,15 +107,24 @@ def use_quick_moments(
     not given. The use is part of both branches: statistics would be copied as they leave them.
     """
     x, n = _selected(x, mask, pool, plan)
-    mean = pool.sum(widen(x, None), plan) / n
+    shape = pool.statistic_shape(x.shape)
+    # One axis each: XLA on CPU copies what it lays out in several ways for axes of size 1.
+    total = pool.sum(widen(x, None), plan).reshape(-1)
     (x,) = plan.next_pass(x)
-    var = pool.sum(abs2(widen(x, None)), plan) / n - mean * mean
+    squares = pool.sum(abs2(widen(x, None)), plan).reshape(-1)
+    n = n if jnp.ndim(n) == 0 else n.reshape(-1)
+
+    def mean_and_var():
+        mean = total / n
+        return mean, squares / n - mean * mean
 
     def quick():
+        mean, var = (m.reshape(shape) for m in mean_and_var())
         return use(x, Centered(mean, jnp.zeros_like(mean), var))
 
     def exact():
         if mask is None:
+            mean = (total / n).reshape(shape)
             shift = _first_if_near(mean, x, pool, 1e-5)
             stats = moments_from(shift, x, pool, plan)
         else:
@@ -124,6 +133,7 @@ def use_quick_moments(
         return (use_exact or use)(again, Centered(*parts))
 
     # Squares that vanish in float32 say nothing about the spread.
+    mean, var = mean_and_var()
     tells = (var > jnp.finfo(var.dtype).tiny) & (mean * mean <= 2 * var)
     return lax.cond(jnp.all(tells | (mean == 0)), quick, exact)
 
