@@ -8,7 +8,7 @@ with size 1 where they do not vary.
 from __future__ import annotations
 
 import functools
-from typing import cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,14 @@ from jaxnorm._formula import Options, full_gamma, inverse_root, normalized
 from jaxnorm._moments import Centered
 from jaxnorm._plan import Plan
 from jaxnorm._pool import compute_dtype, keep, reduced_shape, subtract, sum_axes, widen
+
+
+class Inputs(NamedTuple):
+    """The arrays of full size that cotangents are computed from."""
+
+    x: jax.Array
+    mask: jax.Array | None
+    dy: jax.Array | None
 
 
 def tangent(x, gamma, mask, shift, offset, var, dx, dgamma, dbeta, *, options: Options, plan: Plan):
@@ -81,7 +89,7 @@ def cotangents(
     pool, stats = options.pool, Centered(shift, offset, var)
     wide = compute_dtype(x.dtype)
     count = jnp.maximum(_moments.local_count(x, mask, pool, plan), 1)
-    original = x, mask, dy
+    original = Inputs(x, mask, dy)
     if mask is not None and plan.separate:
         # For all sums at once: XLA on CPU has no fast loops that select and sum.
         x, dy = plan.next_pass(keep(mask, x), None if dy is None else keep(mask, dy))
@@ -143,8 +151,8 @@ def cotangents(
         if columns:
             dx = _cotangent_by_columns(*original, *given, cross, linear, options, plan)
         else:
-            dx = _cotangent_by_rows(original, (x, mask, dy), *given, options, plan)
-        dx = keep(original[1], dx).astype(x.dtype)
+            dx = _cotangent_by_rows(original, Inputs(x, mask, dy), *given, options, plan)
+        dx = keep(original.mask, dx).astype(x.dtype)
     return dx, dgamma, dbeta
 
 
@@ -153,12 +161,17 @@ def _contains(outer, inner, shape) -> bool:
 
 
 def _cotangent_by_rows(
-    original, selected, gamma, stats: Centered, doffset, dvar, count, options: Options, plan: Plan
+    original: Inputs,
+    selected: Inputs,
+    gamma,
+    stats: Centered,
+    doffset,
+    dvar,
+    count,
+    options: Options,
+    plan: Plan,
 ):
-    """Returns the cotangent of x, from sums over the pools taken here.
-
-    `original` are x, the mask and dy, and `selected` the same for the sums.
-    """
+    """Returns the cotangent of x, from sums over the pools taken here, of `selected`."""
     pool = options.pool
     x, mask, dy = selected
     wide = compute_dtype(x.dtype)
@@ -177,7 +190,7 @@ def _cotangent_by_rows(
         if options.center:
             linear = pool.sum(u, plan)
         if not plan.fuse_cotangents:
-            if original[1] is not None:
+            if original.mask is not None:
                 x, mask, dy = original
             x, gamma, mask, dy, cross, linear, *parts = plan.next_pass(
                 x, gamma, mask, dy, cross, linear, *parts

@@ -106,13 +106,14 @@ def use_quick_moments(
     any other input the sums are taken again, about the mean, for `use_exact`, which is `use` if
     not given. The use is part of both branches: statistics would be copied as they leave them.
     """
-    x, n = _selected(x, mask, pool, plan)
+    x, n = _selected(x, mask, plan), pool.size(x.shape)
+    if mask is not None:
+        n = jnp.maximum(local_count(x, mask, pool, plan), 1).reshape(-1)
     shape = pool.statistic_shape(x.shape)
     # One axis each: XLA on CPU copies what it lays out in several ways for axes of size 1.
     total = pool.sum(widen(x, None), plan).reshape(-1)
     (x,) = plan.next_pass(x)
     squares = pool.sum(abs2(widen(x, None)), plan).reshape(-1)
-    n = n if jnp.ndim(n) == 0 else n.reshape(-1)
 
     def mean_and_var():
         mean = total / n
@@ -138,15 +139,12 @@ def use_quick_moments(
     return lax.cond(jnp.all(tells | (mean == 0)), quick, exact)
 
 
-def _selected(x, mask, pool: Pool, plan: Plan) -> tuple[jax.Array, Any]:
-    """Returns `x` with zeros in the masked slots, and the size of its pools, at least 1.
+def _selected(x: jax.Array, mask: jax.Array | None, plan: Plan) -> jax.Array:
+    """Returns `x` with zeros in the masked slots, put there in a pass of its own.
 
-    They are put there in a pass of its own: XLA on CPU has no fast loops that select and sum.
+    XLA on CPU has no fast loops that select and sum.
     """
-    if mask is None:
-        return x, pool.size(x.shape)
-    (x,) = plan.next_pass(keep(mask, x))
-    return x, jnp.maximum(local_count(x, mask, pool, plan), 1)
+    return x if mask is None else plan.next_pass(keep(mask, x))[0]
 
 
 def moments_from(shift: jax.Array, x: jax.Array, pool: Pool, plan: Plan) -> Centered:
@@ -270,9 +268,9 @@ def mean_square(
     x: jax.Array, mask: jax.Array | None, pool: Pool, plan: Plan = PORTABLE
 ) -> tuple[Centered, jax.Array]:
     """Returns the mean of |x|^2 in place of the moments, and the count."""
-    x, n = _selected(x, mask, pool, plan)
-    total = pool.sum(abs2(widen(x, None)), plan)
-    return Centered(None, None, total / n), local_count(x, mask, pool, plan)
+    count = local_count(x, mask, pool, plan)
+    total = pool.sum(abs2(widen(_selected(x, mask, plan), None)), plan)
+    return Centered(None, None, total / (count if mask is None else jnp.maximum(count, 1))), count
 
 
 def to_moments(stats: Centered, count: jax.Array, axes: Sequence[int]) -> Moments:

@@ -92,7 +92,7 @@ def forward(x, gamma, beta, mask, *, options: Options, plan: Plan, keeps_statist
         if mask is None and (plan.fuse_moments if options.center else plan.fuse_rows):
             stats = _find_statistics(x, mask, options, plan._replace(separate=False))
             return finish_in_one_loop(x, stats)
-        if options.center and plan.separate and plan.one_device:
+        if _has_quick_sums(options, plan):
             exact = finish_in_one_loop if mask is None and plan.fuse_rows else finish
             return _moments.use_quick_moments(finish, x, mask, options.pool, plan, exact)
     stats = _find_statistics(x, mask, options, plan)
@@ -111,9 +111,13 @@ def _in_one_loop(x, gamma, beta, options: Options, plan: Plan) -> jax.Array:
     return result(x, gamma, beta, None, stats, options, plan)
 
 
+def _has_quick_sums(options: Options, plan: Plan) -> bool:
+    return options.center and plan.separate and plan.one_device
+
+
 def _find_statistics(x, mask, options: Options, plan: Plan) -> Centered:
     pool = options.pool
-    if options.center and plan.one_device and plan.separate:
+    if _has_quick_sums(options, plan):
         return _moments.use_quick_moments(lambda x, stats: stats, x, mask, pool, plan)
     if options.center and plan.one_device and mask is None:
         return _moments.moments_from(pool.first(x), x, pool, plan)

@@ -49,9 +49,7 @@ class Pool(NamedTuple):
         channel, parts = self.groups
         if plan.split and not _is_short(elements):
             x = reduce_precision(x, 1)  # see `sum_axes`
-        return jnp.sum(
-            x.reshape(*x.shape[:channel], parts, -1, *x.shape[channel + 1 :]), channel + 1
-        )
+        return jnp.sum(split_axis(x, channel, parts), channel + 1)
 
     def count_kept(
         self, mask: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, plan: Plan = PORTABLE
@@ -82,9 +80,7 @@ class Pool(NamedTuple):
         if self.groups is None:
             return x
         channel, parts = self.groups
-        return jnp.max(
-            x.reshape(*x.shape[:channel], parts, -1, *x.shape[channel + 1 :]), channel + 1
-        )
+        return jnp.max(split_axis(x, channel, parts), channel + 1)
 
     def spread(self, statistic: Any, shape: tuple[int, ...]) -> Any:
         """Returns `statistic` so that it broadcasts against an array of shape `shape`."""
@@ -113,6 +109,18 @@ class Pool(NamedTuple):
 def renumber(axes: Sequence[int], number: Callable[[int], Sequence[int]]) -> tuple[int, ...]:
     """Returns the new numbers of `axes`, each once."""
     return tuple(sorted({n for a in axes for n in number(a)}))
+
+
+def split_axis(x: Any, axis: int, parts: int) -> Any:
+    """Returns `x` (None stays None) with an axis divided into `parts`, on an axis of their own.
+
+    An axis of size 1, along which `x` does not vary, becomes two of size 1.
+    """
+    if x is None:
+        return None
+    size = x.shape[axis]
+    pair = (1, 1) if size == 1 else (parts, size // parts)
+    return x.reshape(*x.shape[:axis], *pair, *x.shape[axis + 1 :])
 
 
 def reduced_shape(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:

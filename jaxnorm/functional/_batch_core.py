@@ -17,7 +17,7 @@ from jaxnorm._combine import merge_moments
 from jaxnorm._formula import Options, apply_affine, normalized
 from jaxnorm._moments import Centered, Moments
 from jaxnorm._normalize import normalize
-from jaxnorm._pool import Pool, compute_dtype, keep
+from jaxnorm._pool import Pool, compute_dtype, keep, split_axis
 from jaxnorm._standardize import expand_moment, standardize_full
 from jaxnorm.functional._corrections import Correction, Limit, Statistics, correction_of
 from jaxnorm.functional._segments import SegmentPool
@@ -246,16 +246,11 @@ def _normalize_parts(inputs: Inputs, batch: Batch, parts: int, correction, optio
         y, moments = normalize_by_batch(inputs, segmented, correction, options)
         return y, merge_moments(moments, axis=0)
 
-    def divide(value: Any) -> Any:
-        if value is None:
-            return None
-        pair = (parts, size // parts) if value.shape[axis] == size else (1, 1)
-        return value.reshape(*value.shape[:axis], *pair, *value.shape[axis + 1 :])
-
-    x, gamma, beta, mask = map(divide, inputs[:4])
+    x, gamma, beta, mask = (split_axis(value, axis, parts) for value in inputs[:4])
     running = inputs.running
     if running is not None:
-        running = Moments(divide(running.mean), divide(running.var), running.count)
+        mean, var = (split_axis(value, axis, parts) for value in running[:2])
+        running = Moments(mean, var, running.count)
     axes = options.pool.renumber(lambda a: (a + (a >= axis),)).axes
     y, moments = normalize_by_batch(
         Inputs(x, gamma, beta, mask, running),

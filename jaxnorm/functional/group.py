@@ -8,7 +8,7 @@ from jaxnorm import _axes
 from jaxnorm._axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._formula import Options
 from jaxnorm._normalize import normalize
-from jaxnorm._pool import Pool
+from jaxnorm._pool import Pool, split_axis
 
 
 def group_norm(
@@ -79,15 +79,8 @@ def group_norm(
         return normalize(x, gamma, beta, mask, options)[0]
 
     # Groups of nothing but channels are rows: that takes fewer passes over memory.
-    def split(array):
-        if array is None:
-            return None
-        size = array.shape[channel]
-        parts = (groups, size // groups) if size == x.shape[channel] else (1, 1)
-        return array.reshape(*array.shape[:channel], *parts, *array.shape[channel + 1 :])
-
-    rows = options._replace(pool=Pool((channel + 1,)))
-    return normalize(*map(split, (x, gamma, beta, mask)), rows)[0].reshape(x.shape)
+    rows = (split_axis(array, channel, groups) for array in (x, gamma, beta, mask))
+    return normalize(*rows, options._replace(pool=Pool((channel + 1,))))[0].reshape(x.shape)
 
 
 def _count_groups(num_groups, group_size, shape, channel) -> int:
