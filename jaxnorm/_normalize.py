@@ -163,10 +163,13 @@ def _renumber(params: dict[str, Any], number: Callable[[int], Sequence[int]]) ->
 
 
 def _role(params: dict[str, Any], axis: int) -> Any:
-    """Returns what a computation does with an axis; neighbours with one role are like one axis."""
+    """Returns what a computation does with an axis; neighbours with one role are like one axis.
+
+    The channels that groups are made of stay as they are: None.
+    """
     pool = params["options"].pool
     if pool.groups is not None and axis == pool.groups[0]:
-        return "channels"
+        return None
     sums = (params.get("gamma_axes") or (), params.get("beta_axes") or ())
     return (axis in pool.axes, *(axis in axes for axes in sums))
 

@@ -40,7 +40,7 @@ class Operation:
       shapes: called as shapes(*operands, **params); returns a `Shape` or None for each result.
       renumber: (params, number) -> params for operands whose axis a becomes the axes number(a).
       role: (params, axis) -> what the function does with an axis. Neighbouring axes of one role
-        can be taken as one; an axis with a role of its own stays.
+        can be taken as one, and one axis as several; an axis whose role is None stays.
       sums: params -> the axes of each sum that is taken over all of them, which may become
         several; those along which elements share their statistics are first.
       main: the operands, by position, that carry a batch axis in full; the others may have size 1.
@@ -131,7 +131,8 @@ class Operation:
             parts: list[tuple[int, ...]] = [(size,) for size in full]
             numbers = self._merged(given, full, params)
         else:
-            parts = _cut_short(full, self.sums(params))
+            movable = [axis for axis in range(len(full)) if self.role(params, axis) is not None]
+            parts = _cut_short(full, self.sums(params), movable)
             ends = list(itertools.accumulate(map(len, parts)))
             numbers = [range(end - len(p), end) for end, p in zip(ends, parts, strict=True)]
 
@@ -153,7 +154,8 @@ class Operation:
         """Returns each axis' number if neighbours of one role are taken as one."""
 
         def alike(a: int, b: int) -> bool:
-            if self.role(params, a) != self.role(params, b):
+            role = self.role(params, a)
+            if role is None or role != self.role(params, b):
                 return False
             pairs = {(s[a] == full[a], s[b] == full[b]) for s in given}
             return 1 in (full[a], full[b]) or pairs <= {(True, True), (False, False)}
@@ -222,14 +224,19 @@ _ONE_LOOP = 32
 _SHORT = 128
 
 
-def _cut_short(sizes: Sequence[int], sums: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-    """Returns factors of the sizes, so that each short sum over some of the axes is one loop."""
+def _cut_short(
+    sizes: Sequence[int], sums: Sequence[Sequence[int]], movable: Sequence[int]
+) -> list[tuple[int, ...]]:
+    """Returns factors of the sizes, so that short sums over movable axes are one loop each."""
 
     def is_short(axis: int) -> bool:
         over = [axes for axes in sums if axis in axes]
         return bool(over) and all(math.prod(sizes[a] for a in axes) <= _SHORT for axes in over)
 
-    return [_cut(size) if is_short(axis) else (size,) for axis, size in enumerate(sizes)]
+    return [
+        _cut(size) if axis in movable and is_short(axis) else (size,)
+        for axis, size in enumerate(sizes)
+    ]
 
 
 def _cut(size: int) -> tuple[int, ...]:

@@ -166,6 +166,19 @@ def test_statistics_of_many_rows_are_returned_too(rng):
     np.testing.assert_allclose(y, expect(x, -1, epsilon=1e-5), rtol=0, atol=4e-6)
 
 
+@pytest.mark.parametrize("num_groups", [1, 4, 64])
+@pytest.mark.parametrize("shape", [(3, 1), (1, 1), (3, 64)])
+def test_small_groups_with_parameters_of_any_shape(num_groups, shape, rng):
+    # Their cotangents are short sums over the channels, which must stay in their groups.
+    x, dy = rng.normal(size=(2, 3, 64)).astype(np.float32)
+    gamma = rng.normal(size=shape).astype(np.float32)
+    norm = functools.partial(group_norm, num_groups=num_groups, axis=0)
+    by = jax.jit(jax.grad(lambda x, gamma: (dy * norm(x, gamma)).sum(), (0, 1)))(x, gamma)
+    after = jax.jit(jax.grad(lambda x, gamma: (dy * norm(x) * gamma).sum(), (0, 1)))(x, gamma)
+    for got, wanted in zip(by, after, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_short_axes_need_one_device():
     x = jax.ShapeDtypeStruct((2, 64), jnp.float32)
     assert plan_of(x.shape).short_axes
