@@ -36,3 +36,26 @@ def reused(monkeypatch):
     asked = []
     monkeypatch.setattr(bench_timing, "reuse_pages", lambda: asked.append(True))
     return asked
+
+
+@pytest.fixture(scope="session")
+def images_file(tmp_path_factory):
+    """The images that the comparison of normalizations is tested with."""
+    from tests.compare import make_images
+
+    path = tmp_path_factory.mktemp("data") / "squares.npz"
+    x, y = make_images()
+    np.savez(path, x=x, y=y + 5, more=np.zeros(3))  # labels need not start at 0
+    return path
+
+
+@pytest.fixture
+def close_figures():
+    """Draws without a window, and closes what the test leaves open."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    yield
+    plt.close("all")

@@ -11,7 +11,7 @@ import pytest
 
 import jaxnorm
 import jaxnorm.linen as jnn
-from tests.test_whitening import correlated, zca
+from tests.whitening import correlated, zca
 
 KEY = jax.random.key(0)
 close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
