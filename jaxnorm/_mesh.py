@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,3 +21,24 @@ def without_explicit_axes(
     if jax.sharding.AxisType.Explicit not in mesh.axis_types:
         return function
     return jax.sharding.auto_axes(function, out_sharding=out_sharding)
+
+
+def count_shards(x: jax.Array, axis: int) -> int | None:
+    """Returns over how many devices the type of `x` says that `axis` is divided.
+
+    None if it does not say: how a jitted program is sharded is not known while it is traced,
+    unless its mesh is explicit.
+    """
+    sharding = jax.typeof(x).sharding
+    names = sharding.spec[axis]
+    if names is None:
+        return None
+    names = (names,) if isinstance(names, str) else names
+    return math.prod(sharding.mesh.shape[name] for name in names)
+
+
+def undivided(x: jax.Array, axis: int) -> jax.Array:
+    """Returns `x` with `axis` in one piece on every device."""
+    sharding = jax.typeof(x).sharding
+    spec = jax.sharding.PartitionSpec(*sharding.spec[:axis], None, *sharding.spec[axis + 1 :])
+    return jax.sharding.reshard(x, jax.sharding.NamedSharding(sharding.mesh, spec))

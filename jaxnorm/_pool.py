@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnorm._mesh import count_shards, undivided
 from jaxnorm._plan import CPU_SMALL, PORTABLE, RECENT_XLA, Plan
 
 
@@ -114,10 +115,13 @@ def renumber(axes: Sequence[int], number: Callable[[int], Sequence[int]]) -> tup
 def split_axis(x: Any, axis: int, parts: int) -> Any:
     """Returns `x` (None stays None) with an axis divided into `parts`, on an axis of their own.
 
-    An axis of size 1, along which `x` does not vary, becomes two of size 1.
+    An axis of size 1, along which `x` does not vary, becomes two of size 1. With explicit sharding
+    JAX does not reshape an axis that is divided into other parts over devices.
     """
     if x is None:
         return None
+    if parts % (count_shards(x, axis) or 1):
+        x = undivided(x, axis)
     size = x.shape[axis]
     pair = (1, 1) if size == 1 else (parts, size // parts)
     return x.reshape(*x.shape[:axis], *pair, *x.shape[axis + 1 :])

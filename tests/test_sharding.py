@@ -109,6 +109,16 @@ def test_explicit_mesh_axes(norm, axis, rng):
     assert_explicit_axes_work(norm, axis, x, gamma, beta, mask, dy)
 
 
+@pytest.mark.parametrize("shape", [(8, 3, 16), (8, 1, 16)])
+def test_explicit_mesh_axes_of_fewer_groups_than_devices(shape, rng):
+    (norm,) = (n for n in registry.NORMS if n.name == "group_norm")
+    function = first(jaxnorm.group_norm, num_groups=2)
+    norm = dataclasses.replace(norm, function=function, pools=in_groups(2))
+    x, gamma, beta, mask = norm.draw(rng, shape, mask=True)
+    dy = jnp.asarray(rng.normal(size=x.shape), x.dtype)
+    assert_explicit_axes_work(norm, 2, x, gamma, beta, mask, dy)
+
+
 @pytest.mark.parametrize("axis", [0, 2])
 def test_explicit_mesh_axes_of_as_many_groups_as_devices(axis, rng):
     (norm,) = (n for n in registry.NORMS if n.name == "group_norm")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from jaxnorm._axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._collectives import AxisIndexGroups
 from jaxnorm._combine import merge_moments
 from jaxnorm._formula import Options, apply_affine, normalized
+from jaxnorm._mesh import count_shards
 from jaxnorm._moments import Centered, Moments
 from jaxnorm._normalize import normalize
 from jaxnorm._pool import Pool, compute_dtype, keep, split_axis
@@ -265,15 +265,12 @@ def _normalize_parts(inputs: Inputs, batch: Batch, parts: int, correction, optio
 def _divides_evenly(x: jax.Array, axis: int, parts: int) -> bool:
     """Whether `axis` can be reshaped into `parts` without moving `x` between devices.
 
-    How a jitted program is sharded is not known while it is traced, unless its mesh is explicit;
-    else all devices are taken to share the axis.
+    Where the type of `x` does not say how it is sharded, all devices are taken to share the axis.
     """
-    sharding = jax.typeof(x).sharding
-    names = sharding.spec[axis]
-    if names is not None:
-        names = (names,) if isinstance(names, str) else names
-        return parts % math.prod(sharding.mesh.shape[name] for name in names) == 0
-    if jax.sharding.AxisType.Manual in sharding.mesh.axis_types:
+    shards = count_shards(x, axis)
+    if shards is not None:
+        return parts % shards == 0
+    if jax.sharding.AxisType.Manual in jax.typeof(x).sharding.mesh.axis_types:
         return True
     devices = jax.device_count()
     return parts % devices == 0 or devices % parts == 0
