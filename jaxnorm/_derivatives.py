@@ -128,10 +128,11 @@ def cotangents(
             if options.center and (wanted or beta_axes is not None):
                 linear = summed(pool.axes, None)
             if wanted:
-                cross = summed(pool.axes, shifted if plan.separate else centered)
-                if plan.separate and linear is not None:
-                    # The shift of a large input lies so near the mean that what is left of it can
-                    # be taken from the sum. That of a small one is its first element.
+                near = plan.separate or _waits_for_no_mean(plan)
+                cross = summed(pool.axes, shifted if near else centered)
+                if near and linear is not None:
+                    # The shift lies so near the mean that what is left of it can be taken from the
+                    # sum. That of a small input on CPU is its first element.
                     cross = cross - pool.spread(stats.offset, dy.shape) * linear
                 inv = inverse_root(stats.var, options.epsilon, plan)
                 cross = cross * pool.spread(inv, dy.shape)
@@ -154,6 +155,14 @@ def cotangents(
             dx = _cotangent_by_rows(original, Inputs(x, mask, dy), *given, options, plan)
         dx = keep(original.mask, dx).astype(x.dtype)
     return dx, dgamma, dbeta
+
+
+def _waits_for_no_mean(plan: Plan) -> bool:
+    """Whether sums of the backward pass are of x - shift, and not of x - mean.
+
+    XLA on GPU takes them in one kernel with the sums of the forward pass then, if it sees both.
+    """
+    return not plan.separate and not plan.one_device
 
 
 def _contains(outer, inner, shape) -> bool:
@@ -183,12 +192,18 @@ def _cotangent_by_rows(
     dx = jnp.zeros_like(x_hat)
     if dy is not None:
         u = widen(dy, mask) * full_gamma(gamma, options.gamma_offset, wide)
-        cross, linear = pool.sum(u * x_hat, plan), None
+        early, linear = _waits_for_no_mean(plan), None
+        terms = subtract(x, mask, pool, stats.shift) if early else x_hat
+        cross = pool.sum(u * terms, plan)
         if not plan.fuse_cotangents:
             x, gamma, mask, dy, cross, *parts = plan.next_pass(x, gamma, mask, dy, cross, *stats)
             u = widen(dy, mask) * full_gamma(gamma, options.gamma_offset, wide)
         if options.center:
             linear = pool.sum(u, plan)
+        if early:
+            if linear is not None:
+                cross = cross - cast(jax.Array, stats.offset) * linear
+            cross = cross * inv
         if not plan.fuse_cotangents:
             if original.mask is not None:
                 x, mask, dy = original

@@ -193,7 +193,7 @@ def find_shift(
     """
     x = lax.stop_gradient(x)
     count = local_count(x, mask, pool, plan)
-    if plan.one_device and mask is None:
+    if plan.sample and mask is None:
         x = _sample(x, pool)
     wide = widen(x, mask)
     size = pool.size(x.shape)
@@ -228,7 +228,7 @@ def _first_if_near(shift: jax.Array, x: jax.Array, pool: Pool, distance: float) 
 
 def _starts_at_first(mask, pool: Pool, plan: Plan) -> bool:
     """Whether a constant input is found by its first element; else `_snap` finds it."""
-    return plan.one_device and mask is None and not pool.names
+    return plan.sample and mask is None and not pool.names
 
 
 def _sample(x: jax.Array, pool: Pool) -> jax.Array:

@@ -95,6 +95,9 @@ def forward(x, gamma, beta, mask, *, options: Options, plan: Plan, keeps_statist
         if _has_quick_sums(options, plan):
             exact = finish_in_one_loop if mask is None and plan.fuse_rows else finish
             return _moments.use_quick_moments(finish, x, mask, options.pool, plan, exact)
+        if plan.fuse_rows:
+            # Each row is read once: a sample would be another pass.
+            plan = plan._replace(sample=False)
     stats = _find_statistics(x, mask, options, plan)
     x, gamma, beta, mask, *parts = plan.next_pass(x, gamma, beta, mask, *stats)
     return (result(x, gamma, beta, mask, Centered(*parts), options, plan), *stats)

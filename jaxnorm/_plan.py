@@ -25,6 +25,8 @@ class Plan(NamedTuple):
       short_axes: sum over axes so short that XLA on CPU has one loop for each sum. Starting the
         loops of a small input takes longer than running them.
       split: add up in short sums; see `jaxnorm._pool.sum_axes`.
+      sample: find a value near the mean from an eighth of the elements, in place of another pass
+        over all of them.
     """
 
     separate: bool = False
@@ -34,6 +36,7 @@ class Plan(NamedTuple):
     fuse_cotangents: bool = False
     short_axes: bool = False
     split: bool = True
+    sample: bool = False
 
     def next_pass(self, *arrays: Any) -> tuple[Any, ...]:
         """Returns the arrays (None stays None) for the next pass over them."""
@@ -45,8 +48,9 @@ class Plan(NamedTuple):
 
 # Where the backend is not known, or the types of arrays name a mesh.
 PORTABLE = Plan()
-# GPU and TPU add up in trees, and fuse better without barriers.
-ACCELERATOR = Plan(split=False)
+# XLA on GPU makes one kernel of statistics and their use for rows of up to so many elements, which
+# then reads each row once.
+GPU_ROW = 1 << 14
 # XLA on CPU sums in loops of its own since then, over several axes at once.
 RECENT_XLA = jax.__version_info__ >= (0, 11)
 # Below this many elements XLA on CPU has no faster loops for sums than the plain ones.
@@ -65,6 +69,21 @@ CPU_HUGE = 1 << 24
 CPU_HUGE_NARROW = 1 << 25
 # Cotangents: from this many elements on.
 CPU_FUSE_COTANGENTS = 3 << 19
+
+
+def accelerator_plan(array: Any, pooled: Sequence[int], one_device: bool) -> Plan:
+    """Returns the plan for an array (or its type) on GPU and TPU, like `cpu_plan`.
+
+    They add up in trees, and fuse better without barriers.
+    """
+    if not all(isinstance(s, int) for s in array.shape):
+        return Plan(split=False)
+    rows = [a for a in pooled if array.shape[a] != 1]
+    return Plan(
+        split=False,
+        sample=one_device,
+        fuse_rows=rows == [array.ndim - 1] and array.shape[-1] <= GPU_ROW,
+    )
 
 
 def cpu_plan(array: Any, pooled: Sequence[int], one_device: bool) -> Plan:

@@ -8,21 +8,45 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnorm import _plan, batch_norm, group_norm, layer_norm, rms_norm
+from jaxnorm import _plan, _primitives, batch_norm, group_norm, layer_norm, rms_norm
 from tests import reference, test_contract_exact, test_contract_gradients
+from tests.norms_batch import BATCH
 from tests.norms_feature import FEATURE
 from tests.test_contract_gradients import assert_gradients_close
 
-every_feature_norm = pytest.mark.parametrize("norm", FEATURE, ids=[n.name for n in FEATURE])
+NORMS = [*FEATURE, *(n for n in BATCH if n.name in ("batch_norm", "batch_norm_conv"))]
+every_norm = pytest.mark.parametrize("norm", NORMS, ids=[n.name for n in NORMS])
 
 
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="plans are of XLA on CPU")
 
 
-@pytest.fixture
-def everything_is_huge(monkeypatch):
-    for threshold in ("CPU_ROWS", "CPU_HUGE", "CPU_HUGE_NARROW", "CPU_FUSE_COTANGENTS"):
-        monkeypatch.setattr(_plan, threshold, 0)
+def huge_plan(array, pooled, one_device):
+    """Every choice that is made for huge inputs only."""
+    plan = _plan.cpu_plan(array, pooled, one_device)
+    fused = one_device and plan.separate and array.ndim - 1 in pooled
+    return plan._replace(fuse_rows=fused, fuse_moments=fused, fuse_cotangents=fused)
+
+
+def accelerator_plan(array, pooled, one_device):
+    """Every choice that is made for a GPU but one: XLA on CPU does not add up in trees."""
+    return _plan.accelerator_plan(array, pooled, one_device)._replace(split=True)
+
+
+@pytest.fixture(params=[huge_plan, accelerator_plan], ids=["huge", "accelerator"])
+def planned(request, monkeypatch):
+    """Plans all programs of a test in another way; what was compiled before does not count."""
+    plans = []
+
+    def plan(*given):
+        plans.append(request.param(*given))
+        return plans[-1]
+
+    monkeypatch.setattr(_primitives, "cpu_plan", plan)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+    assert plans
 
 
 def expect(x, axis, mask=None, formula=reference.standardized, epsilon=1e-6):
@@ -179,6 +203,31 @@ def test_small_groups_with_parameters_of_any_shape(num_groups, shape, rng):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_accelerators_sample_the_mean_but_of_rows_that_are_read_once():
+    def plan(shape, pooled, one_device=True):
+        x = jax.ShapeDtypeStruct(shape, jnp.float32)
+        return _plan.accelerator_plan(x, pooled, one_device)
+
+    assert plan((64, 1024), (1,)).fuse_rows
+    assert plan((64, 1, 1024), (1, 2)).fuse_rows
+    assert not plan((64, 1 << 15), (1,)).fuse_rows
+    assert not plan((64, 1024), (0,)).fuse_rows
+    assert not plan((64, 8, 128), (1, 2)).fuse_rows
+    assert plan((64, 1024), (0,)).sample
+    assert not plan((64, 1024), (0,), one_device=False).sample
+    (rows,) = jax.export.symbolic_shape("b")
+    assert not plan((rows, 1024), (0,)).sample
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_accelerators_slice_where_they_sample(axis):
+    x = jax.ShapeDtypeStruct((64, 1024), jnp.float32)
+    program = jax.jit(functools.partial(layer_norm, axis=axis)).trace(x)
+    text = program.lower(lowering_platforms=("cuda",)).as_text()
+    # Columns: an eighth of each, and its first element. Rows are in one kernel.
+    assert text.count("stablehlo.slice") == (2 if axis == 0 else 0)
+
+
 def test_short_axes_need_one_device():
     x = jax.ShapeDtypeStruct((2, 64), jnp.float32)
     assert plan_of(x.shape).short_axes
@@ -203,25 +252,25 @@ def test_small_sums_are_single_loops(shape, axis, rng):
     np.testing.assert_allclose(program(x), expect(x, axis), atol=4e-6)
 
 
-@every_feature_norm
-def test_exact(norm, rng, everything_is_huge):
+@every_norm
+def test_exact(norm, rng, planned):
     test_contract_exact.test_exact_at_every_mean(norm, norm.shapes["large"], rng)
 
 
 @pytest.mark.parametrize("name", ["layer_norm", "layer_norm_inner", "group_norm"])
-def test_constant_gives_exactly_beta(name, rng, everything_is_huge):
+def test_constant_gives_exactly_beta(name, rng, planned):
     (norm,) = (norm for norm in FEATURE if norm.name == name)
     test_contract_exact.test_constant_gives_exactly_beta(norm, norm.shapes["large"], rng)
 
 
-@every_feature_norm
+@every_norm
 @pytest.mark.parametrize("masked", [False, True])
-def test_gradients_equal_the_closed_form(norm, masked, rng, everything_is_huge):
+def test_gradients_equal_the_closed_form(norm, masked, rng, planned):
     x, gamma, beta, mask = norm.draw(rng, norm.shapes["large"], mask=masked)
     assert_gradients_close(norm, x + 1e3, gamma, beta, mask, rng)
 
 
-@every_feature_norm
-def test_half_precision_gradients(norm, rng, everything_is_huge):
+@every_norm
+def test_half_precision_gradients(norm, rng, planned):
     test = test_contract_gradients.test_half_precision_gradients_are_accumulated_in_float32
     test(norm, norm.shapes["large"], jnp.bfloat16, rng)
