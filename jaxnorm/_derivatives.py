@@ -95,6 +95,9 @@ def cotangents(
         x, dy = plan.next_pass(keep(mask, x), None if dy is None else keep(mask, dy))
         mask, plan = None, plan._replace(fuse_cotangents=False)
 
+    # Where gamma has one value along the pooled axes, sums over these serve all three.
+    columns = not pool.is_by_rows(gamma)
+
     def shifted(x, mask, stats):
         return subtract(x, mask, pool, stats.shift)
 
@@ -111,12 +114,11 @@ def cotangents(
         x, mask, dy, *parts = plan.next_pass(x, mask, dy, *stats)
         terms = widen(dy, mask)
         if times is not None:
+            parts = plan.unshared(*parts) if columns else parts
             terms = terms * times(x, mask, Centered(*parts))
         return sum_axes(terms, axes, plan)
 
     dgamma = dbeta = linear = cross = None
-    # Where gamma has one value along the pooled axes, sums over these serve all three.
-    columns = not pool.is_by_rows(gamma)
     if dy is None:
         if gamma_axes is not None:
             dgamma = jnp.zeros(reduced_shape(x.shape, gamma_axes), wide)
@@ -263,7 +265,7 @@ def _cotangent_by_columns(
         slope = spread(slope)
     level = spread(level) if options.center else None
     x, mask, dy, shift, scale, slope, level = plan.next_pass(
-        x, mask, dy, stats.shift, scale, slope, level
+        x, mask, dy, *plan.unshared(stats.shift), scale, slope, level
     )
     dx = subtract(x, mask, pool, shift) * slope
     if dy is not None:

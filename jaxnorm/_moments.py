@@ -167,7 +167,7 @@ def moments_about(
 ) -> Centered:
     """Returns the moments of `x`, found from the sums of x - shift and of its square."""
     first = pool.sum(keep(mask, subtract(x, mask, pool, shift)), plan)
-    x, mask, shift_ = plan.next_pass(x, mask, shift)
+    x, mask, shift_ = plan.next_pass(x, mask, *plan.unshared(shift))
     second = pool.sum(abs2(keep(mask, subtract(x, mask, pool, shift_))), plan)
     if pool.names:
         first, second = _collectives.psum((first, second), pool.names, pool.index_groups)

@@ -99,7 +99,7 @@ def forward(x, gamma, beta, mask, *, options: Options, plan: Plan, keeps_statist
             # Each row is read once: a sample would be another pass.
             plan = plan._replace(sample=False)
     stats = _find_statistics(x, mask, options, plan)
-    x, gamma, beta, mask, *parts = plan.next_pass(x, gamma, beta, mask, *stats)
+    x, gamma, beta, mask, *parts = plan.next_pass(x, gamma, beta, mask, *plan.unshared(*stats))
     return (result(x, gamma, beta, mask, Centered(*parts), options, plan), *stats)
 
 

@@ -40,10 +40,21 @@ class Plan(NamedTuple):
 
     def next_pass(self, *arrays: Any) -> tuple[Any, ...]:
         """Returns the arrays (None stays None) for the next pass over them."""
-        if not self.separate:
-            return arrays
-        given = iter(jax.lax.optimization_barrier([a for a in arrays if a is not None]))
-        return tuple(None if a is None else next(given) for a in arrays)
+        return _as_others(arrays) if self.separate else arrays
+
+    def unshared(self, *statistics: Any) -> tuple[Any, ...]:
+        """Returns the statistics (None stays None) for another use.
+
+        XLA on GPU stores x - shift if two of its kernels use it. Of a shift that it takes for
+        another, each computes its own as it reads x.
+        """
+        return _as_others(statistics) if self.sample else statistics
+
+
+def _as_others(arrays: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Returns the same arrays (None stays None), which XLA takes for others."""
+    given = iter(jax.lax.optimization_barrier([a for a in arrays if a is not None]))
+    return tuple(None if a is None else next(given) for a in arrays)
 
 
 # Where the backend is not known, or the types of arrays name a mesh.
