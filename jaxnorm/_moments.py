@@ -22,6 +22,7 @@ from jaxnorm._pool import (
     keep,
     real_dtype,
     reduce_precision,
+    split_axis,
     subtract,
     widen,
 )
@@ -170,7 +171,7 @@ def moments_about(
     x, mask, shift_ = plan.next_pass(x, mask, *plan.unshared(shift))
     second = pool.sum(abs2(keep(mask, subtract(x, mask, pool, shift_))), plan)
     if pool.names:
-        first, second = _collectives.psum((first, second), pool.names, pool.index_groups)
+        first, second = _collectives.psum(_apart((first, second)), pool.names, pool.index_groups)
         # Saved, or the backward pass would send them again.
         first, second = save(first), save(second)
     divisor = jnp.maximum(count, 1)
@@ -180,6 +181,11 @@ def moments_about(
     # Where the squares overflow the variance is infinite, not inf - inf.
     square = jnp.minimum(abs2(offset), jnp.finfo(second.dtype).max)
     return Centered(shift, offset, jnp.maximum(second / divisor - square, 0))
+
+
+def _apart(sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """Returns the sums less a bit, so that XLA does not merge them with those over mapped axes."""
+    return tuple(reduce_precision(s, 1) for s in sums)
 
 
 def find_shift(
@@ -204,10 +210,11 @@ def find_shift(
     if pool.names and mask is None:
         shards = _collectives.shards(pool.names, pool.index_groups)
         mean = mean / jnp.asarray(shards, mean.dtype)
-        (mean,) = _collectives.psum((mean,), pool.names, pool.index_groups)
+        (mean,) = _collectives.psum(_apart((mean,)), pool.names, pool.index_groups)
         count = count * jnp.asarray(shards, count.dtype)
     elif pool.names:
-        mean, count = _collectives.psum((mean, count), pool.names, pool.index_groups)
+        sums = (*_apart((mean,)), count)
+        mean, count = _collectives.psum(sums, pool.names, pool.index_groups)
     if mask is not None:
         mean = mean / (jnp.maximum(count, 1) * inverse).astype(mean.dtype)
     shift = reduce_precision(mean, 3)
@@ -232,15 +239,23 @@ def _starts_at_first(mask, pool: Pool, plan: Plan) -> bool:
 
 
 def _sample(x: jax.Array, pool: Pool) -> jax.Array:
-    """Returns an eighth of the elements of each pool, or what is next above that.
+    """Returns an eighth of the elements of each pool, spread over its longest axis; all of few.
 
-    Whatever they are, their mean lies within sqrt(7) standard deviations of the pool's: if a
-    share f of the elements has a mean that far off, (mean_f - mean)^2 f <= var (1 - f).
+    Their mean lies within sqrt(7) standard deviations of the pool's, whatever they are: if a share
+    f of the elements has a mean that far off, (mean_f - mean)^2 f <= var (1 - f). The nearer it
+    is, the more exact is the variance; so a few large elements must not lead it astray.
     """
-    for axis in sorted(pool.axes):
-        if x.shape[axis] > 1:
-            return lax.slice_in_dim(x, 0, -(-x.shape[axis] // 8), axis=axis)
-    return x
+    axis = max(pool.axes, key=lambda a: x.shape[a], default=None)
+    if axis is None or x.shape[axis] < 16 or pool.size(x.shape) < 512:
+        return x
+    size = x.shape[axis]
+    if axis < x.ndim - 1:
+        return lax.slice_in_dim(x, 3, None, 8, axis)
+    if size % 64:
+        return x
+    # Blocks of neighbours: memory is read in pieces.
+    blocks = lax.slice_in_dim(split_axis(x, axis, 8), 0, size // 64, axis=axis + 1)
+    return blocks.reshape(*x.shape[:axis], size // 8)
 
 
 def _snap(offset: jax.Array) -> jax.Array:

@@ -156,7 +156,11 @@ def sum_axes(x: jax.Array, axes: Sequence[int], plan: Plan = PORTABLE) -> jax.Ar
     axes = sorted(axes)
     if not plan.split or len(axes) < 2 or _is_short(math.prod(x.shape[a] for a in axes)):
         return jnp.sum(x, tuple(axes), keepdims=True)
-    stages = [axes[1:], axes[:1]] if _has_library_loops(x) else [[a] for a in reversed(axes)]
+    inner = axes[1:]
+    if _has_library_loops(x) and inner == list(range(inner[0], inner[0] + len(inner))):
+        stages = [inner, axes[:1]]
+    else:
+        stages = [[a] for a in reversed(axes)]
     for position, stage in enumerate(stages):
         if position:
             x = reduce_precision(x, 1)

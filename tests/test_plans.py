@@ -221,11 +221,47 @@ def test_accelerators_sample_the_mean_but_of_rows_that_are_read_once():
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_accelerators_slice_where_they_sample(axis):
-    x = jax.ShapeDtypeStruct((64, 1024), jnp.float32)
+    x = jax.ShapeDtypeStruct((1024, 64), jnp.float32)
     program = jax.jit(functools.partial(layer_norm, axis=axis)).trace(x)
     text = program.lower(lowering_platforms=("cuda",)).as_text()
     # Columns: an eighth of each, and its first element. Rows are in one kernel.
     assert text.count("stablehlo.slice") == (2 if axis == 0 else 0)
+
+
+def test_sums_over_mapped_axes_stay_short(rng):
+    # Values of few bits, whose rounding errors in a long sum have one sign.
+    x = jnp.asarray(rng.standard_normal((300, 300), np.float32) - 100, jnp.bfloat16)
+
+    def over_both(row):
+        return batch_norm(row, axis=0, axis_name="rows", dtype=jnp.float32)[0]
+
+    y = jax.jit(jax.vmap(over_both, axis_name="rows"))(x)
+    wanted = expect(x.astype(jnp.float32), (0, 1), epsilon=1e-5)
+    np.testing.assert_allclose(y, wanted, rtol=0, atol=4e-6 * np.abs(wanted).max() / 3)
+
+
+def test_sums_over_axes_that_are_no_neighbours(rng):
+    x = jnp.asarray(rng.standard_normal((5, 4096, 5, 3), np.float32) - 100, jnp.bfloat16)
+    norm = jax.jit(functools.partial(layer_norm, axis=(0, 1, 3), dtype=jnp.float32))
+    wanted = expect(x.astype(jnp.float32), (0, 1, 3))
+    with jax.set_mesh(jax.make_mesh((1,), ("devices",), (jax.sharding.AxisType.Explicit,))):
+        y = norm(jax.device_put(x, jax.P()))
+    np.testing.assert_allclose(y, wanted, rtol=0, atol=4e-6 * np.abs(wanted).max() / 3)
+
+
+@pytest.mark.parametrize("first", [slice(0, 1), slice(0, 64), slice(3, None, 8)])
+@pytest.mark.parametrize("shape", [(512, 64), (2, 512)])
+def test_samples_far_from_the_mean(shape, first, rng, monkeypatch):
+    monkeypatch.setattr(_primitives, "cpu_plan", accelerator_plan)
+    jax.clear_caches()
+    x = rng.standard_normal(shape, np.float32)
+    axis = shape.index(512)
+    x[(first, slice(None))[:: 1 - 2 * axis]] += 1e4
+    y, moments = jax.jit(lambda x: batch_norm(x, axis=axis, epsilon=1e-6))(x)
+    jax.clear_caches()
+    wide = x.astype(np.float64)
+    np.testing.assert_allclose(moments.var, wide.var(axis), rtol=4e-6)
+    np.testing.assert_allclose(y, expect(x, axis), atol=4e-6 * np.abs(expect(x, axis)).max())
 
 
 def test_short_axes_need_one_device():
