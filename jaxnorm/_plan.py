@@ -59,6 +59,8 @@ def _as_others(arrays: tuple[Any, ...]) -> tuple[Any, ...]:
 
 # Where the backend is not known, or the types of arrays name a mesh.
 PORTABLE = Plan()
+# Where nothing is known but that sums are added up in trees, as on TPU.
+PLAIN = Plan(split=False)
 # XLA on GPU makes one kernel of statistics and their use for rows of up to so many elements, which
 # then reads each row once.
 GPU_ROW = 1 << 14
@@ -82,13 +84,13 @@ CPU_HUGE_NARROW = 1 << 25
 CPU_FUSE_COTANGENTS = 3 << 19
 
 
-def accelerator_plan(array: Any, pooled: Sequence[int], one_device: bool) -> Plan:
-    """Returns the plan for an array (or its type) on GPU and TPU, like `cpu_plan`.
+def gpu_plan(array: Any, pooled: Sequence[int], one_device: bool) -> Plan:
+    """Returns the plan for an array (or its type) on GPU, like `cpu_plan`.
 
-    They add up in trees, and fuse better without barriers.
+    GPUs add up in trees, and XLA fuses passes over memory for them better than barriers let it.
     """
     if not all(isinstance(s, int) for s in array.shape):
-        return Plan(split=False)
+        return PLAIN
     rows = [a for a in pooled if array.shape[a] != 1]
     return Plan(
         split=False,

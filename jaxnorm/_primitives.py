@@ -19,7 +19,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxnorm._plan import PORTABLE, Plan, accelerator_plan, cpu_plan
+from jaxnorm._plan import PLAIN, PORTABLE, Plan, cpu_plan, gpu_plan
 
 Optional = Any  # an array or None
 
@@ -65,8 +65,10 @@ class Operation:
         self.primitive.def_abstract_eval(self._abstract)
         batching.primitive_batchers[self.primitive] = self._batch
         ad.primitive_jvps[self.primitive] = self._differentiate_function
-        mlir.register_lowering(self.primitive, functools.partial(self._lower, False))
-        mlir.register_lowering(self.primitive, functools.partial(self._lower, True), platform="cpu")
+        mlir.register_lowering(self.primitive, functools.partial(self._lower, None))
+        for platform in ("cpu", "gpu"):
+            rule = functools.partial(self._lower, platform)
+            mlir.register_lowering(self.primitive, rule, platform=platform)
 
     def __call__(self, *operands: Optional, **params: Any) -> tuple[Optional, ...]:
         present = tuple(x is not None for x in operands)
@@ -170,12 +172,15 @@ class Operation:
             numbers.append((number,))
         return numbers
 
-    def _lower(self, on_cpu: bool, context, *operands, **params):
+    def _lower(self, platform: str | None, context, *operands, **params):
         # Only where the program is for one device can no operand lie on several.
         devices = getattr(context.module_context.axis_context, "num_devices", None)
         pooled, *_ = self.sums(params)
-        find_plan = cpu_plan if on_cpu else accelerator_plan
-        plan = find_plan(context.avals_in[0], pooled, devices == 1)
+        given = context.avals_in[0], pooled, devices == 1
+        if platform == "cpu":
+            plan = cpu_plan(*given)
+        else:
+            plan = gpu_plan(*given) if platform == "gpu" else PLAIN
         rule = mlir.lower_fun(functools.partial(self._call, plan), multiple_results=True)
         return rule(context, *operands, **params)
 

@@ -28,12 +28,12 @@ def huge_plan(array, pooled, one_device):
     return plan._replace(fuse_rows=fused, fuse_moments=fused, fuse_cotangents=fused)
 
 
-def accelerator_plan(array, pooled, one_device):
+def planned_for_gpu(array, pooled, one_device):
     """Every choice that is made for a GPU but one: XLA on CPU does not add up in trees."""
-    return _plan.accelerator_plan(array, pooled, one_device)._replace(split=True)
+    return _plan.gpu_plan(array, pooled, one_device)._replace(split=True)
 
 
-@pytest.fixture(params=[huge_plan, accelerator_plan], ids=["huge", "accelerator"])
+@pytest.fixture(params=[huge_plan, planned_for_gpu], ids=["huge", "gpu"])
 def planned(request, monkeypatch):
     """Plans all programs of a test in another way; what was compiled before does not count."""
     plans = []
@@ -203,10 +203,10 @@ def test_small_groups_with_parameters_of_any_shape(num_groups, shape, rng):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_accelerators_sample_the_mean_but_of_rows_that_are_read_once():
+def test_gpus_sample_the_mean_but_of_rows_that_are_read_once():
     def plan(shape, pooled, one_device=True):
         x = jax.ShapeDtypeStruct(shape, jnp.float32)
-        return _plan.accelerator_plan(x, pooled, one_device)
+        return _plan.gpu_plan(x, pooled, one_device)
 
     assert plan((64, 1024), (1,)).fuse_rows
     assert plan((64, 1, 1024), (1, 2)).fuse_rows
@@ -219,13 +219,14 @@ def test_accelerators_sample_the_mean_but_of_rows_that_are_read_once():
     assert not plan((rows, 1024), (0,)).sample
 
 
+@pytest.mark.parametrize("platform", ["cuda", "rocm", "tpu"])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_accelerators_slice_where_they_sample(axis):
+def test_gpus_slice_where_they_sample(axis, platform):
     x = jax.ShapeDtypeStruct((1024, 64), jnp.float32)
     program = jax.jit(functools.partial(layer_norm, axis=axis)).trace(x)
-    text = program.lower(lowering_platforms=("cuda",)).as_text()
+    text = program.lower(lowering_platforms=(platform,)).as_text()
     # Columns: an eighth of each, and its first element. Rows are in one kernel.
-    assert text.count("stablehlo.slice") == (2 if axis == 0 else 0)
+    assert text.count("stablehlo.slice") == (2 if axis == 0 and platform != "tpu" else 0)
 
 
 def test_sums_over_mapped_axes_stay_short(rng):
@@ -252,7 +253,7 @@ def test_sums_over_axes_that_are_no_neighbours(rng):
 @pytest.mark.parametrize("first", [slice(0, 1), slice(0, 64), slice(3, None, 8)])
 @pytest.mark.parametrize("shape", [(512, 64), (2, 512)])
 def test_samples_far_from_the_mean(shape, first, rng, monkeypatch):
-    monkeypatch.setattr(_primitives, "cpu_plan", accelerator_plan)
+    monkeypatch.setattr(_primitives, "cpu_plan", planned_for_gpu)
     jax.clear_caches()
     x = rng.standard_normal(shape, np.float32)
     axis = shape.index(512)
