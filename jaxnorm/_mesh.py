@@ -37,6 +37,11 @@ def count_shards(x: jax.Array, axis: int) -> int | None:
     return math.prod(sharding.mesh.shape[name] for name in names)
 
 
+def splits_evenly(x: jax.Array, axis: int, parts: int) -> bool:
+    """Whether `axis` can become `parts` without moving `x` between devices, as its type says."""
+    return parts % (count_shards(x, axis) or 1) == 0
+
+
 def undivided(x: jax.Array, axis: int) -> jax.Array:
     """Returns `x` with `axis` in one piece on every device."""
     sharding = jax.typeof(x).sharding

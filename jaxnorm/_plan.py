@@ -18,15 +18,16 @@ class Plan(NamedTuple):
         barrier each pass converts its own copy as it reads.
       one_device: no array lies on several devices, so that a slice moves no data.
       fuse_rows: where rows are normalized without a mask, find their statistics and use them in one
-        loop, as XLA on CPU can: their mean squares, and what quick sums are not exact enough for.
+        loop, as XLA can: their mean squares and, on CPU, what quick sums are not exact enough for.
+        On GPU it is one kernel for mean and variance too, in which nothing is sampled.
       fuse_moments: find mean and variance so in any case; three sums make that loop slower than
         memory, but not than several passes over it.
       fuse_cotangents: the same in the backward pass, where two arrays are read.
       short_axes: sum over axes so short that XLA on CPU has one loop for each sum. Starting the
         loops of a small input takes longer than running them.
       split: add up in short sums; see `jaxnorm._pool.sum_axes`.
-      sample: find a value near the mean from an eighth of the elements, in place of another pass
-        over all of them.
+      sample: on GPU, where no array lies on several devices: find a value near the mean from an
+        eighth of the elements, in place of another pass over all of them.
     """
 
     separate: bool = False

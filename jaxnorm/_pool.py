@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm._mesh import count_shards, undivided
+from jaxnorm._mesh import splits_evenly, undivided
 from jaxnorm._plan import CPU_SMALL, PORTABLE, RECENT_XLA, Plan
 
 
@@ -120,7 +120,7 @@ def split_axis(x: Any, axis: int, parts: int) -> Any:
     """
     if x is None:
         return None
-    if parts % (count_shards(x, axis) or 1):
+    if not splits_evenly(x, axis, parts):
         x = undivided(x, axis)
     size = x.shape[axis]
     pair = (1, 1) if size == 1 else (parts, size // parts)

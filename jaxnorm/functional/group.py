@@ -7,7 +7,7 @@ import jax
 from jaxnorm import _axes
 from jaxnorm._axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._formula import Options
-from jaxnorm._mesh import count_shards
+from jaxnorm._mesh import splits_evenly
 from jaxnorm._normalize import normalize
 from jaxnorm._pool import Pool, split_axis
 
@@ -78,7 +78,7 @@ def group_norm(
     options = Options(pool, _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype))
     # Groups of nothing but channels are rows, which takes fewer passes over memory; but not where
     # that moved the input between devices.
-    if any(x.shape[a] != 1 for a in pooled) or groups % (count_shards(x, channel) or 1):
+    if any(x.shape[a] != 1 for a in pooled) or not splits_evenly(x, channel, groups):
         return normalize(x, gamma, beta, mask, options)[0]
     rows = (split_axis(array, channel, groups) for array in (x, gamma, beta, mask))
     return normalize(*rows, options._replace(pool=Pool((channel + 1,))))[0].reshape(x.shape)
