@@ -73,6 +73,20 @@ def test_short_programs_are_called_many_times_for_a_sample(monkeypatch):
     assert clock.log.count("long") == 3 + 1
 
 
+def test_very_short_programs_are_sampled_many_times_in_a_round(monkeypatch):
+    clock = Clock(monkeypatch)
+    programs = [
+        clock.program(name, [1e-5])._replace(wait=lambda result: None, queues=True)
+        for name in ("a", "b")
+    ]
+    assert bench_timing.interleave(programs, 3) == pytest.approx([1e-5, 1e-5])
+    looking, pause = 13, 1
+    assert clock.log.count("a") == clock.log.count("b") == looking + 3 * 10 * (pause + 100)
+    turns = clock.log[2 * looking :: pause + 100]
+    assert len(turns) == 2 * 3 * 10
+    assert {tuple(turns[i : i + 2]) for i in range(0, 60, 2)} == {("a", "b"), ("b", "a")}
+
+
 def test_queued_calls_are_waited_for_once(monkeypatch):
     clock = Clock(monkeypatch)
     program = clock.program("a", [1e-3])._replace(queues=True)

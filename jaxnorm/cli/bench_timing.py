@@ -17,6 +17,11 @@ from jaxnorm.cli.peers import Case, Data, Program
 from jaxnorm.cli.peers_jax import compile_program
 
 SAMPLE_SECONDS = 4e-3  # many calls make up a sample of a program that is faster than that
+# Calls of a few microseconds take up to twice as long while threads run at odds; how long, is
+# drawn anew at each pause. So such programs are sampled many times in a round, and shorter.
+SHORT_SAMPLE_SECONDS = 1e-3
+SHORT_SAMPLES = 10
+FEWEST_SHORT_CALLS = 20
 MOST_CALLS = 1000
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # in glibc's malloc.h
 PAUSE_SECONDS = 1e-3  # lets the threads of the program before go to sleep
@@ -72,27 +77,31 @@ def interleave(
 
     Args:
       programs: all of them are timed in each round, right after each other.
-      rounds: samples to take of each program.
+      rounds: samples to take of each program; tens of samples if most of them are short.
       report: called after each round.
 
     Returns:
-      The median over the rounds of each program's seconds per call.
+      The median over the samples of each program's seconds per call.
     """
     shuffle = random.Random(0).shuffle
-    calls = [_count_calls(program) for program in programs]
+    seconds = [_estimate(program) for program in programs]
+    are_short = statistics.median(seconds) <= SHORT_SAMPLE_SECONDS / FEWEST_SHORT_CALLS
+    turns, length = (SHORT_SAMPLES, SHORT_SAMPLE_SECONDS) if are_short else (1, SAMPLE_SECONDS)
+    calls = [max(1, min(MOST_CALLS, math.ceil(length / s))) for s in seconds]
     samples: list[list[float]] = [[] for _ in programs]
     order = list(range(len(programs)))
     collects = gc.isenabled()
     for _ in range(rounds):
-        shuffle(order)
         gc.collect()
         gc.disable()
         try:
-            for i in order:
-                time.sleep(PAUSE_SECONDS)
-                if calls[i] > 1:
-                    _sample(programs[i], 1)
-                samples[i].append(_sample(programs[i], calls[i]))
+            for _ in range(turns):
+                shuffle(order)
+                for i in order:
+                    time.sleep(PAUSE_SECONDS)
+                    if calls[i] > 1:
+                        _sample(programs[i], 1)
+                    samples[i].append(_sample(programs[i], calls[i]))
         finally:
             if collects:
                 gc.enable()
@@ -100,13 +109,12 @@ def interleave(
     return [statistics.median(s) for s in samples]
 
 
-def _count_calls(program: Program) -> int:
-    """Returns the calls that fill a sample, of a program that it also warms up."""
+def _estimate(program: Program) -> float:
+    """Returns about the seconds per call, of a program that it also warms up."""
     _sample(program, 2)
     seconds = _sample(program, 1)
-    if seconds < SAMPLE_SECONDS / 10:
-        seconds = _sample(program, 10)  # a single short call is mostly noise
-    return max(1, min(MOST_CALLS, math.ceil(SAMPLE_SECONDS / seconds)))
+    # A single short call is mostly noise.
+    return _sample(program, 10) if seconds < SAMPLE_SECONDS / 10 else seconds
 
 
 def _sample(program: Program, calls: int) -> float:
