@@ -69,6 +69,8 @@ GPU_ROW = 1 << 14
 RECENT_XLA = jax.__version_info__ >= (0, 11)
 # Below this many elements XLA on CPU has no faster loops for sums than the plain ones.
 CPU_SMALL = 1 << 12
+# XLA on CPU cuts a sum over more elements of an axis into several loops.
+CPU_ONE_LOOP = 32
 # Below this many bytes of input, starting another loop costs more than a pass over memory: where
 # the elements of a row are pooled, and where they are not, which XLA fuses less of.
 CPU_LARGE = 1 << 18

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm._mesh import splits_evenly, undivided
-from jaxnorm._plan import CPU_SMALL, PORTABLE, RECENT_XLA, Plan
+from jaxnorm._plan import CPU_ONE_LOOP, CPU_SMALL, PORTABLE, RECENT_XLA, Plan
 
 
 class Pool(NamedTuple):
@@ -152,8 +152,14 @@ def sum_axes(x: jax.Array, axes: Sequence[int], plan: Plan = PORTABLE) -> jax.Ar
     XLA on CPU may add up several reduced axes in one sequence, whose rounding errors grow with
     its length; it splits a single long axis by itself. So the outermost axis is summed on its
     own. Rounding away one bit in between keeps XLA from merging the sums into one again.
+
+    Of a small input, slices along an axis are added first; see `_add_slices`.
     """
     axes = sorted(axes)
+    if plan.short_axes and math.prod(x.shape[a] for a in axes) > CPU_ONE_LOOP:
+        divided = [a for a in axes[:-1] if x.shape[a] <= CPU_ONE_LOOP]
+        if divided:
+            x = _add_slices(x, max(divided, key=lambda a: x.shape[a]))
     if not plan.split or len(axes) < 2 or _is_short(math.prod(x.shape[a] for a in axes)):
         return jnp.sum(x, tuple(axes), keepdims=True)
     inner = axes[1:]
@@ -166,6 +172,25 @@ def sum_axes(x: jax.Array, axes: Sequence[int], plan: Plan = PORTABLE) -> jax.Ar
             x = reduce_precision(x, 1)
         x = jnp.sum(x, tuple(stage), keepdims=True)
     return x
+
+
+# XLA on CPU computes what more slices are taken of in a loop of its own.
+_MOST_SLICES = 8
+
+
+def _add_slices(x: jax.Array, axis: int) -> jax.Array:
+    """Returns the sum of slices along an axis, which XLA makes part of the loop that sums the rest.
+
+    In a sum each addition waits for the one before it; those of slices, pair by pair, do not.
+    """
+    size = x.shape[axis]
+    count = max(n for n in range(1, _MOST_SLICES + 1) if size % n == 0)
+    width = size // count
+    slices = [lax.slice_in_dim(x, i, i + width, axis=axis) for i in range(0, size, width)]
+    while len(slices) > 1:
+        pairs = [a + b for a, b in zip(slices[::2], slices[1::2], strict=False)]
+        slices = pairs + slices[2 * len(pairs) :]
+    return slices[0]
 
 
 def _is_short(elements: Any) -> bool:

@@ -19,7 +19,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxnorm._plan import PLAIN, PORTABLE, Plan, cpu_plan, gpu_plan
+from jaxnorm._plan import CPU_ONE_LOOP, PLAIN, PORTABLE, Plan, cpu_plan, gpu_plan
 
 Optional = Any  # an array or None
 
@@ -223,16 +223,17 @@ class Operation:
         return results, [position] * len(results)
 
 
-# XLA on CPU cuts a sum over more elements of an axis into several loops.
-_ONE_LOOP = 32
-# Up to so many elements, rounding errors of a sum in one loop stay below half of what is allowed.
-_SHORT = 128
+# Sums over more elements are not cut into two factors that are short enough.
+_SHORT = CPU_ONE_LOOP**2
 
 
 def _cut_short(
     sizes: Sequence[int], sums: Sequence[Sequence[int]], movable: Sequence[int]
 ) -> list[tuple[int, ...]]:
-    """Returns factors of the sizes, so that short sums over movable axes are one loop each."""
+    """Returns factors of the sizes, so that short sums over movable axes are one loop each.
+
+    Over the first factor slices are added up; see `jaxnorm._pool.sum_axes`.
+    """
 
     def is_short(axis: int) -> bool:
         over = [axes for axes in sums if axis in axes]
@@ -246,9 +247,9 @@ def _cut_short(
 
 def _cut(size: int) -> tuple[int, ...]:
     """Returns two factors that are summed over in one loop, if there are such factors."""
-    if size > _ONE_LOOP:
-        for factor in range(_ONE_LOOP, 1, -1):
-            if size % factor == 0 and size // factor <= _ONE_LOOP:
+    if size > CPU_ONE_LOOP:
+        for factor in range(CPU_ONE_LOOP, 1, -1):
+            if size % factor == 0 and size // factor <= CPU_ONE_LOOP:
                 return size // factor, factor
     return (size,)
 
