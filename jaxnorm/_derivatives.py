@@ -43,7 +43,7 @@ def tangent(x, gamma, mask, shift, offset, var, dx, dgamma, dbeta, *, options: O
         dx = widen(dx, mask)
         count = jnp.maximum(_moments.local_count(x, mask, pool, plan), 1)
         inv = inverse_root(var, options.epsilon)
-        correlation = pool.sum(x_hat * dx, plan) / count
+        correlation = pool.sum(x_hat * dx, plan.of_products()) / count
         dvar = 2 * correlation / _nonzero(inv)
         dy = dx - x_hat * spread(correlation)
         if options.center:
@@ -93,7 +93,7 @@ def cotangents(
     if mask is not None and plan.separate:
         # For all sums at once: XLA on CPU has no fast loops that select and sum.
         x, dy = plan.next_pass(keep(mask, x), None if dy is None else keep(mask, dy))
-        mask, plan = None, plan._replace(fuse_cotangents=False)
+        mask = None
 
     # Where gamma has one value along the pooled axes, sums over these serve all three.
     columns = not pool.is_by_rows(gamma)
@@ -113,10 +113,10 @@ def cotangents(
         # Each pass starts from the last one's copy: XLA would merge two equal barriers.
         x, mask, dy, *parts = plan.next_pass(x, mask, dy, *stats)
         terms = widen(dy, mask)
-        if times is not None:
-            parts = plan.unshared(*parts) if columns else parts
-            terms = terms * times(x, mask, Centered(*parts))
-        return sum_axes(terms, axes, plan)
+        if times is None:
+            return sum_axes(terms, axes, plan)
+        parts = plan.unshared(*parts) if columns else parts
+        return sum_axes(terms * times(x, mask, Centered(*parts)), axes, plan.of_products())
 
     dgamma = dbeta = linear = cross = None
     if dy is None:
@@ -196,24 +196,22 @@ def _cotangent_by_rows(
         u = widen(dy, mask) * full_gamma(gamma, options.gamma_offset, wide)
         early, linear = _waits_for_no_mean(plan), None
         terms = subtract(x, mask, pool, stats.shift) if early else x_hat
-        cross = pool.sum(u * terms, plan)
-        if not plan.fuse_cotangents:
-            x, gamma, mask, dy, cross, *parts = plan.next_pass(x, gamma, mask, dy, cross, *stats)
-            u = widen(dy, mask) * full_gamma(gamma, options.gamma_offset, wide)
+        cross = pool.sum(u * terms, plan.of_products())
+        x, gamma, mask, dy, cross, *parts = plan.next_pass(x, gamma, mask, dy, cross, *stats)
+        u = widen(dy, mask) * full_gamma(gamma, options.gamma_offset, wide)
         if options.center:
-            linear = pool.sum(u, plan)
+            linear = pool.sum(u, plan.of_products())
         if early:
             if linear is not None:
                 cross = cross - cast(jax.Array, stats.offset) * linear
             cross = cross * inv
-        if not plan.fuse_cotangents:
-            if original.mask is not None:
-                x, mask, dy = original
-            x, gamma, mask, dy, cross, linear, *parts = plan.next_pass(
-                x, gamma, mask, dy, cross, linear, *parts
-            )
-            u = widen(dy, mask) * full_gamma(gamma, options.gamma_offset, wide)
-            x_hat = normalized(x, mask, Centered(*parts), options)
+        if original.mask is not None:
+            x, mask, dy = original
+        x, gamma, mask, dy, cross, linear, *parts = plan.next_pass(
+            x, gamma, mask, dy, cross, linear, *parts
+        )
+        u = widen(dy, mask) * full_gamma(gamma, options.gamma_offset, wide)
+        x_hat = normalized(x, mask, Centered(*parts), options)
         dx = u - x_hat * spread(cross / count)
         if linear is not None:
             dx = dx - spread(linear / count)

@@ -22,7 +22,8 @@ class Plan(NamedTuple):
         On GPU it is one kernel for mean and variance too, in which nothing is sampled.
       fuse_moments: find mean and variance so in any case; three sums make that loop slower than
         memory, but not than several passes over it.
-      fuse_cotangents: the same in the backward pass, where two arrays are read.
+      slices: add slices of a long axis before a sum over it; see `jaxnorm._pool.sum_axes`.
+      slice_products: the same for sums of products of two arrays, as in the backward pass.
       short_axes: sum over axes so short that XLA on CPU has one loop for each sum. Starting the
         loops of a small input takes longer than running them.
       split: add up in short sums; see `jaxnorm._pool.sum_axes`.
@@ -34,7 +35,8 @@ class Plan(NamedTuple):
     one_device: bool = False
     fuse_rows: bool = False
     fuse_moments: bool = False
-    fuse_cotangents: bool = False
+    slices: bool = False
+    slice_products: bool = False
     short_axes: bool = False
     split: bool = True
     sample: bool = False
@@ -42,6 +44,10 @@ class Plan(NamedTuple):
     def next_pass(self, *arrays: Any) -> tuple[Any, ...]:
         """Returns the arrays (None stays None) for the next pass over them."""
         return _as_others(arrays) if self.separate else arrays
+
+    def of_products(self) -> Plan:
+        """Returns the plan for sums of products of two arrays."""
+        return self._replace(slices=self.slice_products)
 
     def unshared(self, *statistics: Any) -> tuple[Any, ...]:
         """Returns the statistics (None stays None) for another use.
@@ -83,8 +89,8 @@ CPU_ROWS = 1 << 12
 CPU_SHORT_ROW = 1 << 6
 CPU_HUGE = 1 << 24
 CPU_HUGE_NARROW = 1 << 25
-# Cotangents: from this many elements on.
-CPU_FUSE_COTANGENTS = 3 << 19
+# Rows of this many elements in all, and less than CPU_LARGE, are summed faster in slices.
+CPU_SLICED_ROWS = 1 << 15
 
 
 def gpu_plan(array: Any, pooled: Sequence[int], one_device: bool) -> Plan:
@@ -115,12 +121,17 @@ def cpu_plan(array: Any, pooled: Sequence[int], one_device: bool) -> Plan:
     inner = array.ndim - 1 in pooled
     huge = CPU_HUGE if array.dtype.itemsize >= 4 else CPU_HUGE_NARROW
     by_rows = RECENT_XLA and inner and array.size >= CPU_ROWS * row
+    separate = size >= (CPU_LARGE if inner else CPU_LARGE_COLUMNS)
+    small = array.size < CPU_SMALL
+    # Sums of one array have loops of their own, which start slowly.
+    has_loops = RECENT_XLA and (separate or not inner or array.size < CPU_SLICED_ROWS)
     return Plan(
-        separate=size >= (CPU_LARGE if inner else CPU_LARGE_COLUMNS),
+        separate=separate,
         one_device=one_device,
         fuse_rows=by_rows,
         # On one device, as it takes a maximum, which would have to cross devices as well.
         fuse_moments=by_rows and one_device and (row <= CPU_SHORT_ROW or size >= huge),
-        fuse_cotangents=by_rows and array.size >= CPU_FUSE_COTANGENTS,
-        short_axes=one_device and array.size < CPU_SMALL,
+        slices=one_device and not small and not has_loops,
+        slice_products=one_device and not small,
+        short_axes=one_device and small,
     )

@@ -144,6 +144,13 @@ def reduce_precision(x: jax.Array, dropped_bits: int) -> jax.Array:
 
 # Up to this many elements are added up in any order within the rounding that is allowed.
 _SHORT = 128
+# XLA on CPU computes what more slices are taken of in a loop of its own; fewer do not pay where
+# they are a pass of their own.
+_MOST_SLICES = 8
+_FEWEST_SLICES = 4
+# Axes along which such a pass pays, measured on two cores: the last axis, and others.
+_LONG_ROW = 1 << 8
+_LONG_COLUMN = 1 << 9
 
 
 def sum_axes(x: jax.Array, axes: Sequence[int], plan: Plan = PORTABLE) -> jax.Array:
@@ -153,13 +160,11 @@ def sum_axes(x: jax.Array, axes: Sequence[int], plan: Plan = PORTABLE) -> jax.Ar
     its length; it splits a single long axis by itself. So the outermost axis is summed on its
     own. Rounding away one bit in between keeps XLA from merging the sums into one again.
 
-    Of a small input, slices along an axis are added first; see `_add_slices`.
+    Where the plan says so, slices are added first; see `_add_slices`.
     """
     axes = sorted(axes)
-    if plan.short_axes and math.prod(x.shape[a] for a in axes) > CPU_ONE_LOOP:
-        divided = [a for a in axes[:-1] if x.shape[a] <= CPU_ONE_LOOP]
-        if divided:
-            x = _add_slices(x, max(divided, key=lambda a: x.shape[a]))
+    if plan.short_axes or plan.slices:
+        x = _shorten(x, axes, plan)
     if not plan.split or len(axes) < 2 or _is_short(math.prod(x.shape[a] for a in axes)):
         return jnp.sum(x, tuple(axes), keepdims=True)
     inner = axes[1:]
@@ -174,23 +179,41 @@ def sum_axes(x: jax.Array, axes: Sequence[int], plan: Plan = PORTABLE) -> jax.Ar
     return x
 
 
-# XLA on CPU computes what more slices are taken of in a loop of its own.
-_MOST_SLICES = 8
+def _shorten(x: jax.Array, axes: list[int], plan: Plan) -> jax.Array:
+    """Returns sums of slices of `x` along one of the axes, where that makes its sum faster."""
+    if plan.short_axes:
+        # As part of the loop that sums the rest.
+        short = [a for a in axes[:-1] if x.shape[a] <= CPU_ONE_LOOP]
+        if short and math.prod(x.shape[a] for a in axes) > CPU_ONE_LOOP:
+            x = _add_slices(x, max(short, key=lambda a: x.shape[a]))
+    elif axes and x.size >= CPU_SMALL:
+        # In a pass of their own.
+        row = x.ndim - 1
+        axis = row if row in axes else max(axes, key=lambda a: x.shape[a])
+        size = x.shape[axis]
+        long = size >= (_LONG_ROW if axis == row else _LONG_COLUMN)
+        if long and _count_slices(size) >= _FEWEST_SLICES:
+            x = lax.optimization_barrier(_add_slices(x, axis))
+    return x
 
 
 def _add_slices(x: jax.Array, axis: int) -> jax.Array:
-    """Returns the sum of slices along an axis, which XLA makes part of the loop that sums the rest.
+    """Returns the sum of slices along an axis, of which what is left to be summed remains.
 
-    In a sum each addition waits for the one before it; those of slices, pair by pair, do not.
+    XLA on CPU adds slices in vectors, and the elements of a sum one after the other; and what it
+    writes of a product of two arrays that are summed is no more than the sum of the slices.
     """
     size = x.shape[axis]
-    count = max(n for n in range(1, _MOST_SLICES + 1) if size % n == 0)
-    width = size // count
+    width = size // _count_slices(size)
     slices = [lax.slice_in_dim(x, i, i + width, axis=axis) for i in range(0, size, width)]
     while len(slices) > 1:
         pairs = [a + b for a, b in zip(slices[::2], slices[1::2], strict=False)]
         slices = pairs + slices[2 * len(pairs) :]
     return slices[0]
+
+
+def _count_slices(size: int) -> int:
+    return max(n for n in range(1, _MOST_SLICES + 1) if size % n == 0)
 
 
 def _is_short(elements: Any) -> bool:

@@ -25,7 +25,7 @@ def huge_plan(array, pooled, one_device):
     """Every choice that is made for huge inputs only."""
     plan = _plan.cpu_plan(array, pooled, one_device)
     fused = one_device and plan.separate and array.ndim - 1 in pooled
-    return plan._replace(fuse_rows=fused, fuse_moments=fused, fuse_cotangents=fused)
+    return plan._replace(fuse_rows=fused, fuse_moments=fused)
 
 
 def planned_for_gpu(array, pooled, one_device):
@@ -33,7 +33,14 @@ def planned_for_gpu(array, pooled, one_device):
     return _plan.gpu_plan(array, pooled, one_device)._replace(split=True)
 
 
-@pytest.fixture(params=[huge_plan, planned_for_gpu], ids=["huge", "gpu"])
+def sliced_plan(array, pooled, one_device):
+    """Slices wherever there can be any, as on jax 0.10."""
+    plan = _plan.cpu_plan(array, pooled, one_device)
+    slices = one_device and not plan.short_axes
+    return plan._replace(slices=slices, slice_products=slices, fuse_rows=False, fuse_moments=False)
+
+
+@pytest.fixture(params=[huge_plan, sliced_plan, planned_for_gpu], ids=["huge", "sliced", "gpu"])
 def planned(request, monkeypatch):
     """Plans all programs of a test in another way; what was compiled before does not count."""
     plans = []
@@ -74,29 +81,60 @@ def test_each_size_has_its_plan(rows_are_pooled):
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype", "squares", "moments", "cotangents"),
+    ("shape", "dtype", "squares", "moments"),
     [
-        ((4095, 64), jnp.float32, False, False, False),
-        ((4096, 64), jnp.float32, True, True, False),
-        ((4096, 65), jnp.float32, True, False, False),
-        ((4096, 384), jnp.float32, True, False, True),
-        ((4096, 1023), jnp.float32, True, False, True),
-        ((4096, 1024), jnp.float32, True, True, True),
-        ((4096, 1024), jnp.bfloat16, True, False, True),
-        ((4096, 4096), jnp.bfloat16, True, True, True),
-        ((1024, 100_000), jnp.float32, False, False, False),  # XLA has no such loop
+        ((4095, 64), jnp.float32, False, False),
+        ((4096, 64), jnp.float32, True, True),
+        ((4096, 65), jnp.float32, True, False),
+        ((4096, 1023), jnp.float32, True, False),
+        ((4096, 1024), jnp.float32, True, True),
+        ((4096, 1024), jnp.bfloat16, True, False),
+        ((4096, 4096), jnp.bfloat16, True, True),
+        ((1024, 100_000), jnp.float32, False, False),  # XLA has no such loop
     ],
 )
-def test_many_rows_are_fused_where_that_is_faster(shape, dtype, squares, moments, cotangents):
+def test_many_rows_are_fused_where_that_is_faster(shape, dtype, squares, moments):
     plan, recent = plan_of(shape, dtype=dtype), _plan.RECENT_XLA
-    fused = (plan.fuse_rows, plan.fuse_moments, plan.fuse_cotangents)
-    assert fused == (squares and recent, moments and recent, cotangents and recent)
-    # On several devices the maximum that mean and variance start from would be one message more.
-    x = jax.ShapeDtypeStruct(shape, dtype)
-    sharded = _plan.cpu_plan(x, (1,), one_device=False)
-    assert sharded == plan._replace(one_device=False, short_axes=False, fuse_moments=False)
+    assert (plan.fuse_rows, plan.fuse_moments) == (squares and recent, moments and recent)
     columns = plan_of(shape, (0,), dtype)
-    assert not (columns.fuse_rows or columns.fuse_moments or columns.fuse_cotangents)
+    assert not (columns.fuse_rows or columns.fuse_moments)
+
+
+@pytest.mark.parametrize("shape", [(2, 64), (64, 768), (4096, 1024)])
+def test_what_needs_one_device(shape):
+    # A maximum or slices of an array on several devices would be messages between them.
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    without = {"one_device", "short_axes", "fuse_moments", "slices", "slice_products"}
+    sharded = _plan.cpu_plan(x, (1,), one_device=False)
+    assert sharded == plan_of(shape)._replace(**dict.fromkeys(without, False))
+
+
+@on_cpu
+@pytest.mark.parametrize(
+    ("shape", "axis", "count"),
+    [
+        ((64, 768), 1, 8),
+        ((130, 300), 1, 6),
+        ((600, 2, 48), 0, 8),
+        ((600, 2, 48), (0, 1), 8),
+        ((64, 771), 1, 0),  # three slices do not pay
+        ((400, 128), 1, 0),  # nor do those of short rows
+    ],
+)
+@pytest.mark.parametrize("planned", [sliced_plan], ids=["sliced"], indirect=True)
+def test_long_axes_are_sliced(shape, axis, count, planned):
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    text = jax.jit(functools.partial(rms_norm, axis=axis)).lower(x).as_text()
+    assert text.count("stablehlo.slice") == count
+
+
+@pytest.mark.parametrize("shape", [(32, 768), (64, 768), (1024, 768), (30, 28, 28, 16)])
+def test_products_are_always_sliced(shape):
+    """XLA on CPU has no loops of its own for the sum of a product, as it has for one array."""
+    pooled = tuple(range(len(shape) - 1)) if len(shape) > 2 else (1,)
+    plan = plan_of(shape, pooled)
+    assert plan.slice_products and plan.of_products().slices
+    assert plan.slices == (shape == (64, 768) or not _plan.RECENT_XLA)
 
 
 @on_cpu
@@ -261,12 +299,6 @@ def test_samples_far_from_the_mean(shape, first, rng, planned):
     wide = x.astype(np.float64)
     np.testing.assert_allclose(moments.var, wide.var(axis), rtol=4e-6)
     np.testing.assert_allclose(y, expect(x, axis), atol=4e-6 * np.abs(expect(x, axis)).max())
-
-
-def test_short_axes_need_one_device():
-    x = jax.ShapeDtypeStruct((2, 64), jnp.float32)
-    assert plan_of(x.shape).short_axes
-    assert not _plan.cpu_plan(x, (1,), one_device=False).short_axes
 
 
 @on_cpu
