@@ -180,7 +180,7 @@ def sum_axes(x: jax.Array, axes: Sequence[int], plan: Plan = PORTABLE) -> jax.Ar
 
 
 def _shorten(x: jax.Array, axes: list[int], plan: Plan) -> jax.Array:
-    """Returns sums of slices of `x` along one of the axes, where that makes its sum faster."""
+    """Returns `x`, or the sum of slices of it along one of the axes where that saves time."""
     if plan.short_axes:
         # As part of the loop that sums the rest.
         short = [a for a in axes[:-1] if x.shape[a] <= CPU_ONE_LOOP]
@@ -198,10 +198,10 @@ def _shorten(x: jax.Array, axes: list[int], plan: Plan) -> jax.Array:
 
 
 def _add_slices(x: jax.Array, axis: int) -> jax.Array:
-    """Returns the sum of slices along an axis, of which what is left to be summed remains.
+    """Returns the sum of slices along an axis, which becomes as long as one of them.
 
-    XLA on CPU adds slices in vectors, and the elements of a sum one after the other; and what it
-    writes of a product of two arrays that are summed is no more than the sum of the slices.
+    XLA on CPU adds slices in vectors, but the elements of a sum one after the other. Nor does it
+    write a product that is to be summed to memory in full then.
     """
     size = x.shape[axis]
     width = size // _count_slices(size)
