@@ -92,7 +92,7 @@ def forward(x, gamma, beta, mask, *, options: Options, plan: Plan, keeps_statist
         if mask is None and (plan.fuse_moments if options.center else plan.fuse_rows):
             stats = _find_statistics(x, mask, options, plan._replace(separate=False))
             return finish_in_one_loop(x, stats)
-        if _has_quick_sums(mask, options, plan):
+        if _has_quick_sums(x, mask, options, plan):
             exact = finish_in_one_loop if mask is None and plan.fuse_rows else finish
             return _moments.use_quick_moments(finish, x, mask, options.pool, plan, exact)
         if plan.fuse_rows:
@@ -114,15 +114,19 @@ def _in_one_loop(x, gamma, beta, options: Options, plan: Plan) -> jax.Array:
     return result(x, gamma, beta, None, stats, options, plan)
 
 
-def _has_quick_sums(mask, options: Options, plan: Plan) -> bool:
-    """Whether to try sums of x and x^2 first; in slices, sums about an element are as fast."""
-    as_fast = plan.slices and mask is None
+def _has_quick_sums(x, mask, options: Options, plan: Plan) -> bool:
+    """Whether to try sums of x and x^2 first.
+
+    In slices, sums about an element are as fast, but where it has to be spread over channels.
+    """
+    pool = options.pool
+    as_fast = plan.slices and mask is None and pool.groups is None and pool.is_sliced(x.shape)
     return options.center and plan.separate and plan.one_device and not as_fast
 
 
 def _find_statistics(x, mask, options: Options, plan: Plan) -> Centered:
     pool = options.pool
-    if _has_quick_sums(mask, options, plan):
+    if _has_quick_sums(x, mask, options, plan):
         return _moments.use_quick_moments(lambda x, stats: stats, x, mask, pool, plan)
     if options.center and plan.one_device and mask is None:
         return _moments.moments_from(pool.first(x), x, pool, plan)

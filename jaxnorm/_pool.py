@@ -75,6 +75,10 @@ class Pool(NamedTuple):
             x = lax.slice_in_dim(x, 0, None, x.shape[channel] // parts, axis=channel)
         return x
 
+    def is_sliced(self, shape: tuple[int, ...]) -> bool:
+        """Whether sums of arrays of shape `shape` may begin with slices; see `sum_axes`."""
+        return _sliced_axis(shape, self.axes) is not None
+
     def largest(self, x: jax.Array) -> jax.Array:
         """Returns the largest element of each pool."""
         x = jnp.max(x, self.axes, keepdims=True)
@@ -148,9 +152,12 @@ _SHORT = 128
 # they are a pass of their own.
 _MOST_SLICES = 8
 _FEWEST_SLICES = 4
-# Axes along which such a pass pays, measured on two cores: the last axis, and others.
+# Where such a pass pays, measured on two cores: elements of the last axis, and of another one; then
+# in all, and of the last axis, which is added in vectors.
 _LONG_ROW = 1 << 8
 _LONG_COLUMN = 1 << 9
+_MANY_COLUMNS = 1 << 16
+_FEWEST_COLUMNS = 16
 
 
 def sum_axes(x: jax.Array, axes: Sequence[int], plan: Plan = PORTABLE) -> jax.Array:
@@ -186,15 +193,22 @@ def _shorten(x: jax.Array, axes: list[int], plan: Plan) -> jax.Array:
         short = [a for a in axes[:-1] if x.shape[a] <= CPU_ONE_LOOP]
         if short and math.prod(x.shape[a] for a in axes) > CPU_ONE_LOOP:
             x = _add_slices(x, max(short, key=lambda a: x.shape[a]))
-    elif axes and x.size >= CPU_SMALL:
+    elif (axis := _sliced_axis(x.shape, axes)) is not None:
         # In a pass of their own.
-        row = x.ndim - 1
-        axis = row if row in axes else max(axes, key=lambda a: x.shape[a])
-        size = x.shape[axis]
-        long = size >= (_LONG_ROW if axis == row else _LONG_COLUMN)
-        if long and _count_slices(size) >= _FEWEST_SLICES:
-            x = lax.optimization_barrier(_add_slices(x, axis))
+        x = lax.optimization_barrier(_add_slices(x, axis))
     return x
+
+
+def _sliced_axis(shape: Sequence[int], axes: Sequence[int]) -> int | None:
+    """Returns the axis along which a pass that adds slices pays, if there is one."""
+    row, size = len(shape) - 1, math.prod(shape)
+    if row in axes:
+        axis, pays = row, shape[row] >= _LONG_ROW and size >= CPU_SMALL
+    else:
+        axis = max(axes, key=lambda a: shape[a], default=row)
+        long = shape[axis] >= _LONG_COLUMN and size >= _MANY_COLUMNS
+        pays = long and shape[row] >= _FEWEST_COLUMNS
+    return axis if pays and _count_slices(shape[axis]) >= _FEWEST_SLICES else None
 
 
 def _add_slices(x: jax.Array, axis: int) -> jax.Array:

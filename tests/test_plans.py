@@ -115,10 +115,12 @@ def test_what_needs_one_device(shape):
     [
         ((64, 768), 1, 8),
         ((130, 300), 1, 6),
-        ((600, 2, 48), 0, 8),
-        ((600, 2, 48), (0, 1), 8),
+        ((600, 4, 48), 0, 8),
+        ((600, 4, 48), (0, 1), 8),
         ((64, 771), 1, 0),  # three slices do not pay
-        ((400, 128), 1, 0),  # nor do those of short rows
+        ((400, 128), 1, 0),  # nor do those of short rows,
+        ((1000, 32), 0, 0),  # of few elements
+        ((50_000, 3), 0, 0),  # or of few channels
     ],
 )
 @pytest.mark.parametrize("planned", [sliced_plan], ids=["sliced"], indirect=True)
