@@ -73,6 +73,8 @@ PLAIN = Plan(split=False)
 GPU_ROW = 1 << 14
 # XLA on CPU sums in loops of its own since then, over several axes at once.
 RECENT_XLA = jax.__version_info__ >= (0, 11)
+# Sums of one array are as fast as memory since then.
+FAST_SUMS = jax.__version_info__ >= (0, 10, 2)
 # Below this many elements XLA on CPU has no faster loops for sums than the plain ones.
 CPU_SMALL = 1 << 12
 # XLA on CPU cuts a sum over more elements of an axis into several loops.
@@ -124,7 +126,7 @@ def cpu_plan(array: Any, pooled: Sequence[int], one_device: bool) -> Plan:
     separate = size >= (CPU_LARGE if inner else CPU_LARGE_COLUMNS)
     small = array.size < CPU_SMALL
     # Sums of one array have loops of their own, which start slowly.
-    has_loops = RECENT_XLA and (separate or not inner or array.size < CPU_SLICED_ROWS)
+    has_loops = FAST_SUMS and (separate or not inner or array.size < CPU_SLICED_ROWS)
     return Plan(
         separate=separate,
         one_device=one_device,

@@ -136,7 +136,7 @@ def test_products_are_always_sliced(shape):
     pooled = tuple(range(len(shape) - 1)) if len(shape) > 2 else (1,)
     plan = plan_of(shape, pooled)
     assert plan.slice_products and plan.of_products().slices
-    assert plan.slices == (shape == (64, 768) or not _plan.RECENT_XLA)
+    assert plan.slices == (shape == (64, 768) or not _plan.FAST_SUMS)
 
 
 @on_cpu
