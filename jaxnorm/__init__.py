@@ -3,12 +3,12 @@
 The Flax linen modules are in `jaxnorm.linen`.
 """
 
-from jaxnorm._combine import merge_moments as merge_moments
-from jaxnorm._combine import mix_moments as mix_moments
-from jaxnorm._combine import update_moments as update_moments
-from jaxnorm._moments import Moments as Moments
-from jaxnorm._moments import moments as moments
-from jaxnorm._standardize import standardize as standardize
+from jaxnorm._core.combine import merge_moments as merge_moments
+from jaxnorm._core.combine import mix_moments as mix_moments
+from jaxnorm._core.combine import update_moments as update_moments
+from jaxnorm._core.moments import Moments as Moments
+from jaxnorm._core.moments import moments as moments
+from jaxnorm._core.standardize import standardize as standardize
 from jaxnorm.functional.batch import batch_norm as batch_norm
 from jaxnorm.functional.feature import layer_norm as layer_norm
 from jaxnorm.functional.feature import rms_norm as rms_norm

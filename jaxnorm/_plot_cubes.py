@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxnorm import _axes
-from jaxnorm._axes import Axes
+from jaxnorm._core import axes as _axes
+from jaxnorm._core.axes import Axes
 from jaxnorm.functional import group
 from jaxnorm.functional.virtual import check_virtual
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxnorm._axes import ArrayLike
-from jaxnorm._moments import Moments
+from jaxnorm._core.axes import ArrayLike
+from jaxnorm._core.moments import Moments
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Plot

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 from jax.core import Tracer
 
-from jaxnorm._moments import Moments, moments
+from jaxnorm._core.moments import Moments, moments
 from jaxnorm.linen._base import AffineModule
 from jaxnorm.linen.batch import BatchNorm
 

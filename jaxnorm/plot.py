@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxnorm import _plot_cubes, _plot_layers
-from jaxnorm._axes import ArrayLike, Axes
-from jaxnorm._moments import Moments
+from jaxnorm._core.axes import ArrayLike, Axes
+from jaxnorm._core.moments import Moments
 from jaxnorm._plot_record import Record as Record
 from jaxnorm._plot_record import record as record
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnorm import _plan, _primitives, batch_norm, group_norm, layer_norm, rms_norm
+from jaxnorm import batch_norm, group_norm, layer_norm, rms_norm
+from jaxnorm._core import plan
 from tests import reference, test_contract_exact, test_contract_gradients
 from tests.norms_batch import BATCH
 from tests.norms_feature import FEATURE
@@ -23,19 +24,19 @@ on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="plans are of
 
 def huge_plan(array, pooled, one_device):
     """Every choice that is made for huge inputs only."""
-    plan = _plan.cpu_plan(array, pooled, one_device)
+    plan = plan.cpu_plan(array, pooled, one_device)
     fused = one_device and plan.separate and array.ndim - 1 in pooled
     return plan._replace(fuse_rows=fused, fuse_moments=fused)
 
 
 def planned_for_gpu(array, pooled, one_device):
     """Every choice that is made for a GPU but one: XLA on CPU does not add up in trees."""
-    return _plan.gpu_plan(array, pooled, one_device)._replace(split=True)
+    return plan.gpu_plan(array, pooled, one_device)._replace(split=True)
 
 
 def sliced_plan(array, pooled, one_device):
     """Slices wherever there can be any, as on jax 0.10."""
-    plan = _plan.cpu_plan(array, pooled, one_device)
+    plan = plan.cpu_plan(array, pooled, one_device)
     slices = one_device and not plan.short_axes
     return plan._replace(slices=slices, slice_products=slices, fuse_rows=False, fuse_moments=False)
 
@@ -65,7 +66,7 @@ def expect(x, axis, mask=None, formula=reference.standardized, epsilon=1e-6):
 
 
 def plan_of(shape, pooled=(1,), dtype=jnp.float32):
-    return _plan.cpu_plan(jax.ShapeDtypeStruct(shape, dtype), pooled, one_device=True)
+    return plan.cpu_plan(jax.ShapeDtypeStruct(shape, dtype), pooled, one_device=True)
 
 
 @pytest.mark.parametrize("rows_are_pooled", [True, False])
@@ -95,7 +96,7 @@ def test_each_size_has_its_plan(rows_are_pooled):
     ],
 )
 def test_many_rows_are_fused_where_that_is_faster(shape, dtype, squares, moments):
-    plan, recent = plan_of(shape, dtype=dtype), _plan.RECENT_XLA
+    plan, recent = plan_of(shape, dtype=dtype), plan.RECENT_XLA
     assert (plan.fuse_rows, plan.fuse_moments) == (squares and recent, moments and recent)
     columns = plan_of(shape, (0,), dtype)
     assert not (columns.fuse_rows or columns.fuse_moments)
@@ -106,7 +107,7 @@ def test_what_needs_one_device(shape):
     # A maximum or slices of an array on several devices would be messages between them.
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     without = {"one_device", "short_axes", "fuse_moments", "slices", "slice_products"}
-    sharded = _plan.cpu_plan(x, (1,), one_device=False)
+    sharded = plan.cpu_plan(x, (1,), one_device=False)
     assert sharded == plan_of(shape)._replace(**dict.fromkeys(without, False))
 
 
@@ -137,11 +138,11 @@ def test_products_are_always_sliced(shape):
     pooled = tuple(range(len(shape) - 1)) if len(shape) > 2 else (1,)
     plan = plan_of(shape, pooled)
     assert plan.slice_products and plan.of_products().slices
-    assert plan.slices == (shape == (64, 768) or not _plan.FAST_SUMS)
+    assert plan.slices == (shape == (64, 768) or not plan.FAST_SUMS)
 
 
 @on_cpu
-@pytest.mark.skipif(not _plan.RECENT_XLA, reason="XLA on CPU has these loops since jax 0.11")
+@pytest.mark.skipif(not plan.RECENT_XLA, reason="XLA on CPU has these loops since jax 0.11")
 @pytest.mark.parametrize("norm", [layer_norm, rms_norm])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_many_rows_are_one_loop(norm, dtype, rng):
@@ -247,7 +248,7 @@ def test_small_groups_with_parameters_of_any_shape(num_groups, shape, rng):
 def test_gpus_sample_the_mean_but_of_rows_that_are_read_once():
     def plan(shape, pooled, one_device=True):
         x = jax.ShapeDtypeStruct(shape, jnp.float32)
-        return _plan.gpu_plan(x, pooled, one_device)
+        return plan.gpu_plan(x, pooled, one_device)
 
     assert plan((64, 1024), (1,)).fuse_rows
     assert plan((64, 1, 1024), (1, 2)).fuse_rows

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnorm import _axes
-from jaxnorm._axes import ArrayLike
-from jaxnorm._moments import Moments
-from jaxnorm._pool import Pool
+from jaxnorm._core import axes as _axes
+from jaxnorm._core.axes import ArrayLike
+from jaxnorm._core.moments import Moments
+from jaxnorm._core.pool import Pool
 from jaxnorm.functional._batch_core import Batch
 from jaxnorm.functional._segments import SegmentPool, check_segments
 

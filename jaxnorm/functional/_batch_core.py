@@ -9,16 +9,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnorm import _axes, _collectives, _moments
-from jaxnorm._axes import ArrayLike, Axes, DTypeLike
-from jaxnorm._collectives import AxisIndexGroups
-from jaxnorm._combine import merge_moments
-from jaxnorm._formula import Options, apply_affine, normalized
-from jaxnorm._mesh import count_shards
-from jaxnorm._moments import Centered, Moments
-from jaxnorm._normalize import normalize
-from jaxnorm._pool import Pool, compute_dtype, keep, split_axis
-from jaxnorm._standardize import expand_moment, standardize_full
+from jaxnorm._core import axes as _axes
+from jaxnorm._core import collectives
+from jaxnorm._core import moments as _moments
+from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
+from jaxnorm._core.collectives import AxisIndexGroups
+from jaxnorm._core.combine import merge_moments
+from jaxnorm._core.formula import Options, apply_affine, normalized
+from jaxnorm._core.mesh import count_shards
+from jaxnorm._core.moments import Centered, Moments
+from jaxnorm._core.normalize import normalize
+from jaxnorm._core.pool import Pool, compute_dtype, keep, split_axis
+from jaxnorm._core.standardize import expand_moment, standardize_full
 from jaxnorm.functional._corrections import Correction, Limit, Statistics, correction_of
 from jaxnorm.functional._segments import SegmentPool
 
@@ -72,7 +74,7 @@ def make_options(
 ) -> Options:
     """Returns the checked options of a batch norm."""
     names = _axes.check_axis_name(axis_name)
-    pool = Pool(axes, None, names, _collectives.freeze_groups(axis_index_groups))
+    pool = Pool(axes, None, names, collectives.freeze_groups(axis_index_groups))
     return Options(pool, _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype))
 
 
@@ -210,7 +212,7 @@ def _normalize_virtual(inputs, batch: Batch, correction, options: Options):
     pool, virtual = options.pool, batch.virtual
     if pool.names and pool.index_groups is not None:
         raise ValueError("give num_virtual_batches or axis_index_groups, not both.")
-    shards = _collectives.size(pool.names)
+    shards = collectives.size(pool.names)
     if virtual % shards == 0:
         local = options._replace(pool=pool._replace(names=()))
         y, moments = _normalize_parts(inputs, batch, virtual // shards, correction, local)

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm._axes import ArrayLike
-from jaxnorm._formula import inverse_root
-from jaxnorm._moments import Centered, Moments
+from jaxnorm._core.axes import ArrayLike
+from jaxnorm._core.formula import inverse_root
+from jaxnorm._core.moments import Centered, Moments
 
 Statistics = Literal["batch", "running", "renorm"] | float
 Limit = ArrayLike | Callable[[jax.Array], ArrayLike]  # a value, or a function of the updates

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from jaxnorm import _axes
+from jaxnorm._core import axes as _axes
 
 
 class Layout(NamedTuple):

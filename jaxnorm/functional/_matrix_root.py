@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm import _moments
+from jaxnorm._core import moments as _moments
 
 # GPUs and TPUs multiply float32 matrices in a narrower format unless told otherwise.
 matmul = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)

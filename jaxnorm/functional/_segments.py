@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnorm import _axes
-from jaxnorm._plan import PORTABLE, Plan
-from jaxnorm._pool import Pool, sum_axes
+from jaxnorm._core import axes as _axes
+from jaxnorm._core.plan import PORTABLE, Plan
+from jaxnorm._core.pool import Pool, sum_axes
 
 
 class SegmentPool(NamedTuple):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import jax
 
-from jaxnorm import _axes
-from jaxnorm._axes import ArrayLike, Axes, DTypeLike
-from jaxnorm._formula import Options
-from jaxnorm._normalize import normalize
-from jaxnorm._pool import Pool
+from jaxnorm._core import axes as _axes
+from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
+from jaxnorm._core.formula import Options
+from jaxnorm._core.normalize import normalize
+from jaxnorm._core.pool import Pool
 
 
 def layer_norm(

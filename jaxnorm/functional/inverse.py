@@ -5,11 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxnorm import _axes
-from jaxnorm._axes import ArrayLike, Axes, DTypeLike
-from jaxnorm._moments import Moments
-from jaxnorm._pool import widen
-from jaxnorm._standardize import expand_moment
+from jaxnorm._core import axes as _axes
+from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
+from jaxnorm._core.moments import Moments
+from jaxnorm._core.pool import widen
+from jaxnorm._core.standardize import expand_moment
 
 
 def unstandardize(

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxnorm import _moments
-from jaxnorm._axes import ArrayLike, Axes
-from jaxnorm._collectives import AxisIndexGroups
-from jaxnorm._pool import abs2
+from jaxnorm._core import moments as _moments
+from jaxnorm._core.axes import ArrayLike, Axes
+from jaxnorm._core.collectives import AxisIndexGroups
+from jaxnorm._core.pool import abs2
 
 
 def statistics_penalty(

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import jax
 
-from jaxnorm._axes import ArrayLike, Axes, DTypeLike
-from jaxnorm._collectives import AxisIndexGroups
-from jaxnorm._moments import Moments
+from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
+from jaxnorm._core.collectives import AxisIndexGroups
+from jaxnorm._core.moments import Moments
 from jaxnorm.functional import _batch_core as core
 from jaxnorm.functional._segments import check_segments
 

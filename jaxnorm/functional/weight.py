@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from jaxnorm import _axes, _moments
-from jaxnorm._axes import ArrayLike, Axes
-from jaxnorm._mesh import without_explicit_axes
-from jaxnorm._pool import abs2, compute_dtype, real_dtype, sum_axes
+from jaxnorm._core import axes as _axes
+from jaxnorm._core import moments as _moments
+from jaxnorm._core.axes import ArrayLike, Axes
+from jaxnorm._core.mesh import without_explicit_axes
+from jaxnorm._core.pool import abs2, compute_dtype, real_dtype, sum_axes
 from jaxnorm.functional import feature
 
 

@@ -7,9 +7,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxnorm import _axes
-from jaxnorm._axes import ArrayLike, Axes
-from jaxnorm._pool import compute_dtype, real_dtype
+from jaxnorm._core import axes as _axes
+from jaxnorm._core.axes import ArrayLike, Axes
+from jaxnorm._core.pool import compute_dtype, real_dtype
 from jaxnorm.functional import feature
 
 

@@ -11,13 +11,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm import _axes, _collectives, _moments
-from jaxnorm._axes import ArrayLike, Axes, DTypeLike
-from jaxnorm._collectives import AxisIndexGroups
-from jaxnorm._formula import apply_affine
-from jaxnorm._mesh import without_explicit_axes
-from jaxnorm._plan import PORTABLE
-from jaxnorm._pool import Pool, compute_dtype, keep, widen
+from jaxnorm._core import axes as _axes
+from jaxnorm._core import collectives
+from jaxnorm._core import moments as _moments
+from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
+from jaxnorm._core.collectives import AxisIndexGroups
+from jaxnorm._core.formula import apply_affine
+from jaxnorm._core.mesh import without_explicit_axes
+from jaxnorm._core.plan import PORTABLE
+from jaxnorm._core.pool import Pool, compute_dtype, keep, widen
 from jaxnorm.functional._layout import Layout, check_arrays, check_layout
 from jaxnorm.functional._matrix_root import inverse_root, inverse_root_by_iteration
 
@@ -112,7 +114,7 @@ def whiten(
         raise ValueError(f"num_iterations must be at least 0, got {num_iterations!r}.")
     gamma, beta, mask = check_arrays(x.shape, layout, gamma, beta, mask)
     names = _axes.check_axis_name(axis_name)
-    pool = Pool(layout.pooled, None, names, _collectives.freeze_groups(axis_index_groups))
+    pool = Pool(layout.pooled, None, names, collectives.freeze_groups(axis_index_groups))
     epsilon, dtype = _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype)
     return _whiten(
         x, gamma, beta, mask, layout, pool, steps if method == "iterative" else None, epsilon, dtype
@@ -279,7 +281,7 @@ def _covariance(centered, count, layout: Layout, pool: Pool) -> tuple[jax.Array,
     else:
         second = _products(centered, layout)
     if pool.names:
-        first, second = _collectives.psum((first, second), pool.names, pool.index_groups)
+        first, second = collectives.psum((first, second), pool.names, pool.index_groups)
     divisor = jnp.maximum(count, 1).astype(first.dtype)
     offset = _moments.save(_moments._snap(first / divisor))
     mean = jnp.squeeze(offset, layout.pooled)

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxnorm import _axes
-from jaxnorm._axes import ArrayLike, Axes
+from jaxnorm._core import axes as _axes
+from jaxnorm._core.axes import ArrayLike, Axes
 
 
 class AffineModule(nn.Module, kw_only=True):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxnorm import _combine, _pool
-from jaxnorm._moments import Moments
+from jaxnorm._core import combine, pool
+from jaxnorm._core.moments import Moments
 
 ACCUMULATORS = ("accumulated_mean", "accumulated_var", "accumulated_count")
 
@@ -23,7 +23,7 @@ class RunningMoments:
     def __init__(
         self, module: nn.Module, shape: tuple[int, ...], dtype: jnp.dtype, *, counts: bool
     ):
-        mean, var = _pool.compute_dtype(dtype), _pool.real_dtype(dtype)
+        mean, var = pool.compute_dtype(dtype), pool.real_dtype(dtype)
         self._module = module
         self._mean = module.variable(self.collection, "mean", jnp.zeros, shape, mean)
         self._var = module.variable(self.collection, "var", jnp.ones, shape, var)
@@ -53,6 +53,6 @@ class RunningMoments:
         """Merges the moments of a batch, of the shape of the running ones."""
         old = Moments(*(self._module.get_variable(self.collection, name) for name in ACCUMULATORS))
         batch = Moments(*(b.astype(a.dtype) for a, b in zip(old, batch, strict=True)))
-        merged = _combine.merge_moments(old, batch)
+        merged = combine.merge_moments(old, batch)
         for name, value, shaped in zip(ACCUMULATORS, merged, old, strict=True):
             self._module.put_variable(self.collection, name, jnp.broadcast_to(value, shaped.shape))

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from jaxnorm import _axes
-from jaxnorm._axes import Axes
+from jaxnorm._core import axes as _axes
+from jaxnorm._core.axes import Axes
 
 Path = tuple[str, ...]
 

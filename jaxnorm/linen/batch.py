@@ -10,10 +10,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxnorm import _axes, _combine
-from jaxnorm._axes import ArrayLike, Axes
-from jaxnorm._collectives import AxisIndexGroups
-from jaxnorm._moments import Moments
+from jaxnorm._core import axes as _axes
+from jaxnorm._core import combine
+from jaxnorm._core.axes import ArrayLike, Axes
+from jaxnorm._core.collectives import AxisIndexGroups
+from jaxnorm._core.moments import Moments
 from jaxnorm.functional import _banks
 from jaxnorm.functional import _batch_core as core
 from jaxnorm.functional._corrections import Limit, Statistics
@@ -295,7 +296,7 @@ class BatchNorm(AffineModule, kw_only=True):
         if isinstance(update, jax.Array):
             # Moments of no elements change nothing.
             pooled = pooled._replace(count=jnp.where(update, pooled.count, 0))
-        state.value = _combine.update_moments(
+        state.value = combine.update_moments(
             state.value,
             pooled,
             momentum=self.momentum,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
-from jaxnorm._axes import ArrayLike, Axes
+from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm.functional import feature
 from jaxnorm.linen._base import AffineModule
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
-from jaxnorm import _axes
-from jaxnorm._axes import ArrayLike, Axes
+from jaxnorm._core import axes as _axes
+from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm.functional import group
 from jaxnorm.linen._base import AffineModule
 

@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxnorm import _axes
-from jaxnorm._pool import compute_dtype
+from jaxnorm._core import axes as _axes
+from jaxnorm._core.pool import compute_dtype
 from jaxnorm.linen.feature import LayerNorm
 
 Activation = Callable[[jax.Array], jax.Array]

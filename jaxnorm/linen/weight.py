@@ -8,8 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxnorm import _axes, _moments
-from jaxnorm._pool import compute_dtype
+from jaxnorm._core import axes as _axes
+from jaxnorm._core import moments as _moments
+from jaxnorm._core.pool import compute_dtype
 from jaxnorm.functional.weight import spectral_norm, weight_length, weight_norm
 from jaxnorm.functional.weight_standardization import (
     scaled_weight_standardize,

@@ -9,10 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxnorm import _axes
-from jaxnorm._axes import ArrayLike, Axes
-from jaxnorm._collectives import AxisIndexGroups
-from jaxnorm._pool import compute_dtype, real_dtype
+from jaxnorm._core import axes as _axes
+from jaxnorm._core.axes import ArrayLike, Axes
+from jaxnorm._core.collectives import AxisIndexGroups
+from jaxnorm._core.pool import compute_dtype, real_dtype
 from jaxnorm.functional import whitening
 from jaxnorm.functional._layout import check_layout
 from jaxnorm.functional.whitening import Method, Whitening

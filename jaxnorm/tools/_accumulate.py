@@ -7,8 +7,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxnorm._combine import update_moments
-from jaxnorm._moments import Moments
+from jaxnorm._core.combine import update_moments
+from jaxnorm._core.moments import Moments
 from jaxnorm.linen._running import ACCUMULATORS
 
 Stats = Mapping[str, Any]

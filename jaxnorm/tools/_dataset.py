@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnorm import _axes, _moments
-from jaxnorm._axes import Axes
-from jaxnorm._moments import Moments
-from jaxnorm._pool import Pool
+from jaxnorm._core import axes as _axes
+from jaxnorm._core import moments as _moments
+from jaxnorm._core.axes import Axes
+from jaxnorm._core.moments import Moments
+from jaxnorm._core.pool import Pool
 from jaxnorm.tools._population import Population, track
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxnorm._moments import Moments
+from jaxnorm._core.moments import Moments
 
 # How many batches' moments stay on the device until they are fetched and merged.
 _FETCHED_TOGETHER = 64

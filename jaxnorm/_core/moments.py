@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxnorm import _axes, _collectives
-from jaxnorm._axes import ArrayLike, Axes
-from jaxnorm._collectives import AxisIndexGroups
-from jaxnorm._plan import PORTABLE, Plan
-from jaxnorm._pool import (
+from jaxnorm._core import axes as _axes
+from jaxnorm._core import collectives
+from jaxnorm._core.axes import ArrayLike, Axes
+from jaxnorm._core.collectives import AxisIndexGroups
+from jaxnorm._core.plan import PORTABLE, Plan
+from jaxnorm._core.pool import (
     Pool,
     abs2,
     compute_dtype,
@@ -171,7 +172,7 @@ def moments_about(
     x, mask, shift_ = plan.next_pass(x, mask, *plan.unshared(shift))
     second = pool.sum(abs2(keep(mask, subtract(x, mask, pool, shift_))), plan)
     if pool.names:
-        first, second = _collectives.psum(_apart((first, second)), pool.names, pool.index_groups)
+        first, second = collectives.psum(_apart((first, second)), pool.names, pool.index_groups)
         # Saved, or the backward pass would send them again.
         first, second = save(first), save(second)
     divisor = jnp.maximum(count, 1)
@@ -208,13 +209,13 @@ def find_shift(
     inverse = 1 / jnp.asarray(size, wide.real.dtype)
     mean = pool.sum(wide * inverse.astype(wide.dtype), plan)
     if pool.names and mask is None:
-        shards = _collectives.shards(pool.names, pool.index_groups)
+        shards = collectives.shards(pool.names, pool.index_groups)
         mean = mean / jnp.asarray(shards, mean.dtype)
-        (mean,) = _collectives.psum(_apart((mean,)), pool.names, pool.index_groups)
+        (mean,) = collectives.psum(_apart((mean,)), pool.names, pool.index_groups)
         count = count * jnp.asarray(shards, count.dtype)
     elif pool.names:
         sums = (*_apart((mean,)), count)
-        mean, count = _collectives.psum(sums, pool.names, pool.index_groups)
+        mean, count = collectives.psum(sums, pool.names, pool.index_groups)
     if mask is not None:
         mean = mean / (jnp.maximum(count, 1) * inverse).astype(mean.dtype)
     shift = reduce_precision(mean, 3)
@@ -338,7 +339,7 @@ def moments(
     names = _axes.check_axis_name(axis_name)
     if mask is not None:
         mask = _axes.expand_mask(mask, x.shape)
-    pool = Pool(axes, None, names, _collectives.freeze_groups(axis_index_groups))
+    pool = Pool(axes, None, names, collectives.freeze_groups(axis_index_groups))
     return pooled_moments(x, mask, pool)
 
 

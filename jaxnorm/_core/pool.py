@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm._mesh import splits_evenly, undivided
-from jaxnorm._plan import CPU_ONE_LOOP, CPU_SMALL, PORTABLE, RECENT_XLA, Plan
+from jaxnorm._core.mesh import splits_evenly, undivided
+from jaxnorm._core.plan import CPU_ONE_LOOP, CPU_SMALL, PORTABLE, RECENT_XLA, Plan
 
 
 class Pool(NamedTuple):

@@ -22,11 +22,11 @@ class Plan(NamedTuple):
         On GPU it is one kernel for mean and variance too, in which nothing is sampled.
       fuse_moments: find mean and variance so in any case; three sums make that loop slower than
         memory, but not than several passes over it.
-      slices: add slices of a long axis before a sum over it; see `jaxnorm._pool.sum_axes`.
+      slices: add slices of a long axis before a sum over it; see `jaxnorm._core.pool.sum_axes`.
       slice_products: the same for sums of products of two arrays, as in the backward pass.
       short_axes: sum over axes so short that XLA on CPU has one loop for each sum. Starting the
         loops of a small input takes longer than running them.
-      split: add up in short sums; see `jaxnorm._pool.sum_axes`.
+      split: add up in short sums; see `jaxnorm._core.pool.sum_axes`.
       sample: on GPU, where no array lies on several devices: find a value near the mean from an
         eighth of the elements, in place of another pass over all of them.
     """

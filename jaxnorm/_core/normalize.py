@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax.interpreters import ad
 
-from jaxnorm import _moments
-from jaxnorm._derivatives import cotangents, tangent
-from jaxnorm._formula import Options, result
-from jaxnorm._moments import Centered, Moments
-from jaxnorm._plan import PORTABLE, Plan
-from jaxnorm._pool import Pool, compute_dtype, real_dtype, reduced_shape, renumber
-from jaxnorm._primitives import Operation, Shape
+from jaxnorm._core import moments as _moments
+from jaxnorm._core.derivatives import cotangents, tangent
+from jaxnorm._core.formula import Options, result
+from jaxnorm._core.moments import Centered, Moments
+from jaxnorm._core.plan import PORTABLE, Plan
+from jaxnorm._core.pool import Pool, compute_dtype, real_dtype, reduced_shape, renumber
+from jaxnorm._core.primitive import Operation, Shape
 
 
 @functools.partial(jax.jit, static_argnames="options", inline=True)

@@ -19,7 +19,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxnorm._plan import CPU_ONE_LOOP, PLAIN, PORTABLE, Plan, cpu_plan, gpu_plan
+from jaxnorm._core.plan import CPU_ONE_LOOP, PLAIN, PORTABLE, Plan, cpu_plan, gpu_plan
 
 Optional = Any  # an array or None
 
@@ -232,7 +232,7 @@ def _cut_short(
 ) -> list[tuple[int, ...]]:
     """Returns factors of the sizes, so that short sums over movable axes are one loop each.
 
-    Over the first factor slices are added up; see `jaxnorm._pool.sum_axes`.
+    Over the first factor slices are added up; see `jaxnorm._core.pool.sum_axes`.
     """
 
     def is_short(axis: int) -> bool:

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxnorm import _axes, _collectives
-from jaxnorm._axes import ArrayLike, Axes
-from jaxnorm._collectives import AxisIndexGroups
-from jaxnorm._moments import Moments
-from jaxnorm._pool import abs2, compute_dtype
+from jaxnorm._core import axes as _axes
+from jaxnorm._core import collectives
+from jaxnorm._core.axes import ArrayLike, Axes
+from jaxnorm._core.collectives import AxisIndexGroups
+from jaxnorm._core.moments import Moments
+from jaxnorm._core.pool import abs2, compute_dtype
 
 
 def merge_moments(
@@ -63,8 +64,8 @@ def merge_moments(
         merged = _merge_by(merged, lambda *sums: [jnp.sum(s, axes) for s in sums], axes)
     names = _axes.check_axis_name(axis_name)
     if names:
-        groups = _collectives.freeze_groups(axis_index_groups)
-        merged = _merge_by(merged, lambda *sums: _collectives.psum(sums, names, groups))
+        groups = collectives.freeze_groups(axis_index_groups)
+        merged = _merge_by(merged, lambda *sums: collectives.psum(sums, names, groups))
     return merged
 
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm._moments import Centered
-from jaxnorm._plan import PORTABLE, Plan
-from jaxnorm._pool import Pool, keep, subtract
+from jaxnorm._core.moments import Centered
+from jaxnorm._core.plan import PORTABLE, Plan
+from jaxnorm._core.pool import Pool, keep, subtract
 
 
 class Options(NamedTuple):

@@ -7,11 +7,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxnorm import _axes, _moments
-from jaxnorm._axes import ArrayLike, Axes, DTypeLike
-from jaxnorm._formula import apply_affine, inverse_root
-from jaxnorm._moments import Moments
-from jaxnorm._pool import keep, widen
+from jaxnorm._core import axes as _axes
+from jaxnorm._core import moments as _moments
+from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
+from jaxnorm._core.formula import apply_affine, inverse_root
+from jaxnorm._core.moments import Moments
+from jaxnorm._core.pool import keep, widen
 
 
 def standardize(
@@ -65,7 +66,7 @@ def standardize(
     kept = _axes.other_axes(axes, x.ndim)
     mean, var = (
         expand_moment(value, x.shape, axes, name)
-        for value, name in ((moments[0], "moments.mean"), (moments[1], "moments.var"))
+        for value, name in ((moments[0], "_moments.mean"), (moments[1], "_moments.var"))
     )
     if gamma is not None:
         gamma = _axes.expand_parameter(gamma, x.shape, feature_axes, kept, "gamma")

@@ -13,11 +13,11 @@ from typing import NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
-from jaxnorm import _moments
-from jaxnorm._formula import Options, full_gamma, inverse_root, normalized
-from jaxnorm._moments import Centered
-from jaxnorm._plan import Plan
-from jaxnorm._pool import compute_dtype, keep, reduced_shape, subtract, sum_axes, widen
+from jaxnorm._core import moments as _moments
+from jaxnorm._core.formula import Options, full_gamma, inverse_root, normalized
+from jaxnorm._core.moments import Centered
+from jaxnorm._core.plan import Plan
+from jaxnorm._core.pool import compute_dtype, keep, reduced_shape, subtract, sum_axes, widen
 
 
 class Inputs(NamedTuple):
