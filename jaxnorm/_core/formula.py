@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm._core.moments import Centered
-from jaxnorm._core.plan import PORTABLE, Plan
 from jaxnorm._core.pool import Pool, keep, subtract
+from jaxnorm._core.statistics import Centered
 
 
 class Options(NamedTuple):
@@ -27,13 +26,8 @@ class Options(NamedTuple):
     cast_before_gamma: bool = False
 
 
-def inverse_root(var: jax.Array, epsilon: float, plan: Plan = PORTABLE) -> jax.Array:
+def inverse_root(var: jax.Array, epsilon: float) -> jax.Array:
     """Returns 1 / sqrt(var + epsilon), and 0 with gradient 0 where that is infinite."""
-    if plan.separate and plan.one_device:
-        # Over one axis: XLA on CPU unrolls loops over two short ones, which takes long to compile.
-        (flat,) = plan.next_pass(var.reshape(-1))
-        (inv,) = plan.next_pass(inverse_root(flat, epsilon))
-        return inv.reshape(var.shape)
     radicand = var + epsilon
     if epsilon > 0:
         return lax.rsqrt(radicand)
@@ -62,18 +56,16 @@ def apply_affine(y, gamma, beta, gamma_offset: float, round_to=None) -> jax.Arra
     return y if beta is None else y + beta.astype(y.dtype)
 
 
-def normalized(x, mask, stats: Centered, options: Options, plan: Plan = PORTABLE) -> jax.Array:
+def normalized(x, mask, stats: Centered, options: Options) -> jax.Array:
     """Returns x_hat = (x - mean) / sqrt(var + epsilon), in float32 or wider."""
     centered = subtract(x, mask, options.pool, stats.shift, stats.offset)
-    inv = options.pool.spread(inverse_root(stats.var, options.epsilon, plan), x.shape)
+    inv = options.pool.spread(inverse_root(stats.var, options.epsilon), x.shape)
     return keep(mask, centered * inv.astype(centered.dtype))
 
 
-def result(
-    x, gamma, beta, mask, stats: Centered, options: Options, plan: Plan = PORTABLE
-) -> jax.Array:
+def result(x, gamma, beta, mask, stats: Centered, options: Options) -> jax.Array:
     """Returns y for given statistics."""
-    y = normalized(x, mask, stats, options, plan)
+    y = normalized(x, mask, stats, options)
     round_to = x.dtype if options.cast_before_gamma else None
     y = apply_affine(y, gamma, beta, options.gamma_offset, round_to)
     return keep(mask, y).astype(options.dtype)

@@ -23,6 +23,16 @@ def without_explicit_axes(
     return jax.sharding.auto_axes(function, out_sharding=out_sharding)
 
 
+def is_manual(x: jax.Array) -> bool:
+    """Whether `x` is a device's own part of an array, as inside `jax.shard_map`."""
+    return jax.sharding.AxisType.Manual in jax.typeof(x).sharding.mesh.axis_types
+
+
+def spec_of(x: jax.Array) -> jax.sharding.PartitionSpec:
+    """Returns how the type of `x` says that it is divided; None along each axis if it does not."""
+    return jax.typeof(x).sharding.spec
+
+
 def count_shards(x: jax.Array, axis: int) -> int | None:
     """Returns over how many devices the type of `x` says that `axis` is divided.
 

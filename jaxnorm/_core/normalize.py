@@ -7,130 +7,111 @@ All arrays have the rank of `x`, with size 1 where they do not vary.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.interpreters import ad
+from jax.sharding import PartitionSpec
 
 from jaxnorm._core import moments as _moments
 from jaxnorm._core.derivatives import cotangents, tangent
 from jaxnorm._core.formula import Options, result
-from jaxnorm._core.moments import Centered, Moments
+from jaxnorm._core.mesh import is_manual, spec_of, splits_evenly, without_explicit_axes
+from jaxnorm._core.moments import Moments
 from jaxnorm._core.plan import PORTABLE, Plan
-from jaxnorm._core.pool import Pool, compute_dtype, real_dtype, reduced_shape, renumber
+from jaxnorm._core.pool import Pool, compute_dtype, real_dtype, reduced_shape
 from jaxnorm._core.primitive import Operation, Shape
+from jaxnorm._core.statistics import (
+    Centered,
+    find,
+    local_count,
+    mean_square,
+    save,
+    save_only_statistics,
+    without_overflow,
+)
 
 
 @functools.partial(jax.jit, static_argnames="options", inline=True)
-def normalize(x, gamma, beta, mask, options: Options) -> tuple[jax.Array, Moments]:
+def normalize(x, gamma, beta, mask, options: Options, near=None) -> tuple[jax.Array, Moments]:
     """Normalizes `x` by its own statistics over `options.pool`.
 
-    gamma, beta and mask have the rank of `x`. Returns the result and the moments, the reduced
-    axes removed; without `options.center` the moments have mean 0, and var is the mean square.
+    gamma, beta and mask have the rank of `x`, and so has `near`, with size 1 along the pooled axes:
+    any value gives the same result, one near the means the fastest. Returns the result and the
+    moments, the reduced axes removed; without `options.center` the moments have mean 0, and var is
+    the mean square.
     """
     pool = options.pool
     if x.size == 0:
         return x.astype(options.dtype), _moments.empty_moments(x, pool)
-    if _is_local(x, gamma, beta, mask, pool):
-        y, *stats = _forward(x, gamma, beta, mask, options=options, keeps_statistics=False)
-        stats, count = Centered(*stats), _moments.local_count(x, mask, pool)
-    else:
-        y, stats, count = _recomputed(x, gamma, beta, mask, options)
-    return y, _moments.to_moments(stats, count, pool.axes)
+    way = _by_primitives if has_primitives(x, pool) else _recomputed
+    compute = functools.partial(way, options=options)
+    return without_explicit_axes(compute, x, specs(x, mask, pool))(x, gamma, beta, mask, near)
 
 
-def _is_local(x, gamma, beta, mask, pool: Pool) -> bool:
-    """Whether the primitives serve: real input, no named axes, no types that name a mesh.
+def has_primitives(x, pool: Pool) -> bool:
+    """Whether primitives can compute it.
 
-    Inside `jax.shard_map` and with explicit sharding, the types of arrays say how they lie on
-    the mesh, and JAX derives those of the results only through its own operations.
+    They know neither complex numbers, nor sums over mapped axes, nor types that say along which
+    axes of a mesh an array varies.
     """
-    if pool.names or jnp.iscomplexobj(x):
-        return False
-    auto = jax.sharding.AxisType.Auto
-    return all(
-        kind == auto
-        for value in (x, gamma, beta, mask)
-        if value is not None
-        for kind in jax.typeof(value).sharding.mesh.axis_types
-    )
+    return not (pool.names or jnp.iscomplexobj(x) or is_manual(x))
 
 
-def _recomputed(x, gamma, beta, mask, options: Options):
+def statistics_of(x, mask, options: Options, near=None) -> tuple[Centered, jax.Array]:
+    """Returns the statistics of each pool, marked to be kept, and the count."""
+    if has_primitives(x, options.pool):
+        # The compiler drops y, which nothing uses.
+        _, *stats = _forward(x, None, None, mask, near, options=options)
+        count = local_count(x, mask, options.pool)
+    else:
+        stats, count = _statistics(x, mask, near, options, PORTABLE)
+    return Centered(*map(save, stats)), count
+
+
+def specs(x, mask, pool: Pool) -> tuple[PartitionSpec, Moments]:
+    """Returns how the results are divided over an explicit mesh."""
+    spec = spec_of(x)
+    channel, parts = pool.groups or (None, 1)
+    kept = [a for a in range(x.ndim) if a not in pool.axes]
+    divided = [None if a == channel and not splits_evenly(x, a, parts) else spec[a] for a in kept]
+    each = PartitionSpec(*divided)
+    return spec, Moments(each, each, PartitionSpec() if mask is None else each)
+
+
+def _by_primitives(x, gamma, beta, mask, near, options: Options) -> tuple[jax.Array, Moments]:
+    """Normalizes by primitives that keep only the statistics beside the input."""
+    y, *stats = _forward(x, gamma, beta, mask, near, options=options)
+    count = local_count(x, mask, options.pool)
+    return y, _moments.to_moments(Centered(*stats), count, options.pool.axes)
+
+
+def _recomputed(x, gamma, beta, mask, near, options: Options) -> tuple[jax.Array, Moments]:
     """Normalizes by JAX's own derivatives, computing all but the statistics again for them."""
 
-    @functools.partial(jax.checkpoint, policy=_moments.save_only_statistics)
+    @functools.partial(jax.checkpoint, policy=save_only_statistics)
     def compute(x, gamma, beta):
-        stats, count = statistics(x, mask, options)
-        stats = Centered(*map(_moments.save, stats))
-        return result(x, gamma, beta, mask, stats, options), stats, count
+        stats, count = statistics_of(x, mask, options)
+        y = result(x, gamma, beta, mask, stats, options)
+        return y, _moments.to_moments(stats, count, options.pool.axes)
 
     return compute(x, gamma, beta)
 
 
-def statistics(x, mask, options: Options, plan: Plan = PORTABLE) -> tuple[Centered, jax.Array]:
-    """Returns the statistics of each pool and the count."""
-    find = _moments.centered_moments if options.center else _moments.mean_square
-    return find(x, mask, options.pool, plan)
-
-
-def forward(x, gamma, beta, mask, *, options: Options, plan: Plan, keeps_statistics: bool):
-    """Returns y and the statistics: shift, offset and var."""
-
-    def finish(x, stats):
-        return (result(x, gamma, beta, mask, stats, options, plan), *stats)
-
-    def finish_in_one_loop(x, stats):
-        # XLA on CPU cannot return the statistics from this loop too. Nothing is likely to need
-        # them; where something does, they are those of what looks like another array.
-        (again,) = plan.next_pass(x)
-        return (_in_one_loop(again, gamma, beta, options, plan), *stats)
-
-    if not keeps_statistics:
-        if mask is None and (plan.fuse_moments if options.center else plan.fuse_rows):
-            stats = _find_statistics(x, mask, options, plan._replace(separate=False))
-            return finish_in_one_loop(x, stats)
-        if _has_quick_sums(x, mask, options, plan):
-            exact = finish_in_one_loop if mask is None and plan.fuse_rows else finish
-            return _moments.use_quick_moments(finish, x, mask, options.pool, plan, exact)
-        if plan.fuse_rows:
-            # Each row is read once: a sample would be another pass.
-            plan = plan._replace(sample=False)
-    stats = _find_statistics(x, mask, options, plan)
-    x, gamma, beta, mask, *parts = plan.next_pass(x, gamma, beta, mask, *plan.unshared(*stats))
-    return (result(x, gamma, beta, mask, Centered(*parts), options, plan), *stats)
-
-
-def _in_one_loop(x, gamma, beta, options: Options, plan: Plan) -> jax.Array:
-    """Returns y, which XLA on CPU computes row by row, the statistics of a row and their use."""
-    pool, plan = options.pool, plan._replace(separate=False)
+def _statistics(x, mask, near, options: Options, plan: Plan) -> tuple[Centered, jax.Array]:
     if options.center:
-        # This loop cannot slice, and is slower with a first element that is given to it.
-        stats = _moments.moments_from(pool.largest(x), x, pool, plan)
-    else:
-        stats, _ = _moments.mean_square(x, None, pool, plan)
-    return result(x, gamma, beta, None, stats, options, plan)
+        stats, count = find(x, mask, options.pool, near, plan)
+        return without_overflow(stats), count
+    return mean_square(x, mask, options.pool, plan)
 
 
-def _has_quick_sums(x, mask, options: Options, plan: Plan) -> bool:
-    """Whether to try sums of x and x^2 first.
-
-    In slices, sums about an element are as fast, but where it has to be spread over channels.
-    """
-    pool = options.pool
-    as_fast = plan.slices and mask is None and pool.groups is None and pool.is_sliced(x.shape)
-    return options.center and plan.separate and plan.one_device and not as_fast
-
-
-def _find_statistics(x, mask, options: Options, plan: Plan) -> Centered:
-    pool = options.pool
-    if _has_quick_sums(x, mask, options, plan):
-        return _moments.use_quick_moments(lambda x, stats: stats, x, mask, pool, plan)
-    if options.center and plan.one_device and mask is None:
-        return _moments.moments_from(pool.first(x), x, pool, plan)
-    return statistics(x, mask, options, plan)[0]
+def forward(x, gamma, beta, mask, near, *, options: Options, plan: Plan):
+    """Returns y and the statistics: shift, offset and var."""
+    stats, _ = _statistics(x, mask, near, options, plan)
+    (x, mask), again = plan.next_pass((x, mask), stats)
+    return (result(x, gamma, beta, mask, again, options), *stats)
 
 
 def _statistics_shape(x, options: Options) -> tuple[Shape | None, Shape | None, Shape]:
@@ -139,7 +120,7 @@ def _statistics_shape(x, options: Options) -> tuple[Shape | None, Shape | None, 
     return mean, mean, Shape(shape, real_dtype(x.dtype))
 
 
-def _forward_shapes(x, gamma, beta, mask, *, options, keeps_statistics):
+def _forward_shapes(x, gamma, beta, mask, near, *, options):
     return (Shape(x.shape, options.dtype), *_statistics_shape(x, options))
 
 
@@ -162,45 +143,27 @@ def _cotangent_shapes(
     )
 
 
-def _renumber(params: dict[str, Any], number: Callable[[int], Sequence[int]]) -> dict[str, Any]:
+def _renumber(params: dict[str, Any], number: Callable[[int], int]) -> dict[str, Any]:
     options = params["options"]
     params = {**params, "options": options._replace(pool=options.pool.renumber(number))}
     for name in ("gamma_axes", "beta_axes"):
         if params.get(name) is not None:
-            params[name] = renumber(params[name], number)
+            params[name] = tuple(map(number, params[name]))
     return params
 
 
-def _role(params: dict[str, Any], axis: int) -> Any:
-    """Returns what a computation does with an axis; neighbours with one role are like one axis.
-
-    The channels that groups are made of stay as they are: None.
-    """
-    pool = params["options"].pool
-    if pool.groups is not None and axis == pool.groups[0]:
-        return None
-    sums = (params.get("gamma_axes") or (), params.get("beta_axes") or ())
-    return (axis in pool.axes, *(axis in axes for axes in sums))
-
-
-def _sums(params: dict[str, Any]) -> list[tuple[int, ...]]:
-    """Returns the axes of each sum: that of the statistics first."""
-    given = (params.get("gamma_axes"), params.get("beta_axes"))
-    return [params["options"].pool.axes, *(axes for axes in given if axes is not None)]
-
-
-_define = functools.partial(Operation, renumber=_renumber, role=_role, sums=_sums)
-_forward = _define("normalize", forward, _forward_shapes, main=(0,))
-_tangent = _define("normalize_tangent", tangent, _tangent_shapes, main=(6, 0))
-_cotangents = _define("normalize_cotangents", cotangents, _cotangent_shapes, main=(6, 0))
+_forward = Operation("normalize", forward, _forward_shapes, _renumber, main=(0,))
+_tangent = Operation("normalize_tangent", tangent, _tangent_shapes, _renumber, main=(6, 0))
+_cotangents = Operation(
+    "normalize_cotangents", cotangents, _cotangent_shapes, _renumber, main=(6, 0)
+)
 
 
 @_forward.def_jvp
-def _forward_jvp(operands, tangents, *, options, keeps_statistics):
-    del keeps_statistics  # the derivatives need them
-    x, gamma, beta, mask = operands
-    dx, dgamma, dbeta, _ = tangents
-    y, *stats = _forward(x, gamma, beta, mask, options=options, keeps_statistics=True)
+def _forward_jvp(operands, tangents, *, options):
+    x, gamma, _, mask, _ = operands
+    dx, dgamma, dbeta, _, _ = tangents
+    y, *stats = _forward(*operands, options=options)
     dy, doffset, dvar = _tangent(x, gamma, mask, *stats, dx, dgamma, dbeta, options=options)
     return (y, *stats), (dy, None, doffset, dvar)
 

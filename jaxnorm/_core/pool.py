@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm._core.mesh import splits_evenly, undivided
-from jaxnorm._core.plan import CPU_ONE_LOOP, CPU_SMALL, PORTABLE, RECENT_XLA, Plan
+from jaxnorm._core.plan import PORTABLE, Plan
 
 
 class Pool(NamedTuple):
@@ -43,12 +43,11 @@ class Pool(NamedTuple):
 
         The axes keep size 1; a grouped channel axis keeps one entry per group.
         """
-        elements = self.size(x.shape)
         x = sum_axes(x, self.axes, plan)
         if self.groups is None:
             return x
         channel, parts = self.groups
-        if plan.split and not _is_short(elements):
+        if plan.staged:
             x = reduce_precision(x, 1)  # see `sum_axes`
         return jnp.sum(split_axis(x, channel, parts), channel + 1)
 
@@ -66,27 +65,6 @@ class Pool(NamedTuple):
         counted = self.sum(mask.astype(dtype), plan) * jnp.asarray(times, dtype)
         return jnp.broadcast_to(counted, self.statistic_shape(shape))
 
-    def first(self, x: jax.Array) -> jax.Array:
-        """Returns the first element of each pool."""
-        for axis in self.axes:
-            x = lax.slice_in_dim(x, 0, 1, axis=axis)
-        if self.groups is not None:
-            channel, parts = self.groups
-            x = lax.slice_in_dim(x, 0, None, x.shape[channel] // parts, axis=channel)
-        return x
-
-    def is_sliced(self, shape: tuple[int, ...]) -> bool:
-        """Whether sums of arrays of shape `shape` may begin with slices; see `sum_axes`."""
-        return _sliced_axis(shape, self.axes) is not None
-
-    def largest(self, x: jax.Array) -> jax.Array:
-        """Returns the largest element of each pool."""
-        x = jnp.max(x, self.axes, keepdims=True)
-        if self.groups is None:
-            return x
-        channel, parts = self.groups
-        return jnp.max(split_axis(x, channel, parts), channel + 1)
-
     def spread(self, statistic: Any, shape: tuple[int, ...]) -> Any:
         """Returns `statistic` so that it broadcasts against an array of shape `shape`."""
         if statistic is None or self.groups is None:
@@ -100,20 +78,13 @@ class Pool(NamedTuple):
 
     def is_by_rows(self, gamma: Any) -> bool:
         """Whether gamma takes several values within a pool, so that sums of it mix them."""
-        return not self.axes or (gamma is not None and any(gamma.shape[a] != 1 for a in self.axes))
+        varies = jnp.ndim(gamma) and any(gamma.shape[a] != 1 for a in self.axes)
+        return not self.axes or bool(varies)
 
-    def renumber(self, number: Callable[[int], Sequence[int]]) -> Pool:
+    def renumber(self, number: Callable[[int], int]) -> Pool:
         """Returns the same pool for arrays whose axes are numbered anew."""
-        groups = self.groups
-        if groups is not None:
-            (channel,) = number(groups[0])
-            groups = (channel, groups[1])
-        return self._replace(axes=renumber(self.axes, number), groups=groups)
-
-
-def renumber(axes: Sequence[int], number: Callable[[int], Sequence[int]]) -> tuple[int, ...]:
-    """Returns the new numbers of `axes`, each once."""
-    return tuple(sorted({n for a in axes for n in number(a)}))
+        groups = None if self.groups is None else (number(self.groups[0]), self.groups[1])
+        return self._replace(axes=tuple(map(number, self.axes)), groups=groups)
 
 
 def split_axis(x: Any, axis: int, parts: int) -> Any:
@@ -146,98 +117,19 @@ def reduce_precision(x: jax.Array, dropped_bits: int) -> jax.Array:
     return lax.reduce_precision(x, info.nexp, info.nmant - dropped_bits)
 
 
-# Up to this many elements are added up in any order within the rounding that is allowed.
-_SHORT = 128
-# XLA on CPU computes what more slices are taken of in a loop of its own; fewer do not pay where
-# they are a pass of their own.
-_MOST_SLICES = 8
-_FEWEST_SLICES = 4
-# Where such a pass pays, measured on two cores: elements of the last axis, and of another one; then
-# in all, and of the last axis, which is added in vectors.
-_LONG_ROW = 1 << 8
-_LONG_COLUMN = 1 << 9
-_MANY_COLUMNS = 1 << 16
-_FEWEST_COLUMNS = 16
-
-
 def sum_axes(x: jax.Array, axes: Sequence[int], plan: Plan = PORTABLE) -> jax.Array:
-    """Returns the sum over `axes`, which stay with size 1, in short sums only.
+    """Returns the sum over `axes`, which stay with size 1.
 
-    XLA on CPU may add up several reduced axes in one sequence, whose rounding errors grow with
-    its length; it splits a single long axis by itself. So the outermost axis is summed on its
-    own. Rounding away one bit in between keeps XLA from merging the sums into one again.
-
-    Where the plan says so, slices are added first; see `_add_slices`.
+    XLA on CPU may add up several axes in one sequence, whose rounding errors grow with its length,
+    where it splits a single long axis by itself. So a staged sum takes one axis after the other.
+    Rounding away one bit in between keeps XLA from merging the stages into one again.
     """
-    axes = sorted(axes)
-    if plan.short_axes or plan.slices:
-        x = _shorten(x, axes, plan)
-    if not plan.split or len(axes) < 2 or _is_short(math.prod(x.shape[a] for a in axes)):
-        return jnp.sum(x, tuple(axes), keepdims=True)
-    inner = axes[1:]
-    if _has_library_loops(x) and inner == list(range(inner[0], inner[0] + len(inner))):
-        stages = [inner, axes[:1]]
-    else:
-        stages = [[a] for a in reversed(axes)]
+    stages = [[axis] for axis in sorted(axes, reverse=True)] if plan.staged else [list(axes)]
     for position, stage in enumerate(stages):
         if position:
             x = reduce_precision(x, 1)
         x = jnp.sum(x, tuple(stage), keepdims=True)
     return x
-
-
-def _shorten(x: jax.Array, axes: list[int], plan: Plan) -> jax.Array:
-    """Returns `x`, or the sum of slices of it along one of the axes where that saves time."""
-    if plan.short_axes:
-        # As part of the loop that sums the rest.
-        short = [a for a in axes[:-1] if x.shape[a] <= CPU_ONE_LOOP]
-        if short and math.prod(x.shape[a] for a in axes) > CPU_ONE_LOOP:
-            x = _add_slices(x, max(short, key=lambda a: x.shape[a]))
-    elif (axis := _sliced_axis(x.shape, axes)) is not None:
-        # In a pass of their own, which XLA of jax 0.10.2 takes apart if nothing lies in between.
-        x = reduce_precision(_add_slices(x, axis), 1)
-    return x
-
-
-def _sliced_axis(shape: Sequence[int], axes: Sequence[int]) -> int | None:
-    """Returns the axis along which a pass that adds slices pays, if there is one."""
-    row, size = len(shape) - 1, math.prod(shape)
-    if row in axes:
-        axis, pays = row, shape[row] >= _LONG_ROW and size >= CPU_SMALL
-    else:
-        axis = max(axes, key=lambda a: shape[a], default=row)
-        long = shape[axis] >= _LONG_COLUMN and size >= _MANY_COLUMNS
-        pays = long and shape[row] >= _FEWEST_COLUMNS
-    return axis if pays and _count_slices(shape[axis]) >= _FEWEST_SLICES else None
-
-
-def _add_slices(x: jax.Array, axis: int) -> jax.Array:
-    """Returns the sum of slices along an axis, which becomes as long as one of them.
-
-    XLA on CPU adds slices in vectors, but the elements of a sum one after the other. Nor does it
-    write a product that is to be summed to memory in full then.
-    """
-    size = x.shape[axis]
-    width = size // _count_slices(size)
-    slices = [lax.slice_in_dim(x, i, i + width, axis=axis) for i in range(0, size, width)]
-    while len(slices) > 1:
-        pairs = [a + b for a, b in zip(slices[::2], slices[1::2], strict=False)]
-        slices = pairs + slices[2 * len(pairs) :]
-    return slices[0]
-
-
-def _count_slices(size: int) -> int:
-    return max(n for n in range(1, _MOST_SLICES + 1) if size % n == 0)
-
-
-def _is_short(elements: Any) -> bool:
-    # A symbolic size is not known to be short.
-    return isinstance(elements, int) and elements <= _SHORT
-
-
-def _has_library_loops(x: jax.Array) -> bool:
-    """Whether XLA on CPU may sum in loops of its library, which are accurate over several axes."""
-    return RECENT_XLA and (not isinstance(x.size, int) or x.size >= CPU_SMALL)
 
 
 def abs2(x: jax.Array) -> jax.Array:

@@ -10,17 +10,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm._core import axes as _axes
-from jaxnorm._core import collectives
+from jaxnorm._core import collectives, statistics
 from jaxnorm._core import moments as _moments
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.combine import merge_moments
 from jaxnorm._core.formula import Options, apply_affine, normalized
-from jaxnorm._core.mesh import count_shards
-from jaxnorm._core.moments import Centered, Moments
-from jaxnorm._core.normalize import normalize
+from jaxnorm._core.mesh import count_shards, without_explicit_axes
+from jaxnorm._core.moments import Moments
+from jaxnorm._core.normalize import normalize, specs, statistics_of
 from jaxnorm._core.pool import Pool, compute_dtype, keep, split_axis
 from jaxnorm._core.standardize import expand_moment, standardize_full
+from jaxnorm._core.statistics import Centered
 from jaxnorm.functional._corrections import Correction, Limit, Statistics, correction_of
 from jaxnorm.functional._segments import SegmentPool
 
@@ -135,10 +136,10 @@ def normalize_by(
 def batch_moments(inputs: Inputs, batch: Batch, options: Options) -> Moments:
     """Returns the moments that `normalize_by_batch` returns, without normalizing."""
     if batch.segments is None:
-        return _moments.pooled_moments(inputs.x, inputs.mask, options.pool)
+        return normalize(inputs.x, None, None, inputs.mask, options, _near(inputs))[1]
     pool: Any = _segment_pool(inputs.x, options.pool, *batch.segments, batch.axis)
     mask = _both(inputs.mask, pool.holds(inputs.x.ndim))
-    stats, count = _moments.centered_moments(inputs.x, mask, pool)
+    stats, count = statistics.find(inputs.x, mask, pool, None)
     return _segments_first(_moments.to_moments(stats, count, pool.axes), options, batch)
 
 
@@ -162,35 +163,65 @@ def normalize_by_batch(
         return _normalize_virtual(inputs, batch, correction, options)
     if batch.segments is None and correction is None:
         x, gamma, beta, mask, _ = inputs
-        return normalize(x, gamma, beta, mask, options)
-    ids, number = (None, 0) if batch.segments is None else batch.segments
-    y, moments = _normalize_corrected(inputs, ids, correction, number, batch.axis, options)
-    return y, moments if ids is None else _segments_first(moments, options, batch)
+        return normalize(x, gamma, beta, mask, options, _near(inputs))
+    if batch.segments is None:
+        return _normalize_corrected(inputs, correction, options)
+    ids, number = batch.segments
+    y, moments = _normalize_segments(inputs, ids, correction, number, batch.axis, options)
+    return y, _segments_first(moments, options, batch)
+
+
+def _near(inputs: Inputs) -> jax.Array | None:
+    """Returns the running mean, which is near the batch's but in the first steps."""
+    return None if inputs.running is None else inputs.running.mean
+
+
+@functools.partial(jax.jit, static_argnums=2, inline=True)
+def _normalize_corrected(inputs: Inputs, correction: Correction, options: Options):
+    @functools.partial(jax.checkpoint, policy=statistics.save_only_statistics)
+    def compute(inputs, correction):
+        inputs = _widened(inputs)
+        stats, count = statistics_of(inputs.x, inputs.mask, options, _near(inputs))
+        y = _apply(correction, stats, inputs, options)
+        return y, _moments.to_moments(stats, count, options.pool.axes)
+
+    out = specs(inputs.x, inputs.mask, options.pool)
+    return without_explicit_axes(compute, inputs.x, out)(inputs, correction)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5), inline=True)
-def _normalize_corrected(inputs, ids, correction, number, batch_axis, options: Options):
-    pool: Any = options.pool
-    mask = inputs.mask
-    if ids is not None:
-        pool = _segment_pool(inputs.x, pool, ids, number, batch_axis)
-        options, mask = options._replace(pool=pool), _both(mask, pool.holds(inputs.x.ndim))
+def _normalize_segments(inputs, ids, correction, number, batch_axis, options: Options):
+    pool: Any = _segment_pool(inputs.x, options.pool, ids, number, batch_axis)
+    options = options._replace(pool=pool)
+    inputs = inputs._replace(mask=_both(inputs.mask, pool.holds(inputs.x.ndim)))
 
-    @functools.partial(jax.checkpoint, policy=_moments.save_only_statistics)
-    def compute(x, gamma, beta):
-        # Widened once: the gradients of its two uses are added before they are rounded.
-        x = x.astype(compute_dtype(x.dtype))
-        stats, count = _moments.centered_moments(x, mask, pool)
-        stats = Centered(*map(_moments.save, stats))
-        used, scale, bias = stats, None, None
-        if correction is not None:
-            used, scale, bias = correction.apply(stats, inputs.running, options.epsilon)
-        y = normalized(x, mask, used, options)
-        y = apply_affine(y, pool.spread(scale, x.shape), pool.spread(bias, x.shape), 0.0)
-        y = keep(mask, apply_affine(y, gamma, beta, 0.0)).astype(options.dtype)
+    @functools.partial(jax.checkpoint, policy=statistics.save_only_statistics)
+    def compute(inputs):
+        inputs = _widened(inputs)
+        stats, count = statistics.find(inputs.x, inputs.mask, pool, None)
+        stats = Centered(*map(statistics.save, stats))
+        y = _apply(correction, stats, inputs, options)
         return y, _moments.to_moments(stats, count, pool.axes)
 
-    return compute(inputs.x, inputs.gamma, inputs.beta)
+    return compute(inputs)
+
+
+def _widened(inputs: Inputs) -> Inputs:
+    """Widens x once: the gradients of its two uses are added before they are rounded."""
+    return inputs._replace(x=inputs.x.astype(compute_dtype(inputs.x.dtype)))
+
+
+def _apply(
+    correction: Correction | None, stats: Centered, inputs: Inputs, options: Options
+) -> jax.Array:
+    """Returns y, by statistics that `correction` brings closer to the running ones."""
+    x, gamma, beta, mask, running = inputs
+    scale = bias = None
+    if correction is not None:
+        stats, scale, bias = correction.apply(stats, running, options.epsilon)
+    y = normalized(x, mask, stats, options)
+    y = apply_affine(y, *(options.pool.spread(v, x.shape) for v in (scale, bias)), 0.0)
+    return keep(mask, apply_affine(y, gamma, beta, 0.0)).astype(options.dtype)
 
 
 def _segments_first(moments: Moments, options: Options, batch: Batch) -> Moments:
@@ -253,7 +284,7 @@ def _normalize_parts(inputs: Inputs, batch: Batch, parts: int, correction, optio
     if running is not None:
         mean, var = (split_axis(value, axis, parts) for value in running[:2])
         running = Moments(mean, var, running.count)
-    axes = options.pool.renumber(lambda a: (a + (a >= axis),)).axes
+    axes = options.pool.renumber(lambda a: a + (a >= axis)).axes
     y, moments = normalize_by_batch(
         Inputs(x, gamma, beta, mask, running),
         Batch(axis + 1),

@@ -11,7 +11,8 @@ from jax import lax
 
 from jaxnorm._core.axes import ArrayLike
 from jaxnorm._core.formula import inverse_root
-from jaxnorm._core.moments import Centered, Moments
+from jaxnorm._core.moments import Moments
+from jaxnorm._core.statistics import Centered
 
 Statistics = Literal["batch", "running", "renorm"] | float
 Limit = ArrayLike | Callable[[jax.Array], ArrayLike]  # a value, or a function of the updates

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm._core import axes as _axes
-from jaxnorm._core import moments as _moments
+from jaxnorm._core import statistics
 from jaxnorm._core.axes import Axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import Pool
@@ -68,7 +68,7 @@ def _batch_moments(x, mask, axis) -> Any:
     x = _axes.check_input(x)
     axes = _axes.canonical_axes(axis, x.shape)
     mask = None if mask is None else _axes.expand_mask(mask, x.shape)
-    stats, count = _moments.centered_moments(x, mask, Pool(axes))
+    stats, count = statistics.find(x, mask, Pool(axes), None)
     count = jnp.broadcast_to(count, stats.var.shape)
     shift, offset, var, count = (jnp.squeeze(value, axes) for value in (*stats, count))
     return Moments._make(((shift, offset), var, count))

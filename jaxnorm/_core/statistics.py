@@ -1,0 +1,256 @@
+"""How the statistics of a pool are found, in one of three ways.
+
+Each is a function of one signature, (x, mask, pool, near, plan) -> statistics, count:
+
+- `two_passes`: the mean, then sums about it;
+- `sampled`: a value near the mean from an eighth of the elements, then sums about it;
+- `quick`: sums about a value that is at hand before x is read, and only where these cannot be
+  trusted, sums about the mean that they gave.
+
+All return the same statistics up to rounding. Statistics keep the rank of the input, with size 1
+along the pooled axes and one entry for each group of channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxnorm._core import collectives
+from jaxnorm._core.plan import PORTABLE, Plan
+from jaxnorm._core.pool import (
+    Pool,
+    abs2,
+    compute_dtype,
+    keep,
+    real_dtype,
+    reduce_precision,
+    split_axis,
+    subtract,
+    widen,
+)
+
+
+class Centered(NamedTuple):
+    """Mean and variance, the mean in two parts: shift + offset.
+
+    At mean/std 1e6 a float32 mean is off by up to 0.03 standard deviations. `x - shift` is nearly
+    exact where the shift is large, and `offset` is the mean of that remainder. Without centering
+    both are None, and `var` is the mean square.
+    """
+
+    shift: jax.Array | None
+    offset: jax.Array | None
+    var: jax.Array
+
+
+SAVED = "jaxnorm_statistics"
+
+
+def save(x: Any) -> Any:
+    """Marks `x` as a statistic that `jax.checkpoint` keeps for the backward pass."""
+    if x is None:
+        return None
+    if jnp.iscomplexobj(x):
+        # jax.checkpoint cannot keep a complex array (it rounds what it keeps).
+        return lax.complex(save(x.real), save(x.imag))
+    return checkpoint_name(x, SAVED)
+
+
+def save_only_statistics(*names, **params):
+    """A `jax.checkpoint` policy: keep per-group statistics, compute all else again."""
+    return jax.checkpoint_policies.save_only_these_names(SAVED)(*names, **params)
+
+
+def find(
+    x: jax.Array, mask: jax.Array | None, pool: Pool, near: jax.Array | None, plan: Plan = PORTABLE
+) -> tuple[Centered, jax.Array]:
+    """Returns the statistics of `x` and the count, found in the plan's way."""
+    way = {"quick": quick, "sampled": sampled, "two_passes": two_passes}[plan.way]
+    return way(x, mask, pool, near, plan)
+
+
+def two_passes(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
+    """Finds the mean, then takes sums about it."""
+    del near
+    shift, count = mean_of(x, mask, pool, plan)
+    (x, mask), shift = plan.next_pass((x, mask), shift)
+    return about(shift, count, x, mask, pool, plan), count
+
+
+def sampled(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
+    """Finds the mean of an eighth of the elements, then takes sums about it."""
+    if mask is not None:
+        return two_passes(x, mask, pool, near, plan)
+    shift, _ = mean_of(_sample(x, pool, plan), None, pool, plan)
+    count = local_count(x, mask, pool)
+    return about(*plan.next_pass((), shift)[1:], count, x, mask, pool, plan), count
+
+
+def quick(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
+    """Takes sums about `near` (None: 0), and others about their mean if any cannot be trusted.
+
+    They can where no mean is further than a few deviations from `near`. The condition stands around
+    the statistics alone, which have one axis inside it: XLA for TPU pads others a hundredfold.
+    """
+    count = local_count(x, mask, pool, plan)
+    shape = pool.statistic_shape(x.shape)
+    if near is not None:
+        near = reduce_precision(near.astype(compute_dtype(x.dtype)), 3)
+        near = jnp.broadcast_to(jnp.where(jnp.isfinite(near), near, 0), shape)
+
+    def flat(stats: Centered) -> Centered:
+        return Centered(*(s.reshape(-1) for s in stats))
+
+    def sums_about(shift: jax.Array | None) -> Centered:
+        (again, kept), shift = plan.next_pass((x, mask), shift)
+        return flat(about(shift, count, again, kept, pool, plan))
+
+    def is_trusted(stats: Centered) -> jax.Array:
+        shift, offset, var = stats
+        far = offset * offset > 2 * var
+        # Squares that vanish in float32, or are beyond it, say nothing about the spread.
+        tells = (var > jnp.finfo(var.dtype).tiny) & (var < jnp.inf)
+        # The remainder of a constant is what its mean was rounded by.
+        is_rounding = jnp.abs(offset) <= 16 * jnp.finfo(var.dtype).eps * jnp.abs(shift)
+        return jnp.all((tells & ~far) | is_rounding)
+
+    def again(stats: Centered) -> Centered:
+        def next_shift(stats):
+            mean = stats.shift + stats.offset
+            return reduce_precision(jnp.where(jnp.isfinite(mean), mean, 0), 3).reshape(shape)
+
+        # One more pass, but where `near` is so far off that x - near kept nothing of x.
+        _, stats = lax.while_loop(
+            lambda state: (state[0] < 8) & ~is_trusted(state[1]),
+            lambda state: (state[0] + 1, sums_about(next_shift(state[1]))),
+            (0, stats),
+        )
+        return stats
+
+    stats = flat(about(near, count, x, mask, pool, plan))
+    stats = lax.cond(is_trusted(stats), lambda stats: stats, again, stats)
+    return Centered(*(s.reshape(shape) for s in stats)), count
+
+
+def about(shift: jax.Array | None, count: jax.Array, x, mask, pool: Pool, plan: Plan) -> Centered:
+    """Returns the statistics from sums of x - shift (None: 0) and of its square."""
+    # Dividing before adding keeps the sum of huge values finite. Plain sums are a library's on CPU.
+    inverse = jnp.asarray(1 if shift is None else 1 / pool.size(x.shape), real_dtype(x.dtype))
+
+    def rest(x, mask, shift):
+        return keep(mask, subtract(x, mask, pool, shift))
+
+    first = rest(x, mask, shift)
+    first = pool.sum(first if shift is None else first * inverse.astype(first.dtype), plan)
+    (x, mask), again = plan.next_pass((x, mask), shift)
+    second = pool.sum(abs2(rest(x, mask, again)), plan)
+    if pool.names:
+        first, second = collectives.psum(_apart(first, second), pool.names, pool.index_groups)
+        # Saved, or the backward pass would send them again.
+        first, second = save(first), save(second)
+    divisor = jnp.maximum(count, 1)
+    offset = snap(first / (divisor * inverse).astype(first.dtype))
+    # Where the squares overflow the variance is infinite, not inf - inf.
+    square = jnp.minimum(abs2(offset), jnp.finfo(second.dtype).max)
+    var = jnp.maximum(second / divisor - square, 0)
+    return Centered(jnp.zeros_like(offset) if shift is None else shift, offset, var)
+
+
+def without_overflow(stats: Centered) -> Centered:
+    """Returns mean 0 where the variance is infinite, so that x - mean is finite and its result 0."""
+    shift, offset = (jnp.where(jnp.isinf(stats.var), 0, mean) for mean in stats[:2])
+    return Centered(shift, offset, stats.var)
+
+
+def mean_square(x, mask, pool: Pool, plan: Plan = PORTABLE) -> tuple[Centered, jax.Array]:
+    """Returns the mean of |x|^2 in place of the statistics, and the count."""
+    count = local_count(x, mask, pool, plan)
+    total = pool.sum(abs2(widen(x, mask)), plan)
+    return Centered(None, None, total / (count if mask is None else jnp.maximum(count, 1))), count
+
+
+def local_count(x, mask, pool: Pool, plan: Plan = PORTABLE) -> jax.Array:
+    """Returns the number of elements of each pool on this device, of rank 0 without a mask."""
+    real = real_dtype(x.dtype)
+    if mask is None:
+        return jnp.asarray(pool.size(x.shape), real)
+    return pool.count_kept(mask, x.shape, real, plan)
+
+
+def mean_of(x, mask, pool: Pool, plan: Plan) -> tuple[jax.Array, jax.Array]:
+    """Returns the mean of each pool, rounded to a few bits less, and the full count.
+
+    Its bits must be the same wherever XLA computes it, also where it is fused into a consumer:
+    a mean that one fusion rounds and another contracts into a fused multiply-add would no longer
+    belong to its remainder. Reducing the precision works on the bits and cannot be contracted.
+    """
+    x = lax.stop_gradient(x)
+    count = local_count(x, mask, pool, plan)
+    wide = widen(x, mask)
+    # Divided by the size, not by the count, the sum and the count cross devices together.
+    inverse = 1 / jnp.asarray(pool.size(x.shape), wide.real.dtype)
+    mean = pool.sum(wide * inverse.astype(wide.dtype), plan)
+    if pool.names and mask is None:
+        shards = collectives.shards(pool.names, pool.index_groups)
+        mean = mean / jnp.asarray(shards, mean.dtype)
+        (mean,) = collectives.psum(_apart(mean), pool.names, pool.index_groups)
+        count = count * jnp.asarray(shards, count.dtype)
+    elif pool.names:
+        sums = (*_apart(mean), count)
+        mean, count = collectives.psum(sums, pool.names, pool.index_groups)
+    if mask is not None:
+        mean = mean / (jnp.maximum(count, 1) * inverse).astype(mean.dtype)
+    # Saved where they are made: what follows needs them, and so do its derivatives.
+    shift = save(lax.stop_gradient(reduce_precision(mean, 3)))
+    return shift, count if mask is None else save(count)
+
+
+def _apart(*sums: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns the sums less a bit, so that XLA does not merge them with those over mapped axes."""
+    return tuple(reduce_precision(s, 1) for s in sums)
+
+
+def _sample(x: jax.Array, pool: Pool, plan: Plan) -> jax.Array:
+    """Returns an eighth of the elements of each pool, spread over its longest axis; all of few.
+
+    Their mean lies within sqrt(7) standard deviations of the pool's, whatever they are: if a share
+    f of the elements has a mean that far off, (mean_f - mean)^2 f <= var (1 - f). The nearer it
+    is, the more exact is the variance; so a few large elements must not lead it astray.
+
+    Arrays on several devices are commonly divided along their first axis, which is left whole then.
+    """
+    axes = [a for a in pool.axes if plan.one_device or a != 0]
+    axis = max(axes, key=lambda a: x.shape[a], default=None)
+    if axis is None or not isinstance(x.size, int) or x.shape[axis] < 16:
+        return x
+    size = x.shape[axis]
+    if axis < x.ndim - 1:
+        return lax.slice_in_dim(x, 3, None, 8, axis)
+    if size % 64:
+        return x
+    # Blocks of neighbours: memory is read in pieces.
+    blocks = lax.slice_in_dim(split_axis(x, axis, 8), 0, size // 64, axis=axis + 1)
+    return blocks.reshape(*x.shape[:axis], size // 8)
+
+
+def snap(offset: jax.Array) -> jax.Array:
+    """Returns `offset` rounded to a few bits where that changes it by rounding errors only.
+
+    Of a constant input, x - shift is a constant of few bits, but its mean need not be: XLA
+    multiplies by the reciprocal of the count, and long sums are rounded. Snapped to it, the
+    remainder is exactly 0. Elsewhere this moves the mean by at most 5e-7 of its remainder.
+    """
+    if jnp.iscomplexobj(offset):
+        return lax.complex(snap(offset.real), snap(offset.imag))
+    value = lax.stop_gradient(offset)
+    coarse = reduce_precision(value, 12)
+    rest = value - coarse
+    slack = jnp.abs(coarse) * (4 * jnp.finfo(value.dtype).eps)
+    snapped = coarse + (jnp.maximum(rest - slack, 0) + jnp.minimum(rest + slack, 0))
+    # The difference is exact: this is `snapped`, with the derivative of `offset`.
+    return offset + (snapped - value)
