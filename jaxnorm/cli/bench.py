@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from jaxnorm.cli import arguments, bench_timing, peers
-from jaxnorm.cli.bench_cases import SIZES, parse_shape
+from jaxnorm.cli.bench_cases import CHIPS, MOST_DEVICES, SIZES, parse_shape
 from jaxnorm.cli.errors import UserError, require
 
 DESCRIPTION = """\
@@ -16,7 +16,11 @@ compiled or as it is fastest, and with a copy that reads and writes the same byt
 compile times, the compiled programs' temporary memory, and what is kept for the backward pass.
 Writes bench.csv and bench.png. Ctrl-C ends it early and keeps what was measured."""
 # What has no effect beside these options.
-UNUSED = {"models": ("sizes", "shapes", "peers", "megabytes"), "growth": ("sizes", "shapes")}
+UNUSED = {
+    "compile-for": ("growth", "sizes", "peers", "megabytes", "pages", "rounds", "quick"),
+    "models": ("sizes", "shapes", "peers", "megabytes"),
+    "growth": ("sizes", "shapes"),
+}
 
 
 def add_parser(subparsers) -> None:
@@ -37,6 +41,26 @@ def add_parser(subparsers) -> None:
         "--growth",
         action="store_true",
         help="instead, the time per byte as the input grows from 8 MB to 1 GB",
+    )
+    parser.add_argument(
+        "--compile-for",
+        type=arguments.one_of(*CHIPS),
+        metavar="CHIP",
+        help=f"instead, what the compiler of {', '.join(CHIPS)} makes of the normalizations or, "
+        "with --models, of training steps, beside flax.linen; without the device: estimated "
+        "cycles of a TPU, for a GPU bytes read and written, and temporary memory",
+    )
+    parser.add_argument(
+        "--devices",
+        type=arguments.positive_int,
+        metavar="N",
+        help=f"chips of --compile-for, the batch divided over them, up to {MOST_DEVICES} "
+        "(default: 1)",
+    )
+    parser.add_argument(
+        "--explicit",
+        action="store_true",
+        help="with --devices: the types of arrays say how they are divided",
     )
     # Defaults depend on the kind, so that an option that was given can be told from one that
     # was not.
@@ -110,11 +134,11 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the benchmark; 0, or 130 if it was interrupted."""
     require("matplotlib", "rich")
-    kind = "models" if args.models else "growth" if args.growth else None
-    for name in ("megabytes",) if kind is None else UNUSED[kind]:
-        if getattr(args, name) is not None:
-            where = "without --growth" if kind is None else f"with --{kind}"
-            raise UserError(f"--{name} has no effect {where}; leave it out")
+    check(args)
+    if args.compile_for:
+        from jaxnorm.cli import bench_compiled
+
+        return bench_compiled.run(args)
     if args.pages is None:
         args.pages = "reused" if args.growth else "stock"
     if args.pages == "reused":
@@ -126,3 +150,24 @@ def run(args: argparse.Namespace) -> int:
     else:
         from jaxnorm.cli import bench_norms as bench_kind
     return bench_kind.run(args)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Checks that options do not contradict each other.
+
+    Raises:
+      UserError: they do.
+    """
+    kinds = [kind for kind in UNUSED if getattr(args, kind.replace("-", "_"))]
+    unused = {name: f"with --{kind}" for kind in kinds for name in UNUSED[kind]}
+    if not args.growth:
+        unused.setdefault("megabytes", "without --growth")
+    if not args.compile_for:
+        unused |= {name: "without --compile-for" for name in ("devices", "explicit")}
+    elif not args.devices:
+        unused["explicit"] = "without --devices"
+    for name, where in unused.items():
+        if getattr(args, name) not in (None, False):
+            raise UserError(f"--{name} has no effect {where}; leave it out")
+    if args.devices and args.devices > MOST_DEVICES:
+        raise UserError(f"--devices: expected at most {MOST_DEVICES}, got {args.devices}")

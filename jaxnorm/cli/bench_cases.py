@@ -24,6 +24,8 @@ IMAGES = {
 }
 SIZES = tuple(TOKENS)
 LARGE_BYTES = 8e6  # inputs of this size and more count for the means
+# What --compile-for compiles for, and how many of them.
+CHIPS, MOST_DEVICES = ("v5e", "v5p", "v6e", "h100"), 8
 FEWEST_AXES = {"layer": 2, "rms": 2, "batch": 2, "group": 2, "instance": 3}
 
 

@@ -76,6 +76,18 @@ def name_of(norm: str) -> str:
     return f"{'transformer' if norm in ('layer', 'rms') else 'ResNet'}, {norm} norm"
 
 
+def make_norm(norm: str, dtype: str, package: ModuleType) -> Callable[[], nn.Module]:
+    """Returns what makes the normalization, in training; the arguments are `make_model`'s."""
+    module = {
+        "layer": package.LayerNorm,
+        "rms": package.RMSNorm,
+        "batch": partial(package.BatchNorm, momentum=MOMENTUM, use_running_average=False),
+        "group": package.GroupNorm,
+        "instance": package.InstanceNorm,
+    }[norm]
+    return partial(module, dtype=jnp.dtype(dtype))
+
+
 def make_model(norm: str, dtype: str, package: ModuleType) -> tuple[nn.Module, jax.Array]:
     """Returns the model that has the normalization, and a batch of input.
 
@@ -84,14 +96,7 @@ def make_model(norm: str, dtype: str, package: ModuleType) -> tuple[nn.Module, j
       dtype: of the computation.
       package: `jaxnorm.linen` or `flax.linen`.
     """
-    module = {
-        "layer": package.LayerNorm,
-        "rms": package.RMSNorm,
-        "batch": partial(package.BatchNorm, momentum=MOMENTUM, use_running_average=False),
-        "group": package.GroupNorm,
-        "instance": package.InstanceNorm,
-    }[norm]
-    make = partial(module, dtype=jnp.dtype(dtype))
+    make = make_norm(norm, dtype, package)
     rng = np.random.default_rng(0)
     if norm in ("layer", "rms"):
         tokens = rng.integers(VOCABULARY, size=TOKENS, dtype=np.int32)
@@ -111,6 +116,11 @@ def make_step(norm: str, dtype: str, package: ModuleType) -> tuple[Any, ...]:
         variables = jax.jit(model.init)(jax.random.key(0), x)
     parameters = variables["params"]
     running = {name: value for name, value in variables.items() if name != "params"}
+    return make_update(model), parameters, running, x, labels
+
+
+def make_update(model: nn.Module) -> Callable[..., Any]:
+    """Returns a training step of a model: of (parameters, running statistics, x, labels)."""
 
     def loss_of(parameters, running, x, labels):
         logits, running = model.apply({"params": parameters, **running}, x, mutable=list(running))
@@ -124,4 +134,4 @@ def make_step(norm: str, dtype: str, package: ModuleType) -> tuple[Any, ...]:
         parameters = jax.tree.map(lambda p, g: p - LEARNING_RATE * g, parameters, gradients)
         return parameters, running, loss
 
-    return step, parameters, running, x, labels
+    return step

@@ -50,16 +50,18 @@ def copy_program(case: Case, data: Data, backward: bool) -> Program:
     Forward it reads x and writes y; with `backward` it reads x and dy and writes y and dx.
     """
     x, dy = data.on_device(False)
-    bits = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
-
-    def touch(array):
-        # Flipping a bit, as a plain copy runs on one thread on CPU, and arithmetic in bfloat16
-        # would be more than a copy.
-        flipped = jax.lax.bitcast_convert_type(array, bits) ^ jnp.ones((), bits)
-        return jax.lax.bitcast_convert_type(flipped, array.dtype)
-
     arrays = (x, dy) if backward else (x,)
     return compile_program(lambda *arrays: [touch(a) for a in arrays], *arrays)
+
+
+def touch(array: jax.Array) -> jax.Array:
+    """Returns the array with one bit of each element flipped.
+
+    A plain copy runs on one thread on CPU, and arithmetic in bfloat16 would be more than a copy.
+    """
+    bits = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
+    flipped = jax.lax.bitcast_convert_type(array, bits) ^ jnp.ones((), bits)
+    return jax.lax.bitcast_convert_type(flipped, array.dtype)
 
 
 def fastest(programs: Sequence[Program]) -> Program:

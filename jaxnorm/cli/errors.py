@@ -9,11 +9,12 @@ class UserError(Exception):
     """A mistake that the user can mend; its text is all that is printed."""
 
 
-def require(*packages: str) -> None:
+def require(*packages: str, extra: str = "demo") -> None:
     """Checks that optional packages are installed, before any work is done.
 
     Args:
       *packages: names as they are imported.
+      extra: the optional dependencies of jaxnorm that bring them.
 
     Raises:
       UserError: one of them is missing.
@@ -22,5 +23,5 @@ def require(*packages: str) -> None:
     if missing:
         raise UserError(
             f"this command needs {' and '.join(missing)}, not installed here: "
-            'pip install "jaxnorm[demo]"'
+            f'pip install "jaxnorm[{extra}]"'
         )

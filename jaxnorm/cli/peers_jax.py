@@ -20,7 +20,7 @@ from jaxnorm.cli.peers import EPSILON, MOMENTUM, NORMS, Case, Data, Program, Una
 
 # Programs on CPU with fewer bytes of arguments are queued.
 QUEUED_BYTES = 1 << 20
-# (x, *parameters) -> result, running statistics.
+# (x, *parameters, running=(mean, var) of batch norm, mask=None) -> result, running statistics.
 Normalization = Callable[..., tuple[jax.Array, Any]]
 
 
@@ -42,12 +42,31 @@ class JaxPeer:
     ):
         self.name, self.version, self.norms = name, version, norms
         self.build, self.channels_first = build, channels_first
-        self._jitted = functools.cache(lambda case: jax.jit(self._function(case, True)))
+        self._jitted = functools.cache(lambda case: jax.jit(self.function(case, True)))
 
     def programs(self, case: Case, data: Data, backward: bool) -> list[Program]:
         """Compiles the case; see `Peer`."""
         arguments = self._arguments(case, data, backward)
-        return [compile_program(self._function(case, backward), *arguments)]
+        return [compile_program(self.function(case, backward), *arguments)]
+
+    def function(self, case: Case, backward: bool) -> Callable[..., Any]:
+        """Returns what is compiled: of (x, *parameters), or of (dy, x, *parameters) if `backward`.
+
+        Keywords go to the normalization.
+        """
+        normalization = self.build(case)
+        if not backward:
+            return normalization
+
+        def with_cotangents(dy, x, *parameters, **keywords):
+            normalize = functools.partial(normalization, **keywords)
+            y, pullback, running = jax.vjp(normalize, x, *parameters, has_aux=True)
+            # In a model dy depends on y. Unless it does here, XLA takes the backward pass's sums
+            # in the kernel that writes y: a program that no model has.
+            y, dy = jax.lax.optimization_barrier((y, dy.astype(y.dtype)))
+            return y, pullback(dy), running
+
+        return with_cotangents
 
     def kept_bytes(self, case: Case, data: Data) -> int:
         """Counts the residuals of `jax.vjp`; see `Peer`."""
@@ -77,17 +96,6 @@ class JaxPeer:
         x, dy = data.on_device(self._channels_first(case))
         arguments = (x, *jax.device_put(data.parameters))
         return (dy, *arguments) if backward else arguments
-
-    def _function(self, case: Case, backward: bool) -> Callable[..., Any]:
-        normalization = self.build(case)
-        if not backward:
-            return normalization
-
-        def with_cotangents(dy, x, *parameters):
-            y, pullback, running = jax.vjp(normalization, x, *parameters, has_aux=True)
-            return y, pullback(dy.astype(y.dtype)), running
-
-        return with_cotangents
 
 
 @contextlib.contextmanager
@@ -186,13 +194,14 @@ def _linen(package: ModuleType, names: tuple[str, str]) -> Callable[[Case], Norm
             case _:
                 module = package.InstanceNorm(**options)
 
-        def apply(x, *parameters):
+        def apply(x, *parameters, running=None, mask=None):
             variables = {"params": dict(zip(names, parameters, strict=False))}
             if case.norm != "batch":
-                return module.apply(variables, x), ()
+                return module.apply(variables, x, mask=mask), ()
             channels = case.shape[-1]
-            variables["batch_stats"] = {"mean": jnp.zeros(channels), "var": jnp.ones(channels)}
-            return module.apply(variables, x, mutable=["batch_stats"])
+            mean, var = running or (jnp.zeros(channels), jnp.ones(channels))
+            variables["batch_stats"] = {"mean": mean, "var": var}
+            return module.apply(variables, x, mask=mask, mutable=["batch_stats"])
 
         return apply
 
