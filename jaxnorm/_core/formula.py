@@ -28,11 +28,12 @@ class Options(NamedTuple):
 
 def inverse_root(var: jax.Array, epsilon: float) -> jax.Array:
     """Returns 1 / sqrt(var + epsilon), and 0 with gradient 0 where that is infinite."""
-    radicand = var + epsilon
+    radicand = jnp.squeeze(var) + epsilon  # XLA for TPU pads axes of size 1 a hundredfold
     if epsilon > 0:
-        return lax.rsqrt(radicand)
+        return lax.rsqrt(radicand).reshape(var.shape)
     positive = radicand > 0
-    return jnp.where(positive, lax.rsqrt(jnp.where(positive, radicand, 1)), 0)
+    inv = jnp.where(positive, lax.rsqrt(jnp.where(positive, radicand, 1)), 0)
+    return inv.reshape(var.shape)
 
 
 def full_gamma(gamma, gamma_offset: float, dtype) -> jax.Array:

@@ -30,7 +30,6 @@ from jaxnorm._core.statistics import (
     mean_square,
     save,
     save_only_statistics,
-    without_overflow,
 )
 
 
@@ -102,8 +101,7 @@ def _recomputed(x, gamma, beta, mask, near, options: Options) -> tuple[jax.Array
 
 def _statistics(x, mask, near, options: Options, plan: Plan) -> tuple[Centered, jax.Array]:
     if options.center:
-        stats, count = find(x, mask, options.pool, near, plan)
-        return without_overflow(stats), count
+        return find(x, mask, options.pool, near, plan)
     return mean_square(x, mask, options.pool, plan)
 
 

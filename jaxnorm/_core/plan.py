@@ -43,7 +43,7 @@ def plan_for(platform: str | None, one_device: bool) -> Plan:
     """Returns the plan for programs of a platform, on one device or on several."""
     match platform:
         case "tpu":
-            return Plan("quick", "statistics", staged=False, one_device=one_device)
+            return Plan("quick", None, staged=False, one_device=one_device)
         case "gpu":
             return Plan("sampled", "statistics", staged=False, one_device=one_device)
         case "cpu":

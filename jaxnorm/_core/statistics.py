@@ -95,7 +95,7 @@ def quick(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
     """Takes sums about `near` (None: 0), and others about their mean if any cannot be trusted.
 
     They can where no mean is further than a few deviations from `near`. The condition stands around
-    the statistics alone, which have one axis inside it: XLA for TPU pads others a hundredfold.
+    the statistics alone, without axes of size 1, which XLA for TPU pads a hundredfold.
     """
     count = local_count(x, mask, pool, plan)
     shape = pool.statistic_shape(x.shape)
@@ -104,7 +104,7 @@ def quick(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
         near = jnp.broadcast_to(jnp.where(jnp.isfinite(near), near, 0), shape)
 
     def flat(stats: Centered) -> Centered:
-        return Centered(*(s.reshape(-1) for s in stats))
+        return Centered(*(jnp.squeeze(s) for s in stats))
 
     def sums_about(shift: jax.Array | None) -> Centered:
         (again, kept), shift = plan.next_pass((x, mask), shift)
@@ -130,7 +130,7 @@ def quick(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
             lambda state: (state[0] + 1, sums_about(next_shift(state[1]))),
             (0, stats),
         )
-        return stats
+        return without_overflow(stats)
 
     stats = flat(about(near, count, x, mask, pool, plan))
     stats = lax.cond(is_trusted(stats), lambda stats: stats, again, stats)
@@ -163,8 +163,8 @@ def about(shift: jax.Array | None, count: jax.Array, x, mask, pool: Pool, plan: 
 
 def without_overflow(stats: Centered) -> Centered:
     """Returns mean 0 where the variance is infinite, so that x - mean is finite and its result 0."""
-    shift, offset = (jnp.where(jnp.isinf(stats.var), 0, mean) for mean in stats[:2])
-    return Centered(shift, offset, stats.var)
+    shift, offset, var = stats
+    return Centered(jnp.where(var < jnp.inf, shift, 0), jnp.where(var < jnp.inf, offset, 0), var)
 
 
 def mean_square(x, mask, pool: Pool, plan: Plan = PORTABLE) -> tuple[Centered, jax.Array]:
