@@ -72,6 +72,7 @@ def cotangents(
     count = jnp.maximum(local_count(x, mask, pool, plan), 1)
     dgamma = None if gamma_axes is None else jnp.zeros(reduced_shape(x.shape, gamma_axes), wide)
     dbeta = None if beta_axes is None else jnp.zeros(reduced_shape(x.shape, beta_axes), wide)
+    level = slope = jnp.zeros((), wide)
     arrays, stats = (x, mask, dy), Centered(shift, offset, var)
 
     def next_pass():

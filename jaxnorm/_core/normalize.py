@@ -70,14 +70,15 @@ def statistics_of(x, mask, options: Options, near=None) -> tuple[Centered, jax.A
     return Centered(*map(save, stats)), count
 
 
-def specs(x, mask, pool: Pool) -> tuple[PartitionSpec, Moments]:
+def specs(x, mask, pool: Pool) -> tuple[Any, Moments]:
     """Returns how the results are divided over an explicit mesh."""
     spec = spec_of(x)
     channel, parts = pool.groups or (None, 1)
     kept = [a for a in range(x.ndim) if a not in pool.axes]
     divided = [None if a == channel and not splits_evenly(x, a, parts) else spec[a] for a in kept]
-    each = PartitionSpec(*divided)
-    return spec, Moments(each, each, PartitionSpec() if mask is None else each)
+    each: Any = PartitionSpec(*divided)
+    whole: Any = PartitionSpec()
+    return spec, Moments(each, each, whole if mask is None else each)
 
 
 def _by_primitives(x, gamma, beta, mask, near, options: Options) -> tuple[jax.Array, Moments]:

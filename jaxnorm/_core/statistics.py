@@ -43,8 +43,8 @@ class Centered(NamedTuple):
     both are None, and `var` is the mean square.
     """
 
-    shift: jax.Array | None
-    offset: jax.Array | None
+    shift: Any
+    offset: Any
     var: jax.Array
 
 
@@ -88,7 +88,8 @@ def sampled(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]
         return two_passes(x, mask, pool, near, plan)
     shift, _ = mean_of(_sample(x, pool, plan), None, pool, plan)
     count = local_count(x, mask, pool)
-    return about(*plan.next_pass((), shift)[1:], count, x, mask, pool, plan), count
+    (x, _), shift = plan.next_pass((x, None), shift)
+    return about(shift, count, x, None, pool, plan), count
 
 
 def quick(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
@@ -115,8 +116,8 @@ def quick(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
         far = offset * offset > 2 * var
         # Squares that vanish in float32, or are beyond it, say nothing about the spread.
         tells = (var > jnp.finfo(var.dtype).tiny) & (var < jnp.inf)
-        # The remainder of a constant is what its mean was rounded by.
-        is_rounding = jnp.abs(offset) <= 16 * jnp.finfo(var.dtype).eps * jnp.abs(shift)
+        # The remainder of a constant is what `reduce_precision` rounded its mean by.
+        is_rounding = jnp.abs(offset) <= 4 * jnp.finfo(var.dtype).eps * jnp.abs(shift)
         return jnp.all((tells & ~far) | is_rounding)
 
     def again(stats: Centered) -> Centered:
@@ -162,7 +163,7 @@ def about(shift: jax.Array | None, count: jax.Array, x, mask, pool: Pool, plan: 
 
 
 def without_overflow(stats: Centered) -> Centered:
-    """Returns mean 0 where the variance is infinite, so that x - mean is finite and its result 0."""
+    """Returns mean 0 where the variance is infinite: x - mean is finite then, and the result 0."""
     shift, offset, var = stats
     return Centered(jnp.where(var < jnp.inf, shift, 0), jnp.where(var < jnp.inf, offset, 0), var)
 
@@ -243,14 +244,14 @@ def snap(offset: jax.Array) -> jax.Array:
 
     Of a constant input, x - shift is a constant of few bits, but its mean need not be: XLA
     multiplies by the reciprocal of the count, and long sums are rounded. Snapped to it, the
-    remainder is exactly 0. Elsewhere this moves the mean by at most 5e-7 of its remainder.
+    remainder is exactly 0. Elsewhere this moves the mean by at most 1e-6 of its remainder.
     """
     if jnp.iscomplexobj(offset):
         return lax.complex(snap(offset.real), snap(offset.imag))
     value = lax.stop_gradient(offset)
     coarse = reduce_precision(value, 12)
     rest = value - coarse
-    slack = jnp.abs(coarse) * (4 * jnp.finfo(value.dtype).eps)
+    slack = jnp.abs(coarse) * (8 * jnp.finfo(value.dtype).eps)
     snapped = coarse + (jnp.maximum(rest - slack, 0) + jnp.minimum(rest + slack, 0))
     # The difference is exact: this is `snapped`, with the derivative of `offset`.
     return offset + (snapped - value)

@@ -217,10 +217,11 @@ def _apply(
     """Returns y, by statistics that `correction` brings closer to the running ones."""
     x, gamma, beta, mask, running = inputs
     scale = bias = None
-    if correction is not None:
+    if correction is not None and running is not None:
         stats, scale, bias = correction.apply(stats, running, options.epsilon)
     y = normalized(x, mask, stats, options)
-    y = apply_affine(y, *(options.pool.spread(v, x.shape) for v in (scale, bias)), 0.0)
+    scale, bias = (options.pool.spread(value, x.shape) for value in (scale, bias))
+    y = apply_affine(y, scale, bias, 0.0)
     return keep(mask, apply_affine(y, gamma, beta, 0.0)).astype(options.dtype)
 
 
