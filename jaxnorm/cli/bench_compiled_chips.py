@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import time
 from collections.abc import Callable
@@ -23,6 +24,33 @@ TPUS = {
     "v5p": ("v5p:2x2x1", "v5p:2x2x2", "v5p-8"),
     "v6e": ("v6e:2x2", "v6e:2x4", "v6e-4"),
 }
+# As XLA describes the GPU that it finds: numbers of an H100 with 80 GB.
+H100 = """
+gpu_device_info {
+  cuda_compute_capability { major: 9 }
+  core_count: 132
+  fpus_per_core: 128
+  clock_rate_ghz: 1.98
+  threads_per_warp: 32
+  threads_per_block_limit: 1024
+  threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  registers_per_block_limit: 65536
+  registers_per_core_limit: 65536
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472
+  l2_cache_size: 52428800
+  memory_bandwidth: 3352320000000
+  device_memory_size: 84929347584
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 7 }
+runtime_version { major: 12 minor: 8 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
 
 
 class Compiled(NamedTuple):
@@ -80,7 +108,7 @@ def make_target(chip: str, devices: int, explicit: bool) -> Target:
     """
     # What happens to be attached here must not be waited for.
     jax.config.update("jax_platforms", "cpu")
-    found = _find_tpus(chip, devices)
+    found = _find_tpus(chip, devices) if chip in TPUS else _find_gpus(chip, devices)
     kind = AxisType.Explicit if explicit else AxisType.Auto
     return Target(chip, Mesh(np.array(found[:devices]), ("data",), axis_types=(kind,)))
 
@@ -101,3 +129,13 @@ def _find_tpus(chip: str, devices: int) -> list[Any]:
             "libtpu serves one process at a time, and another one has it: wait for that to end, or "
             "set ALLOW_MULTIPLE_LIBTPU_LOAD=1"
         ) from error
+
+
+def _find_gpus(chip: str, devices: int) -> list[Any]:
+    plugins = importlib.util.find_spec("jax_plugins")
+    if plugins is None or importlib.util.find_spec("jax_plugins.xla_cuda12") is None:
+        require("jax_plugins.xla_cuda12", extra="gpu")
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    return topologies.get_topology_desc(
+        topology_name=chip, platform="cuda", target_config=H100, topology=f"1x1x{devices}"
+    ).devices
