@@ -158,7 +158,8 @@ def check(args: argparse.Namespace) -> None:
     Raises:
       UserError: they do.
     """
-    kinds = [kind for kind in UNUSED if getattr(args, kind.replace("-", "_"))]
+    # The first that was given: models can be compiled for a chip too.
+    kinds = [kind for kind in UNUSED if getattr(args, kind.replace("-", "_"))][:1]
     unused = {name: f"with --{kind}" for kind in kinds for name in UNUSED[kind]}
     if not args.growth:
         unused.setdefault("megabytes", "without --growth")

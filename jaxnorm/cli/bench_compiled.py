@@ -12,7 +12,13 @@ import jax.numpy as jnp
 from jaxnorm.cli import bench_compiled_nets as nets
 from jaxnorm.cli import bench_machine, bench_tables, outputs, peers
 from jaxnorm.cli.bench_cases import list_cases
-from jaxnorm.cli.bench_compiled_chips import TPUS, Compiled, Target, make_target
+from jaxnorm.cli.bench_compiled_chips import (
+    TPUS,
+    Compiled,
+    Target,
+    describe_compiler,
+    make_target,
+)
 from jaxnorm.cli.bench_jobs import Job, run_jobs
 from jaxnorm.cli.bench_models import PACKAGES
 from jaxnorm.cli.bench_tables import Grid, geometric_mean, megabytes, number, ratio
@@ -25,9 +31,10 @@ CSV, MODELS_CSV = "compiled.csv", "compiled-models.csv"
 ROWS = ((64, 197, 768), (65536, 128), (16384, 4096), (1024, 768))
 IMAGES = ((64, 28, 28, 256), (32, 112, 112, 64), (64, 56, 56, 256))
 SHAPES = {"layer": ROWS, "rms": ROWS, "batch": IMAGES, "group": IMAGES, "instance": IMAGES}
+MB = 1_000_000  # less temporary memory counts as this much
 MASKED = ("layer", "batch")
 NORM_LABELS = ("norm", "shape", "dtype", "direction")
-MODEL_LABELS = ("model", "dtype", "layers")
+MODEL_LABELS = ("model", "shape", "dtype", "layers")
 
 
 class Pair(NamedTuple):
@@ -52,30 +59,30 @@ class Pair(NamedTuple):
 
 def run(args: argparse.Namespace) -> int:
     """Compiles all, prints the table, writes the file; 0, or 130 if interrupted."""
-    devices = args.devices or 1
     dtypes = args.dtypes or ("float32", "bfloat16")
     if args.models:
         norms = args.norms or ("batch", "group", "layer", "rms")
-        cases, csv = [], MODELS_CSV
+        cases = nets.list_cases(norms, args.shapes or nets.SHAPES, dtypes)
+        csv, labels, list_jobs = MODELS_CSV, MODEL_LABELS, list_models
     else:
         norms = args.norms or peers.NORMS
         cases = [c for n in norms for c in list_cases([n], (), args.shapes or SHAPES[n], dtypes)]
-        csv = CSV
-        for case in cases:
-            if case.shape[0] % devices:
-                raise UserError(
-                    f"the first axis of {case.shape_text} does not divide over --devices {devices}"
-                )
+        csv, labels, list_jobs = CSV, NORM_LABELS, list_norms
+    devices = args.devices or 1
+    for case in cases:
+        if case.shape[0] % devices:
+            raise UserError(
+                f"the first axis of {case.shape_text} does not divide over --devices {devices}"
+            )
     target = make_target(args.compile_for, devices, args.explicit)
     outputs.prepare_folder(args.out, csv)
-    jobs = list_models(norms, dtypes, target) if args.models else list_norms(cases, target)
-    pairs, interrupted = run_jobs(jobs)
+    pairs, interrupted = run_jobs(list_jobs(cases, target))
     if not pairs:
         print("Interrupted before the first program was compiled; nothing was written.")
         return 130
     machine = bench_machine.describe([load_jaxnorm(), load_flax()])
-    machine = machine._replace(device=describe_target(target, args.explicit))
-    labels = MODEL_LABELS if args.models else NORM_LABELS
+    versions = f"{machine.versions}, {describe_compiler(target.chip)}"
+    machine = machine._replace(device=describe_target(target), versions=versions)
     notes = [*make_means(pairs), explain(target), f"Compiled for {machine.text}."]
     bench_tables.show([make_grid(pairs, labels, target)], notes, args.markdown)
     rows = make_rows(pairs, labels, target, machine)
@@ -130,26 +137,27 @@ def compile_norm(
     return target.compile(peer.function(case, backward), *arguments, **keywords)
 
 
-def list_models(norms: Sequence[str], dtypes: Sequence[str], target: Target) -> list[Job[Pair]]:
-    """Returns a job for each model, dtype, and way of writing its layers."""
+def list_models(cases: Sequence[Case], target: Target) -> list[Job[Pair]]:
+    """Returns a job for each case, and for each way of writing a model's layers."""
 
-    def job(norm: str, dtype: str, layers: str) -> Job[Pair]:
-        labels = (nets.name_of(norm), dtype, f"{nets.LAYERS[layers]}, {layers}")
+    def job(case: Case, layers: str) -> Job[Pair]:
+        count = f"{nets.LAYERS[layers]}, {layers}"
+        labels = (nets.name_of(case), case.shape_text, case.dtype, count)
 
         def run_job(_: Callable[[], None]) -> Pair:
-            steps = (nets.make_step(norm, dtype, layers, p, target) for p in PACKAGES.values())
+            steps = (nets.make_step(case, layers, p, target) for p in PACKAGES.values())
             return Pair(labels, *(target.compile(*step) for step in steps))
 
         return Job(" ".join(labels), run_job)
 
-    return [job(n, dtype, layers) for n in norms for dtype in dtypes for layers in nets.LAYERS]
+    return [job(case, layers) for case in cases for layers in nets.LAYERS]
 
 
-def describe_target(target: Target, explicit: bool) -> str:
+def describe_target(target: Target) -> str:
     """Returns the chips in words."""
     count = target.mesh.size
     chips = target.chip if count == 1 else f"{count} {target.chip}, the batch divided"
-    return f"{chips}, explicit axes" if explicit else chips
+    return f"{chips}, explicit axes" if target.is_explicit else chips
 
 
 def explain(target: Target) -> str:
@@ -167,13 +175,13 @@ def make_means(pairs: Sequence[Pair]) -> list[str]:
     for kind in dict.fromkeys(pair.labels[-1] for pair in pairs):
         group = [pair for pair in pairs if pair.labels[-1] == kind]
         worst = min(group, key=lambda pair: pair.gain)
-        temp = [p.ours.temp_bytes / p.theirs.temp_bytes for p in group if p.theirs.temp_bytes]
+        temp = [max(MB, p.ours.temp_bytes) / max(MB, p.theirs.temp_bytes) for p in group]
         lines.append(
             f"{kind}: flax.linen / jaxnorm {ratio(geometric_mean(p.gain for p in group))} in the "
             f"mean of {len(group)}, {sum(p.gain < 0.95 for p in group)} below 0.95, the lowest "
             f"{ratio(worst.gain)}: {' '.join(worst.labels)}; compiling, jaxnorm / flax.linen, "
             f"{ratio(geometric_mean(p.ours.seconds / p.theirs.seconds for p in group))} in the "
-            f"mean; temporary memory at most {ratio(max(temp, default=None))}."
+            f"mean; temporary memory {ratio(geometric_mean(temp))}, at most {ratio(max(temp))}."
         )
     return lines
 
@@ -181,8 +189,7 @@ def make_means(pairs: Sequence[Pair]) -> list[str]:
 def make_grid(pairs: Sequence[Pair], labels: tuple[str, ...], target: Target) -> Grid:
     """Returns the table: a row for each program."""
     what, unit = ("estimated cycles", "Mcycles") if target.chip in TPUS else ("bytes", "MB")
-    alone = pairs[0].copy is not None
-    unit = "/ copy" if alone else unit
+    models = pairs[0].copy is None
     divided = target.mesh.size > 1
     rows = []
     for pair in pairs:
@@ -192,15 +199,15 @@ def make_grid(pairs: Sequence[Pair], labels: tuple[str, ...], target: Target) ->
         else:
             costs = [number(each.cost / 1e6, 4) for each in both]
         row = [*pair.labels, *costs, ratio(pair.gain), *(megabytes(e.temp_bytes) for e in both)]
-        row += [] if alone else [number(each.seconds) for each in both]
+        row += [number(each.seconds) for each in both if models]
         rows.append((*row, *(str(each.collectives) for each in both if divided)))
-    columns = ["temp MB", *([] if alone else ["compile s"]), *(["collectives"] if divided else [])]
+    columns = ["temp MB", *["compile s"] * models, *["collectives"] * divided]
+    title = f"{describe_target(target)}: {what} "
     return Grid(
-        f"{describe_target(target, False)}: {what}"
-        + (" as multiples of a copy's" if alone else " of a training step"),
+        title + ("of a training step" if models else "as multiples of a copy's"),
         (
             *labels,
-            *(f"{name} {unit}" for name in PACKAGES),
+            *(f"{name} {unit if models else '/ copy'}" for name in PACKAGES),
             "flax.linen / jaxnorm",
             *(f"{name}: {column}" for column in columns for name in PACKAGES),
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import os
 import time
@@ -75,6 +76,11 @@ class Target(NamedTuple):
     chip: str
     mesh: Mesh
 
+    @property
+    def is_explicit(self) -> bool:
+        """Whether the types of arrays say how they are divided."""
+        return AxisType.Explicit in self.mesh.axis_types
+
     def array(self, shape: tuple[int, ...], dtype: Any, divided: bool = False) -> Any:
         """Describes an argument: an array whose first axis is divided over the chips, or not."""
         spec = PartitionSpec(*self.mesh.axis_names) if divided else PartitionSpec()
@@ -83,8 +89,8 @@ class Target(NamedTuple):
     def compile(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Compiled:
         """Traces and compiles a function of described arguments, nothing remembered of others."""
         jax.clear_caches()
-        explicit = AxisType.Explicit in self.mesh.axis_types
-        with foreign_code(), jax.set_mesh(self.mesh) if explicit else contextlib.nullcontext():
+        around = jax.set_mesh(self.mesh) if self.is_explicit else contextlib.nullcontext()
+        with foreign_code(), around:
             start = time.perf_counter()
             compiled = jax.jit(function).lower(*arguments, **keywords).compile()
             seconds = time.perf_counter() - start
@@ -113,6 +119,14 @@ def make_target(chip: str, devices: int, explicit: bool) -> Target:
     return Target(chip, Mesh(np.array(found[:devices]), ("data",), axis_types=(kind,)))
 
 
+def describe_compiler(chip: str) -> str:
+    """Returns the package that compiles for a chip, and its version."""
+    for name in ("libtpu",) if chip in TPUS else ("jax-cuda12-plugin", "jax-cuda13-plugin"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return f"{name} {importlib.metadata.version(name)}"
+    return "compiler unknown"
+
+
 def _find_tpus(chip: str, devices: int) -> list[Any]:
     require("libtpu", extra="tpu")
     few, many, machine = TPUS[chip]
@@ -132,9 +146,9 @@ def _find_tpus(chip: str, devices: int) -> list[Any]:
 
 
 def _find_gpus(chip: str, devices: int) -> list[Any]:
-    plugins = importlib.util.find_spec("jax_plugins")
-    if plugins is None or importlib.util.find_spec("jax_plugins.xla_cuda12") is None:
-        require("jax_plugins.xla_cuda12", extra="gpu")
+    if importlib.util.find_spec("jax_cuda13_plugin") is None:
+        require("jax_cuda12_plugin", extra="gpu")
+    # There need not be a GPU whose driver could be checked.
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     return topologies.get_topology_desc(
         topology_name=chip, platform="cuda", target_config=H100, topology=f"1x1x{devices}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -13,9 +13,11 @@ import jax.numpy as jnp
 
 from jaxnorm.cli.bench_compiled_chips import Target
 from jaxnorm.cli.bench_nets import CLASSES, make_norm, make_update
+from jaxnorm.cli.errors import UserError
+from jaxnorm.cli.peers import Case
 
-TOKENS, HEADS = (32, 256, 768), 12
-IMAGES, NARROW = (32, 28, 28, 256), 64
+SHAPES = ((32, 256, 768), (32, 28, 28, 256))
+HEADS, NARROW = 12, 64
 # How the layers are written, and how many there are.
 LAYERS = {"written out": 2, "scan": 6}
 
@@ -71,29 +73,48 @@ class Net(nn.Module):
         return nn.Dense(CLASSES, dtype=self.dtype)(x)
 
 
-def name_of(norm: str) -> str:
-    """Returns the name of the model that has the normalization."""
-    return f"{'transformer' if norm in ('layer', 'rms') else 'bottleneck'}, {norm} norm"
+def name_of(case: Case) -> str:
+    """Returns the name of the model that has the normalization, of an input."""
+    return f"{'transformer' if len(case.shape) == 3 else 'bottleneck'}, {case.norm} norm"
 
 
-def make_step(
-    norm: str, dtype: str, layers: str, package: ModuleType, target: Target
-) -> tuple[Any, ...]:
+def list_cases(
+    norms: Sequence[str], shapes: Sequence[tuple[int, ...]], dtypes: Sequence[str]
+) -> list[Case]:
+    """Returns every combination that there is a model of.
+
+    Raises:
+      UserError: there is none of a norm, or of a shape.
+    """
+    cases = []
+    for norm in norms:
+        sizes = 3 if norm in ("layer", "rms") else 4
+        found = [shape for shape in shapes if len(shape) == sizes]
+        if not found or any(shape[-1] % (HEADS if sizes == 3 else NARROW) for shape in found):
+            raise UserError(
+                f"the model of {norm} norm needs a shape of {sizes} sizes, the last a multiple of "
+                f"{HEADS if sizes == 3 else NARROW}; see --shapes"
+            )
+        cases += [Case(norm, shape, dtype) for shape in found for dtype in dtypes]
+    return cases
+
+
+def make_step(case: Case, layers: str, package: ModuleType, target: Target) -> tuple[Any, ...]:
     """Returns a training step, of plain gradient descent, and descriptions of its arguments.
 
     Args:
-      norm: the normalization.
-      dtype: of the computation; the parameters are float32.
+      case: the normalization, the shape of the input, and the dtype of the computation; the
+        parameters are float32.
       layers: how they are written, of `LAYERS`.
       package: `jaxnorm.linen` or `flax.linen`.
       target: what it will be compiled for.
     """
-    block = TransformerBlock if norm in ("layer", "rms") else BottleneckBlock
-    shape = TOKENS if norm in ("layer", "rms") else IMAGES
+    norm, shape, dtype = case
+    block = TransformerBlock if len(shape) == 3 else BottleneckBlock
     calls = LAYERS[layers]
     if layers == "scan":
-        axes = {"params": 0, "batch_stats": 0}
-        block = nn.scan(block, axes, split_rngs={"params": True}, length=calls)
+        stacked = {"params": 0, "batch_stats": 0}
+        block = nn.scan(block, {**stacked}, split_rngs={"params": True}, length=calls)
         calls = 1
     make = partial(block, make_norm(norm, dtype, package), jnp.dtype(dtype))
     model = Net(make, calls, jnp.dtype(dtype))
