@@ -15,6 +15,7 @@ from jaxnorm.cli.bench_compiled_chips import Target
 from jaxnorm.cli.bench_nets import CLASSES, make_norm, make_update
 from jaxnorm.cli.errors import UserError
 from jaxnorm.cli.peers import Case
+from jaxnorm.cli.peers_jax import foreign_code
 
 SHAPES = ((32, 256, 768), (32, 28, 28, 256))
 HEADS, NARROW = 12, 64
@@ -118,7 +119,8 @@ def make_step(case: Case, layers: str, package: ModuleType, target: Target) -> t
         calls = 1
     make = partial(block, make_norm(norm, dtype, package), jnp.dtype(dtype))
     model = Net(make, calls, jnp.dtype(dtype))
-    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(shape, dtype)))
+    with foreign_code():
+        variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(shape, dtype)))
     variables = jax.tree.map(lambda leaf: target.array(leaf.shape, leaf.dtype), variables)
     parameters = variables.pop("params")
     x = target.array(shape, dtype, divided=True)
