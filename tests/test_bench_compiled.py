@@ -156,6 +156,11 @@ ENTRY %main (x: f32[6,100], i: s32[], y: f32[100]) -> f32[100] {
     [
         # A row of x, the index, y; the result.
         ("%f = f32[100]{0} fusion(%x, %i, %y), kind=kLoop, calls=%sliced", 400 + 4 + 400 + 400),
+        (
+            "%f = ((f32[6,100]{1,0}, s32[], f32[100]{0}), f32[100]{0}, u32[]) "
+            "fusion-start(%x, %i, %y), kind=kLoop, calls=%sliced",
+            400 + 4 + 400 + 400,
+        ),
         # In place: y and the index; a row and the half.
         (
             "%f = (f32[6,100]{1,0}, bf16[100]{0}) fusion(%x, %y, %i), kind=kLoop, calls=%kept",

@@ -161,12 +161,11 @@ class Program:
         if _FREE.fullmatch(line.opcode):
             return 0
         operands = dict.fromkeys(line.operands)
-        if line.opcode.endswith("-start"):
-            return 2 * sum(around[name].size for name in operands)
-        if line.opcode == "fusion":
-            (called,) = line.called("calls")
-            kernel = self.computations[called]
+        if called := line.called("calls"):
+            kernel = self.computations[called[0]]
             names = [each.name for each in kernel.values() if each.opcode == "parameter"]
+        elif line.opcode.endswith("-start"):
+            return 2 * sum(around[name].size for name in operands)
         else:
             inputs = {n: Instruction(n, around[n].shape, "parameter", "") for n in operands}
             kernel = Computation(inputs | {line.name: line})
