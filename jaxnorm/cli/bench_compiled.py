@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -144,9 +145,14 @@ def list_models(cases: Sequence[Case], target: Target) -> list[Job[Pair]]:
         count = f"{nets.LAYERS[layers]}, {layers}"
         labels = (nets.name_of(case), case.shape_text, case.dtype, count)
 
+        def compile_step(library: str) -> Compiled:
+            if not sys.stderr.isatty():
+                # A compiler that dies takes the process with it; the last line tells where.
+                print(f"compiling {' '.join(labels)} of {library}", file=sys.stderr, flush=True)
+            return target.compile(*nets.make_step(case, layers, PACKAGES[library], target))
+
         def run_job(_: Callable[[], None]) -> Pair:
-            steps = (nets.make_step(case, layers, p, target) for p in PACKAGES.values())
-            return Pair(labels, *(target.compile(*step) for step in steps))
+            return Pair(labels, *map(compile_step, PACKAGES))
 
         return Job(" ".join(labels), run_job)
 
