@@ -104,8 +104,8 @@ def test_a_run_interrupted_at_once_writes_nothing(tmp_path, capsys, monkeypatch)
     [
         (
             "--norms layer,power",
-            "argument --norms: unknown 'power', expected layer, rms, batch, group, instance "
-            "(see python -m jaxnorm bench --help)",
+            "argument --norms: unknown 'power', expected layer, rms, batch, batch-first, group, "
+            "instance (see python -m jaxnorm bench --help)",
         ),
         (
             "--shapes 8x0",
@@ -131,6 +131,14 @@ def test_a_run_interrupted_at_once_writes_nothing(tmp_path, capsys, monkeypatch)
             "--pages new",
             "argument --pages: unknown 'new', expected stock, reused "
             "(see python -m jaxnorm bench --help)",
+        ),
+        (
+            "--models --norms batch-first",
+            "--norms: batch-first is a matter of data; with --models it is batch",
+        ),
+        (
+            "--compile-for v5e --norms layer,batch-first",
+            "--norms: batch-first is a matter of data; with --compile-for it is batch",
         ),
         ("--models --sizes small", "--sizes has no effect with --models; leave it out"),
         ("--growth --shapes 8x8", "--shapes has no effect with --growth; leave it out"),

@@ -1,14 +1,16 @@
 """The libraries that the benchmark compares, and what it measures of each."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxnorm.cli import bench_norms, bench_timing, peers
+from jaxnorm.cli.bench_cases import NORMS, make_data
 from jaxnorm.cli.bench_measure import measure
 from jaxnorm.cli.errors import UserError
 from jaxnorm.cli.peers import Case, Data, Unavailable
-from jaxnorm.cli.peers_jax import JaxPeer, import_peer, load_jaxnorm
+from jaxnorm.cli.peers_jax import JaxPeer, import_peer, load_flax, load_jaxnorm
 from tests import reference
 from tests.bench import LAYER
 
@@ -102,6 +104,63 @@ def test_every_library_computes_the_same_thing(name):
         for ours, theirs in zip(found, expected, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=2e-4, rtol=2e-4, err_msg=norm)
         assert library.kept_bytes(case, data) >= case.input_bytes
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_channels_have_means_of_their_own_also_when_results_are_fed_back(norm, dtype):
+    case = Case(norm, (4, 4, 4, 64), dtype)
+    data = make_data(case)
+    x = data.x.astype(np.float64).reshape(-1, 64)
+    means = x.mean(0)
+    assert means.std() == pytest.approx(1, abs=0.3)
+    assert (x - means).std() == pytest.approx(1, abs=0.05)
+    if norm == "rms":
+        return
+    gamma, beta = data.parameters
+    # The result of batch norm: what a short program is given next.
+    y = beta + gamma * (x - means) / x.std(0)
+    np.testing.assert_allclose(y.mean(0), means, atol=1e-5)
+    if case.kind != "batch":
+        assert data.running == ()
+        return
+    near, var = data.running
+    assert near.dtype == var.dtype == np.float32
+    if norm == "batch-first":
+        assert (near == 0).all() and (var == 1).all()
+        return
+    away = np.abs(near - means) / x.std(0)
+    assert 0.05 < away.max() <= 0.1001
+    np.testing.assert_allclose(var, x.var(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("package", ["jaxnorm", "flax.linen"])
+def test_batch_norm_starts_from_the_running_statistics_that_it_is_given(package):
+    library = {"jaxnorm": load_jaxnorm, "flax.linen": load_flax}[package]()
+    changes = {}
+    for norm in ("batch", "batch-first"):
+        case = Case(norm, (4, 4, 4, 64), "float32")
+        data = make_data(case)
+        (program,) = library.programs(case, data, backward=False)
+        y, running = program.wait(program.call())
+        assert y.shape == case.shape
+        running = {name: np.asarray(a) for name, a in running["batch_stats"].items()}
+        mean = data.x.mean((0, 1, 2))
+        expected = peers.MOMENTUM * data.running[0] + (1 - peers.MOMENTUM) * mean
+        np.testing.assert_allclose(running["mean"], expected, atol=1e-5)
+        changes[norm] = np.abs(running["mean"] - mean).max()
+    assert changes["batch"] < 0.2 < 1 < changes["batch-first"]
+
+
+def test_the_cotangent_depends_on_the_result_as_in_a_model():
+    function = load_jaxnorm().function(LAYER, backward=True)
+    shape, channel = jnp.zeros(LAYER.shape), jnp.zeros(LAYER.shape[-1:])
+    jaxpr = jax.make_jaxpr(function)(shape, shape, channel, channel).jaxpr
+    (barrier,) = (e for e in jaxpr.eqns if e.primitive.name == "optimization_barrier")
+    # The result is what passed the barrier, and the pullback is given what passed it.
+    assert jaxpr.outvars[0] is barrier.outvars[0]
+    assert barrier.invars[1] is jaxpr.invars[0]
+    assert any(barrier.outvars[1] in e.invars for e in jaxpr.eqns)
 
 
 def make_peer(function, name="jaxnorm", norms=peers.NORMS):

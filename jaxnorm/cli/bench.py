@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from jaxnorm.cli import arguments, bench_timing, peers
-from jaxnorm.cli.bench_cases import CHIPS, MOST_DEVICES, SIZES, parse_shape
+from jaxnorm.cli.bench_cases import CHIPS, MOST_DEVICES, NORMS, SIZES, parse_shape
 from jaxnorm.cli.errors import UserError, require
 
 DESCRIPTION = """\
@@ -66,9 +66,10 @@ def add_parser(subparsers) -> None:
     # was not.
     parser.add_argument(
         "--norms",
-        type=arguments.comma_list(arguments.one_of(*peers.NORMS)),
+        type=arguments.comma_list(arguments.one_of(*NORMS)),
         metavar="A,B",
-        help=f"of {', '.join(peers.NORMS)} (default: all; with --models and --growth, batch,layer)",
+        help=f"of {', '.join(NORMS)}; batch norm in steady state and in its first step (default: "
+        "all; with --models and --growth, batch,layer)",
     )
     parser.add_argument(
         "--sizes",
@@ -170,5 +171,8 @@ def check(args: argparse.Namespace) -> None:
     for name, where in unused.items():
         if getattr(args, name) not in (None, False):
             raise UserError(f"--{name} has no effect {where}; leave it out")
+    if "batch-first" in (args.norms or ()) and (args.models or args.compile_for):
+        where = "--compile-for" if args.compile_for else "--models"
+        raise UserError(f"--norms: batch-first is a matter of data; with {where} it is batch")
     if args.devices and args.devices > MOST_DEVICES:
         raise UserError(f"--devices: expected at most {MOST_DEVICES}, got {args.devices}")

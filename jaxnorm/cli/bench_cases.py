@@ -6,8 +6,10 @@ import argparse
 from collections.abc import Sequence
 
 from jaxnorm.cli.errors import UserError
-from jaxnorm.cli.peers import Case
+from jaxnorm.cli.peers import Case, Data
 
+# Batch norm in steady state, and in its first step: running mean 0 and variance 1.
+NORMS = ("layer", "rms", "batch", "batch-first", "group", "instance")
 # Tokens (rows, features) and images (N, H, W, C), in float32: 8 kB; 1.5 to 3 MB; more than
 # 16 MB, so that the halves of bfloat16 are still large; and what fills a GPU or TPU.
 TOKENS = {
@@ -26,7 +28,7 @@ SIZES = tuple(TOKENS)
 LARGE_BYTES = 8e6  # inputs of this size and more count for the means
 # What --compile-for compiles for, and how many of them.
 CHIPS, MOST_DEVICES = ("v5e", "v5p", "v6e", "h100"), 8
-FEWEST_AXES = {"layer": 2, "rms": 2, "batch": 2, "group": 2, "instance": 3}
+FEWEST_AXES = {"layer": 2, "rms": 2, "batch": 2, "batch-first": 2, "group": 2, "instance": 3}
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -69,3 +71,11 @@ def list_cases(
                     f"first and channels last, got {cases[-1].shape_text}; see --norms"
                 )
     return cases
+
+
+def make_data(case: Case) -> Data:
+    """Returns the arrays of a case, with means as the channels of a trained network have them.
+
+    Standard normal numbers would flatter whoever takes sums of squares and mends the rest.
+    """
+    return Data(case, spread=1, steady=case.norm == "batch")

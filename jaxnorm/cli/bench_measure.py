@@ -83,7 +83,7 @@ def measure(
     copy = copy_program(case, data, backward)
     programs, kept, failures = {}, {}, []
     for peer in peers:
-        if case.norm not in peer.norms:
+        if case.kind not in peer.norms:
             continue
         try:
             program = fastest(peer.programs(case, data, backward))

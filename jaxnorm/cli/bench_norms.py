@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from jaxnorm.cli import bench_machine, bench_tables, outputs, peers
-from jaxnorm.cli.bench_cases import LARGE_BYTES, list_cases
+from jaxnorm.cli.bench_cases import LARGE_BYTES, NORMS, list_cases, make_data
 from jaxnorm.cli.bench_jobs import Job, Report, run_jobs
 from jaxnorm.cli.bench_machine import Machine
 from jaxnorm.cli.bench_measure import Cell, measure
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     if args.quick:
         sizes = ("small", "large")
     cases = list_cases(
-        args.norms or peers.NORMS,
+        args.norms or NORMS,
         args.sizes or sizes,
         args.shapes,
         args.dtypes or ("float32", "bfloat16"),
@@ -67,7 +67,7 @@ def list_jobs(cases: Sequence[Case], libraries: Sequence[Peer], rounds: int) -> 
         def run_job(report: Report) -> Cell:
             if case not in held:
                 held.clear()  # first, as the arrays of two cases need not fit into memory
-                held[case] = Data(case)
+                held[case] = make_data(case)
             return measure(case, held[case], backward, libraries, rounds, report)
 
         direction = "forward+backward" if backward else "forward"

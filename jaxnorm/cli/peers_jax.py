@@ -20,7 +20,7 @@ from jaxnorm.cli.peers import EPSILON, MOMENTUM, NORMS, Case, Data, Program, Una
 
 # Programs on CPU with fewer bytes of arguments are queued.
 QUEUED_BYTES = 1 << 20
-# (x, *parameters, running=(mean, var) of batch norm, mask=None) -> result, running statistics.
+# (x, *parameters), of batch norm with running=(mean, var) too -> result, running statistics.
 Normalization = Callable[..., tuple[jax.Array, Any]]
 
 
@@ -47,7 +47,8 @@ class JaxPeer:
     def programs(self, case: Case, data: Data, backward: bool) -> list[Program]:
         """Compiles the case; see `Peer`."""
         arguments = self._arguments(case, data, backward)
-        return [compile_program(self.function(case, backward), *arguments)]
+        keywords = self._keywords(data)
+        return [compile_program(self.function(case, backward), *arguments, **keywords)]
 
     def function(self, case: Case, backward: bool) -> Callable[..., Any]:
         """Returns what is compiled: of (x, *parameters), or of (dy, x, *parameters) if `backward`.
@@ -70,7 +71,7 @@ class JaxPeer:
 
     def kept_bytes(self, case: Case, data: Data) -> int:
         """Counts the residuals of `jax.vjp`; see `Peer`."""
-        normalization = self.build(case)
+        normalization = functools.partial(self.build(case), **self._keywords(data))
         x, *parameters = self._arguments(case, data, False)
 
         def residuals(x, *parameters):
@@ -84,13 +85,17 @@ class JaxPeer:
     def evaluate(self, case: Case, data: Data) -> tuple[np.ndarray, ...]:
         """Returns y, dx and the parameters' cotangents; see `Peer`."""
         with foreign_code():
-            y, (dx, *dparameters), _ = self._jitted(case)(*self._arguments(case, data, True))
+            arguments = self._arguments(case, data, True)
+            y, (dx, *dparameters), _ = self._jitted(case)(*arguments, **self._keywords(data))
         if self._channels_first(case):
             y, dx = (jnp.moveaxis(a, 1, -1) for a in (y, dx))
         return tuple(np.asarray(a).astype(np.float64) for a in (y, dx, *dparameters))
 
     def _channels_first(self, case: Case) -> bool:
-        return self.channels_first and case.norm in ("batch", "group", "instance")
+        return self.channels_first and case.kind in ("batch", "group", "instance")
+
+    def _keywords(self, data: Data) -> dict[str, Any]:
+        return {"running": jax.device_put(data.running)} if data.running else {}
 
     def _arguments(self, case: Case, data: Data, backward: bool) -> tuple[jax.Array, ...]:
         x, dy = data.on_device(self._channels_first(case))
@@ -110,7 +115,7 @@ def foreign_code() -> Iterator[None]:
         yield
 
 
-def compile_program(function: Callable[..., Any], *arguments: Any) -> Program:
+def compile_program(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Program:
     """Traces and compiles a function, nothing of it remembered from before.
 
     Where its first result can be its first argument, calls of it can be made to depend on each
@@ -120,19 +125,19 @@ def compile_program(function: Callable[..., Any], *arguments: Any) -> Program:
     jax.clear_caches()
     with foreign_code():
         start = time.perf_counter()
-        lowered = jax.jit(function).lower(*arguments)
+        lowered = jax.jit(function).lower(*arguments, **keywords)
         compiled = lowered.compile()
         seconds = time.perf_counter() - start
     first, result = arguments[0], jax.tree.leaves(lowered.out_info)[0]
     repeats = isinstance(first, jax.Array) and first.shape == result.shape
     repeats = repeats and first.dtype == result.dtype
     on_cpu = jax.default_backend() == "cpu"
-    size = sum(a.nbytes for a in jax.tree.leaves(arguments))
+    size = sum(a.nbytes for a in jax.tree.leaves((arguments, keywords)))
 
     def call(last=None):
         if last is None or not repeats:
-            return compiled(*arguments)
-        return compiled(last[0], *arguments[1:])
+            return compiled(*arguments, **keywords)
+        return compiled(last[0], *arguments[1:], **keywords)
 
     memory = compiled.memory_analysis()
     return Program(
@@ -182,7 +187,7 @@ def _linen(package: ModuleType, names: tuple[str, str]) -> Callable[[Case], Norm
     def build(case: Case) -> Normalization:
         # Without a dtype, flax.linen's results are float32 whatever the input.
         options = {"epsilon": EPSILON, "dtype": jnp.dtype(case.dtype)}
-        match case.norm:
+        match case.kind:
             case "layer":
                 module = package.LayerNorm(**options)
             case "rms":
@@ -194,13 +199,11 @@ def _linen(package: ModuleType, names: tuple[str, str]) -> Callable[[Case], Norm
             case _:
                 module = package.InstanceNorm(**options)
 
-        def apply(x, *parameters, running=None, mask=None):
+        def apply(x, *parameters, running=(), mask=None):
             variables = {"params": dict(zip(names, parameters, strict=False))}
-            if case.norm != "batch":
+            if case.kind != "batch":
                 return module.apply(variables, x, mask=mask), ()
-            channels = case.shape[-1]
-            mean, var = running or (jnp.zeros(channels), jnp.ones(channels))
-            variables["batch_stats"] = {"mean": mean, "var": var}
+            variables["batch_stats"] = dict(zip(("mean", "var"), running, strict=True))
             return module.apply(variables, x, mask=mask, mutable=["batch_stats"])
 
         return apply
@@ -209,12 +212,15 @@ def _linen(package: ModuleType, names: tuple[str, str]) -> Callable[[Case], Norm
 
 
 def load_haiku() -> JaxPeer:
-    """Returns Haiku's modules; it has its parameters in the dtype of the input."""
+    """Returns Haiku's modules; it has its parameters in the dtype of the input.
+
+    No time of it depends on its running statistics, which are always those of the first step.
+    """
     hk = import_peer("haiku", "dm-haiku")
 
     def build(case: Case) -> Normalization:
         def normalize(x):
-            match case.norm:
+            match case.kind:
                 case "layer":
                     return hk.LayerNorm(-1, True, True, EPSILON, param_axis=-1)(x)
                 case "rms":
@@ -228,7 +234,7 @@ def load_haiku() -> JaxPeer:
 
         transformed = hk.without_apply_rng(hk.transform_with_state(normalize))
 
-        def apply(x, *parameters):
+        def apply(x, *parameters, running=()):
             shapes, state = jax.eval_shape(transformed.init, jax.random.key(0), x)
             state = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), state)
             ((module, leaves),) = shapes.items()
@@ -242,14 +248,17 @@ def load_haiku() -> JaxPeer:
 
 
 def load_equinox() -> JaxPeer:
-    """Returns Equinox's modules, which take one example; it has no module for instance norm."""
+    """Returns Equinox's modules, which take one example; it has no module for instance norm.
+
+    Its running statistics are always those of the first step, as Haiku's.
+    """
     eqx = import_peer("equinox", "equinox")
 
     def build(case: Case) -> Normalization:
         channels = case.shape[-1]
 
-        def apply(x, *parameters):
-            if case.norm == "batch":
+        def apply(x, *parameters, running=()):
+            if case.kind == "batch":
                 make = eqx.nn.make_with_state(eqx.nn.BatchNorm)
                 norm, state = make(channels, "batch", eps=EPSILON, momentum=MOMENTUM, mode="batch")
                 # Parameters in float32 would make the result float32.

@@ -43,7 +43,7 @@ class TorchPeer:
 
         with self.torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             # Held until counted, so that no storage takes the place of one that was freed.
-            y = self._normalization(case)(x, *parameters)
+            y = self._normalization(case, data)(x, *parameters)
         total = sum(kept.values())
         del y
         return total
@@ -51,7 +51,7 @@ class TorchPeer:
     def evaluate(self, case: Case, data: Data) -> tuple[np.ndarray, ...]:
         """Returns y, dx and the parameters' cotangents; see `Peer`."""
         x, parameters, dy = self._tensors(case, data, backward=True)
-        y = self._normalization(case)(x, *parameters)
+        y = self._normalization(case, data)(x, *parameters)
         dx, *dparameters = self.torch.autograd.grad(y, (x, *parameters), dy)
         if _is_spatial(case):
             y, dx = (a.movedim(1, -1) for a in (y, dx))
@@ -60,7 +60,7 @@ class TorchPeer:
     def _program(self, case: Case, data: Data, backward: bool, channels_last: bool) -> Program:
         torch = self.torch
         x, parameters, dy = self._tensors(case, data, backward, channels_last)
-        normalization = self._normalization(case)
+        normalization = self._normalization(case, data)
         if self.compiles:
             torch.compiler.reset()
             normalization = torch.compile(normalization, dynamic=False)
@@ -107,10 +107,10 @@ class TorchPeer:
         parameters = tuple(tensor(p, wide).requires_grad_(backward) for p in data.parameters)
         return x.requires_grad_(backward), parameters, dy
 
-    def _normalization(self, case: Case) -> Callable[..., Any]:
+    def _normalization(self, case: Case, data: Data) -> Callable[..., Any]:
         torch, functional = self.torch, self.torch.nn.functional
         features = case.shape[-1:]
-        match case.norm:
+        match case.kind:
             case "layer":
                 return lambda x, gamma, beta: functional.layer_norm(
                     x, features, gamma, beta, EPSILON
@@ -118,8 +118,7 @@ class TorchPeer:
             case "rms":
                 return lambda x, gamma: functional.rms_norm(x, features, gamma, EPSILON)
             case "batch":
-                mean, var = torch.zeros(features), torch.ones(features)
-                mean, var = mean.to(self.device), var.to(self.device)
+                mean, var = (torch.tensor(a, device=self.device) for a in data.running)
                 return lambda x, gamma, beta: functional.batch_norm(
                     x, mean, var, gamma, beta, True, 1 - MOMENTUM, EPSILON
                 )
@@ -134,7 +133,7 @@ class TorchPeer:
 
 
 def _is_spatial(case: Case) -> bool:
-    return case.norm in ("batch", "group", "instance") and len(case.shape) > 2
+    return case.kind in ("batch", "group", "instance") and len(case.shape) > 2
 
 
 def load_eager() -> TorchPeer:
