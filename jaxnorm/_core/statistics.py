@@ -79,7 +79,7 @@ def two_passes(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Arr
     del near
     shift, count = mean_of(x, mask, pool, plan)
     (x, mask), shift = plan.next_pass((x, mask), shift)
-    return about(shift, count, x, mask, pool, plan), count
+    return without_overflow(about(shift, count, x, mask, pool, plan)), count
 
 
 def sampled(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
@@ -89,7 +89,7 @@ def sampled(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]
     shift, _ = mean_of(_sample(x, pool, plan), None, pool, plan)
     count = local_count(x, mask, pool)
     (x, _), shift = plan.next_pass((x, None), shift)
-    return about(shift, count, x, None, pool, plan), count
+    return without_overflow(about(shift, count, x, None, pool, plan)), count
 
 
 def quick(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
@@ -155,10 +155,12 @@ def about(shift: jax.Array | None, count: jax.Array, x, mask, pool: Pool, plan: 
         # Saved, or the backward pass would send them again.
         first, second = save(first), save(second)
     divisor = jnp.maximum(count, 1)
-    offset = snap(first / (divisor * inverse).astype(first.dtype))
+    offset = first / (divisor * inverse).astype(first.dtype)
     # Where the squares overflow the variance is infinite, not inf - inf.
     square = jnp.minimum(abs2(offset), jnp.finfo(second.dtype).max)
     var = jnp.maximum(second / divisor - square, 0)
+    is_constant = var <= 64 * jnp.finfo(var.dtype).eps * square
+    offset = jnp.where(is_constant, snap(offset), offset)
     return Centered(jnp.zeros_like(offset) if shift is None else shift, offset, var)
 
 
@@ -244,14 +246,14 @@ def snap(offset: jax.Array) -> jax.Array:
 
     Of a constant input, x - shift is a constant of few bits, but its mean need not be: XLA
     multiplies by the reciprocal of the count, and long sums are rounded. Snapped to it, the
-    remainder is exactly 0. Elsewhere this moves the mean by at most 1e-6 of its remainder.
+    remainder is exactly 0.
     """
     if jnp.iscomplexobj(offset):
         return lax.complex(snap(offset.real), snap(offset.imag))
     value = lax.stop_gradient(offset)
     coarse = reduce_precision(value, 12)
     rest = value - coarse
-    slack = jnp.abs(coarse) * (8 * jnp.finfo(value.dtype).eps)
+    slack = jnp.abs(coarse) * (16 * jnp.finfo(value.dtype).eps)
     snapped = coarse + (jnp.maximum(rest - slack, 0) + jnp.minimum(rest + slack, 0))
     # The difference is exact: this is `snapped`, with the derivative of `offset`.
     return offset + (snapped - value)
