@@ -66,7 +66,13 @@ def normalized(x, mask, stats: Centered, options: Options) -> jax.Array:
 
 def result(x, gamma, beta, mask, stats: Centered, options: Options) -> jax.Array:
     """Returns y for given statistics."""
-    y = normalized(x, mask, stats, options)
-    round_to = x.dtype if options.cast_before_gamma else None
-    y = apply_affine(y, gamma, beta, options.gamma_offset, round_to)
+    if options.cast_before_gamma:
+        y = normalized(x, mask, stats, options)
+        y = apply_affine(y, gamma, beta, options.gamma_offset, x.dtype)
+    else:
+        centered = subtract(x, mask, options.pool, stats.shift, stats.offset)
+        inv = options.pool.spread(inverse_root(stats.var, options.epsilon), x.shape)
+        # Gamma first: where it varies as the statistics do, that is one product for each of them.
+        scale = inv.astype(centered.dtype) * full_gamma(gamma, options.gamma_offset, centered.dtype)
+        y = apply_affine(centered * scale, None, beta, 0.0)
     return keep(mask, y).astype(options.dtype)

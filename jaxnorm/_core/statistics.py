@@ -99,7 +99,7 @@ def quick(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
     the statistics alone, without axes of size 1, which XLA for TPU pads a hundredfold.
     """
     count = local_count(x, mask, pool, plan)
-    shape = pool.statistic_shape(x.shape)
+    size, shape = pool.size(x.shape), pool.statistic_shape(x.shape)
     if near is not None:
         near = reduce_precision(near.astype(compute_dtype(x.dtype)), 3)
         near = jnp.broadcast_to(jnp.where(jnp.isfinite(near), near, 0), shape)
@@ -109,7 +109,8 @@ def quick(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
 
     def sums_about(shift: jax.Array | None) -> Centered:
         (again, kept), shift = plan.next_pass((x, mask), shift)
-        return flat(about(shift, count, again, kept, pool, plan))
+        # Dividing before adding keeps the sum of huge values finite.
+        return flat(about(shift, count, again, kept, pool, plan, scale=1 / size))
 
     def is_trusted(stats: Centered) -> jax.Array:
         shift, offset, var = stats
@@ -138,16 +139,13 @@ def quick(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
     return Centered(*(s.reshape(shape) for s in stats)), count
 
 
-def about(shift: jax.Array | None, count: jax.Array, x, mask, pool: Pool, plan: Plan) -> Centered:
-    """Returns the statistics from sums of x - shift (None: 0) and of its square."""
-    # Dividing before adding keeps the sum of huge values finite. Plain sums are a library's on CPU.
-    inverse = jnp.asarray(1 if shift is None else 1 / pool.size(x.shape), real_dtype(x.dtype))
+def about(shift, count, x, mask, pool: Pool, plan: Plan, scale: float = 1.0) -> Centered:
+    """Returns the statistics from sums of x - shift (None: 0), times `scale`, and of its square."""
 
     def rest(x, mask, shift):
         return keep(mask, subtract(x, mask, pool, shift))
 
-    first = rest(x, mask, shift)
-    first = pool.sum(first if shift is None else first * inverse.astype(first.dtype), plan)
+    first = pool.sum(rest(x, mask, shift) * scale, plan)
     (x, mask), again = plan.next_pass((x, mask), shift)
     second = pool.sum(abs2(rest(x, mask, again)), plan)
     if pool.names:
@@ -155,7 +153,7 @@ def about(shift: jax.Array | None, count: jax.Array, x, mask, pool: Pool, plan: 
         # Saved, or the backward pass would send them again.
         first, second = save(first), save(second)
     divisor = jnp.maximum(count, 1)
-    offset = first / (divisor * inverse).astype(first.dtype)
+    offset = first / (divisor * scale).astype(first.dtype)
     # Where the squares overflow the variance is infinite, not inf - inf.
     square = jnp.minimum(abs2(offset), jnp.finfo(second.dtype).max)
     var = jnp.maximum(second / divisor - square, 0)
