@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm._core.pool import Pool, keep, subtract
+from jaxnorm._core.pool import Pool, keep, subtract, unit_axes
 from jaxnorm._core.statistics import Centered
 
 
@@ -28,12 +28,13 @@ class Options(NamedTuple):
 
 def inverse_root(var: jax.Array, epsilon: float) -> jax.Array:
     """Returns 1 / sqrt(var + epsilon), and 0 with gradient 0 where that is infinite."""
-    radicand = jnp.squeeze(var) + epsilon  # XLA for TPU pads axes of size 1 a hundredfold
+    ones = unit_axes(var.shape)
+    radicand = jnp.squeeze(var, ones) + epsilon
     if epsilon > 0:
-        return lax.rsqrt(radicand).reshape(var.shape)
+        return jnp.expand_dims(lax.rsqrt(radicand), ones)
     positive = radicand > 0
     inv = jnp.where(positive, lax.rsqrt(jnp.where(positive, radicand, 1)), 0)
-    return inv.reshape(var.shape)
+    return jnp.expand_dims(inv, ones)
 
 
 def full_gamma(gamma, gamma_offset: float, dtype) -> jax.Array:

@@ -102,6 +102,11 @@ def split_axis(x: Any, axis: int, parts: int) -> Any:
     return x.reshape(*x.shape[:axis], *pair, *x.shape[axis + 1 :])
 
 
+def unit_axes(shape: Sequence[int]) -> tuple[int, ...]:
+    """Returns the axes of size 1. XLA for TPU pads them a hundredfold where they are the last."""
+    return tuple(a for a, size in enumerate(shape) if size == 1)
+
+
 def reduced_shape(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
     """Returns `shape` with size 1 along `axes`."""
     return tuple(1 if a in axes else s for a, s in enumerate(shape))

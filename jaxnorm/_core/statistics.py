@@ -31,6 +31,7 @@ from jaxnorm._core.pool import (
     reduce_precision,
     split_axis,
     subtract,
+    unit_axes,
     widen,
 )
 
@@ -105,7 +106,7 @@ def quick(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
         near = jnp.broadcast_to(jnp.where(jnp.isfinite(near), near, 0), shape)
 
     def flat(stats: Centered) -> Centered:
-        return Centered(*(jnp.squeeze(s) for s in stats))
+        return Centered(*(jnp.squeeze(s, unit_axes(shape)) for s in stats))
 
     def sums_about(shift: jax.Array | None) -> Centered:
         (again, kept), shift = plan.next_pass((x, mask), shift)
