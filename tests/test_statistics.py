@@ -45,6 +45,7 @@ def draw(name, rng):
         "outlier, mean": outlier - 1e4,
         "ramp": ramp,
         "ramp, mean": ramp + 1e6,
+        "constants": 0 * noise + np.array([3, -1.5, 0.25]),
         # Of the means the squares are beyond float32.
         "large": 1e17 * one_far,
     }
@@ -242,6 +243,9 @@ def test_pools_without_elements_and_of_one(name):
         # Of x nothing is left in x - near: the next sums are about 0.
         ("means of 1e4 deviations", 1e20, 3),
         ("means of 1e6 deviations", 0.1, 1),
+        # Nothing is left of a constant, and no further sums can do better.
+        ("constants", None, 2),
+        ("constants", 0.0, 1),
     ],
 )
 def test_no_pass_is_taken_without_need(kind, distance, quick, rng):
