@@ -108,6 +108,8 @@ def _statistics(x, mask, near, options: Options, plan: Plan) -> tuple[Centered, 
 
 def forward(x, gamma, beta, mask, near, *, options: Options, plan: Plan):
     """Returns y and the statistics: shift, offset and var."""
+    if options.pool.is_of_rows(x.shape):
+        plan = plan.of_rows()
     stats, _ = _statistics(x, mask, near, options, plan)
     (x, mask), again = plan.next_pass((x, mask), stats)
     return (result(x, gamma, beta, mask, again, options), *stats)
@@ -163,6 +165,7 @@ def _forward_jvp(operands, tangents, *, options):
     x, gamma, _, mask, _ = operands
     dx, dgamma, dbeta, _, _ = tangents
     y, *stats = _forward(*operands, options=options)
+    stats = [save(s) for s in stats]  # or `jax.checkpoint` would find them again
     dy, doffset, dvar = _tangent(x, gamma, mask, *stats, dx, dgamma, dbeta, options=options)
     return (y, *stats), (dy, None, doffset, dvar)
 

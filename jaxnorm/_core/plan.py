@@ -15,7 +15,7 @@ class Plan(NamedTuple):
       apart: what looks new to the compiler in each pass over the input. "arrays": all of it. XLA on
         CPU computes a value that two loops use only once, in memory: of bfloat16 input, all of it
         in float32; behind an optimization barrier each loop converts its own copy as it reads.
-        "statistics": those alone. XLA on GPU and TPU would keep x - mean for several kernels.
+        "statistics": those alone. XLA on GPU would keep x - mean for several kernels.
       staged: add up in short sums, for backends that do not add up in trees; see
         `jaxnorm._core.pool.sum_axes`.
       one_device: no array lies on several devices, so that a slice moves no data.
@@ -25,6 +25,13 @@ class Plan(NamedTuple):
     apart: Literal["arrays", "statistics"] | None = None
     staged: bool = True
     one_device: bool = False
+
+    def of_rows(self) -> Plan:
+        """Returns the plan for statistics of rows and their use.
+
+        XLA on GPU makes one kernel of both, which reads a row once, if nothing stands in between.
+        """
+        return self._replace(way="two_passes", apart=None) if self.way == "sampled" else self
 
     def next_pass(self, arrays: tuple[Any, ...], statistics: Any = ()) -> tuple[Any, ...]:
         """Returns the arrays and the statistics (None stays None) for the next pass over them."""
@@ -43,7 +50,7 @@ def plan_for(platform: str | None, one_device: bool) -> Plan:
     """Returns the plan for programs of a platform, on one device or on several."""
     match platform:
         case "tpu":
-            return Plan("quick", None, staged=False, one_device=one_device)
+            return Plan("quick", staged=False, one_device=one_device)
         case "gpu":
             return Plan("sampled", "statistics", staged=False, one_device=one_device)
         case "cpu":

@@ -76,6 +76,11 @@ class Pool(NamedTuple):
         wide = jnp.broadcast_to(wide, (*before, parts, size, *after))
         return wide.reshape(*before, parts * size, *after)
 
+    def is_of_rows(self, shape: tuple[int, ...]) -> bool:
+        """Whether the elements of a pool lie next to each other."""
+        pooled = [a for a in self.axes if shape[a] != 1]
+        return self.groups is None and pooled == [len(shape) - 1]
+
     def is_by_rows(self, gamma: Any) -> bool:
         """Whether gamma takes several values within a pool, so that sums of it mix them."""
         varies = jnp.ndim(gamma) and any(gamma.shape[a] != 1 for a in self.axes)
@@ -120,6 +125,24 @@ def reduce_precision(x: jax.Array, dropped_bits: int) -> jax.Array:
         )
     info = jnp.finfo(x.dtype)
     return lax.reduce_precision(x, info.nexp, info.nmant - dropped_bits)
+
+
+def snap(offset: jax.Array) -> jax.Array:
+    """Returns `offset` rounded to a few bits where that changes it by rounding errors only.
+
+    Of a constant input, x - shift is a constant of few bits, but its mean need not be: XLA
+    multiplies by the reciprocal of the count, and long sums are rounded. Snapped to it, the
+    remainder is exactly 0.
+    """
+    if jnp.iscomplexobj(offset):
+        return lax.complex(snap(offset.real), snap(offset.imag))
+    value = lax.stop_gradient(offset)
+    coarse = reduce_precision(value, 12)
+    rest = value - coarse
+    slack = jnp.abs(coarse) * (16 * jnp.finfo(value.dtype).eps)
+    snapped = coarse + (jnp.maximum(rest - slack, 0) + jnp.minimum(rest + slack, 0))
+    # The difference is exact: this is `snapped`, with the derivative of `offset`.
+    return offset + (snapped - value)
 
 
 def sum_axes(x: jax.Array, axes: Sequence[int], plan: Plan = PORTABLE) -> jax.Array:

@@ -29,6 +29,7 @@ from jaxnorm._core.pool import (
     keep,
     real_dtype,
     reduce_precision,
+    snap,
     split_axis,
     subtract,
     unit_axes,
@@ -100,7 +101,7 @@ def quick(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
     the statistics alone, without axes of size 1, which XLA for TPU pads a hundredfold.
     """
     count = local_count(x, mask, pool, plan)
-    size, shape = pool.size(x.shape), pool.statistic_shape(x.shape)
+    shape = pool.statistic_shape(x.shape)
     if near is not None:
         near = reduce_precision(near.astype(compute_dtype(x.dtype)), 3)
         near = jnp.broadcast_to(jnp.where(jnp.isfinite(near), near, 0), shape)
@@ -110,8 +111,7 @@ def quick(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
 
     def sums_about(shift: jax.Array | None) -> Centered:
         (again, kept), shift = plan.next_pass((x, mask), shift)
-        # Dividing before adding keeps the sum of huge values finite.
-        return flat(about(shift, count, again, kept, pool, plan, scale=1 / size))
+        return flat(about(shift, count, again, kept, pool, plan))
 
     def is_trusted(stats: Centered) -> jax.Array:
         shift, offset, var = stats
@@ -135,26 +135,31 @@ def quick(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
         )
         return without_overflow(stats)
 
-    stats = flat(about(near, count, x, mask, pool, plan))
+    # Plain sums are a library's on CPU.
+    stats = flat(about(near, count, x, mask, pool, plan, plain=True))
     stats = lax.cond(is_trusted(stats), lambda stats: stats, again, stats)
     return Centered(*(s.reshape(shape) for s in stats)), count
 
 
-def about(shift, count, x, mask, pool: Pool, plan: Plan, scale: float = 1.0) -> Centered:
-    """Returns the statistics from sums of x - shift (None: 0), times `scale`, and of its square."""
+def about(shift, count, x, mask, pool: Pool, plan: Plan, *, plain: bool = False) -> Centered:
+    """Returns the statistics from sums of x - shift (None: 0) and of its square.
+
+    Dividing before adding keeps sums of huge values finite, if they are not to be `plain`.
+    """
+    scale = 1.0 if plain else 1 / pool.size(x.shape)
 
     def rest(x, mask, shift):
         return keep(mask, subtract(x, mask, pool, shift))
 
     first = pool.sum(rest(x, mask, shift) * scale, plan)
     (x, mask), again = plan.next_pass((x, mask), shift)
-    second = pool.sum(abs2(rest(x, mask, again)), plan)
+    second = pool.sum(abs2(rest(x, mask, again)) * scale, plan)
     if pool.names:
         first, second = collectives.psum(_apart(first, second), pool.names, pool.index_groups)
         # Saved, or the backward pass would send them again.
         first, second = save(first), save(second)
-    divisor = jnp.maximum(count, 1)
-    offset = first / (divisor * scale).astype(first.dtype)
+    divisor = jnp.maximum(count, 1) * scale
+    offset = first / divisor.astype(first.dtype)
     # Where the squares overflow the variance is infinite, not inf - inf.
     square = jnp.minimum(abs2(offset), jnp.finfo(second.dtype).max)
     var = jnp.maximum(second / divisor - square, 0)
@@ -164,9 +169,12 @@ def about(shift, count, x, mask, pool: Pool, plan: Plan, scale: float = 1.0) -> 
 
 
 def without_overflow(stats: Centered) -> Centered:
-    """Returns mean 0 where the variance is infinite: x - mean is finite then, and the result 0."""
+    """Returns mean 0 where x - mean can be infinite: so is the variance then, and the result 0."""
     shift, offset, var = stats
-    return Centered(jnp.where(var < jnp.inf, shift, 0), jnp.where(var < jnp.inf, offset, 0), var)
+    # A smaller mean is below the rounding of the largest finite x.
+    largest = jnp.finfo(var.dtype).max * (jnp.finfo(var.dtype).eps / 4)
+    is_finite = (var < jnp.inf) | (jnp.abs(shift + offset) < largest)
+    return Centered(jnp.where(is_finite, shift, 0), jnp.where(is_finite, offset, 0), var)
 
 
 def mean_square(x, mask, pool: Pool, plan: Plan = PORTABLE) -> tuple[Centered, jax.Array]:
@@ -238,21 +246,3 @@ def _sample(x: jax.Array, pool: Pool, plan: Plan) -> jax.Array:
     # Blocks of neighbours: memory is read in pieces.
     blocks = lax.slice_in_dim(split_axis(x, axis, 8), 0, size // 64, axis=axis + 1)
     return blocks.reshape(*x.shape[:axis], size // 8)
-
-
-def snap(offset: jax.Array) -> jax.Array:
-    """Returns `offset` rounded to a few bits where that changes it by rounding errors only.
-
-    Of a constant input, x - shift is a constant of few bits, but its mean need not be: XLA
-    multiplies by the reciprocal of the count, and long sums are rounded. Snapped to it, the
-    remainder is exactly 0.
-    """
-    if jnp.iscomplexobj(offset):
-        return lax.complex(snap(offset.real), snap(offset.imag))
-    value = lax.stop_gradient(offset)
-    coarse = reduce_precision(value, 12)
-    rest = value - coarse
-    slack = jnp.abs(coarse) * (16 * jnp.finfo(value.dtype).eps)
-    snapped = coarse + (jnp.maximum(rest - slack, 0) + jnp.minimum(rest + slack, 0))
-    # The difference is exact: this is `snapped`, with the derivative of `offset`.
-    return offset + (snapped - value)

@@ -18,7 +18,7 @@ from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.formula import apply_affine
 from jaxnorm._core.mesh import without_explicit_axes
 from jaxnorm._core.plan import PORTABLE
-from jaxnorm._core.pool import Pool, compute_dtype, keep, widen
+from jaxnorm._core.pool import Pool, compute_dtype, keep, snap, widen
 from jaxnorm.functional._layout import Layout, check_arrays, check_layout
 from jaxnorm.functional._matrix_root import inverse_root, inverse_root_by_iteration
 
@@ -282,7 +282,7 @@ def _covariance(centered, count, layout: Layout, pool: Pool) -> tuple[jax.Array,
     if pool.names:
         first, second = collectives.psum((first, second), pool.names, pool.index_groups)
     divisor = jnp.maximum(count, 1).astype(first.dtype)
-    offset = statistics.save(statistics.snap(first / divisor))
+    offset = statistics.save(snap(first / divisor))
     mean = jnp.squeeze(offset, layout.pooled)
     square = mean[..., :, None] * mean[..., None, :].conj()
     if divisor.ndim:
