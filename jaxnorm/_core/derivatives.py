@@ -75,13 +75,14 @@ def cotangents(
     level = slope = jnp.zeros((), wide)
     arrays, stats = (x, mask, dy), Centered(shift, offset, var)
 
-    def next_pass():
-        """Returns dy and x_hat for another pass over the arrays."""
+    def next_pass(*others):
+        """Returns dy, x_hat and the others for another pass over the arrays."""
         nonlocal arrays, stats
         # From the last pass's arrays: XLA would merge two barriers of the same ones.
-        arrays, stats = plan.next_pass(arrays, stats)
+        arrays, (stats, *others) = plan.next_pass(arrays, (stats, *others))
         x, mask, dy = arrays
-        return None if dy is None else widen(dy, mask), normalized(x, mask, stats, options)
+        dy = None if dy is None else widen(dy, mask)
+        return dy, normalized(x, mask, stats, options), *others
 
     def sums(axes, gamma):
         """Returns the sums of gamma * dy and of gamma * dy * x_hat over `axes`."""
@@ -110,18 +111,19 @@ def cotangents(
                 dbeta, _ = sums(beta_axes, 1)
     if not want_x:
         return None, dgamma, dbeta
-    dy, x_hat = next_pass()
+    # What multiplies x_hat and what is added, for each pool.
     inv = inverse_root(stats.var, options.epsilon)
-    dx = jnp.zeros_like(x_hat)
-    if dy is not None:
-        dx = gamma * dy - x_hat * pool.spread(slope / count, x.shape)
-        if options.center:
-            dx = dx - pool.spread(level / count, x.shape)
-        dx = dx * pool.spread(inv, x.shape)
-    if doffset is not None:
-        dx = dx + pool.spread(doffset / count, x.shape)
+    slope, level = -slope * inv / count, -level * inv / count
     if dvar is not None:
-        dx = dx + x_hat * pool.spread(2 * dvar / (_nonzero(inv) * count), x.shape)
+        slope = slope + 2 * dvar / (_nonzero(inv) * count)
+    if doffset is not None:
+        level = level + doffset / count
+    dy, x_hat, slope, level = next_pass(slope, level)
+    dx = x_hat * pool.spread(slope, x.shape)
+    if dy is not None:
+        dx = dx + dy * (pool.spread(inv, x.shape) * gamma)
+    if options.center:
+        dx = dx + pool.spread(level, x.shape)
     return keep(mask, dx).astype(x.dtype), dgamma, dbeta
 
 
