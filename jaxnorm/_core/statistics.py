@@ -7,8 +7,8 @@ Each is a function of one signature, (x, mask, pool, near, plan) -> statistics, 
 - `quick`: sums about a value that is at hand before x is read, and only where these cannot be
   trusted, sums about the mean that they gave.
 
-All return the same statistics up to rounding. Statistics keep the rank of the input, with size 1
-along the pooled axes and one entry for each group of channels.
+Statistics keep the rank of the input, with size 1 along the pooled axes and one entry for each
+group of channels.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def two_passes(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Arr
     del near
     shift, count = mean_of(x, mask, pool, plan)
     (x, mask), shift = plan.next_pass((x, mask), shift)
-    return without_overflow(about(shift, count, x, mask, pool, plan)), count
+    return about(shift, count, x, mask, pool, plan), count
 
 
 def sampled(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
@@ -91,7 +91,7 @@ def sampled(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]
     shift, _ = mean_of(_sample(x, pool, plan), None, pool, plan)
     count = local_count(x, mask, pool)
     (x, _), shift = plan.next_pass((x, None), shift)
-    return without_overflow(about(shift, count, x, None, pool, plan)), count
+    return about(shift, count, x, None, pool, plan), count
 
 
 def quick(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
@@ -125,7 +125,7 @@ def quick(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
     def again(stats: Centered) -> Centered:
         def next_shift(stats):
             mean = stats.shift + stats.offset
-            return reduce_precision(jnp.where(jnp.isfinite(mean), mean, 0), 3).reshape(shape)
+            return bounded(jnp.where(jnp.isfinite(mean), mean, 0), 3).reshape(shape)
 
         # One more pass, but where `near` is so far off that x - near kept nothing of x.
         _, stats = lax.while_loop(
@@ -133,7 +133,7 @@ def quick(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
             lambda state: (state[0] + 1, sums_about(next_shift(state[1]))),
             (0, stats),
         )
-        return without_overflow(stats)
+        return stats
 
     # Plain sums are a library's on CPU.
     stats = flat(about(near, count, x, mask, pool, plan, plain=True))
@@ -144,7 +144,7 @@ def quick(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
 def about(shift, count, x, mask, pool: Pool, plan: Plan, *, plain: bool = False) -> Centered:
     """Returns the statistics from sums of x - shift (None: 0) and of its square.
 
-    Dividing before adding keeps sums of huge values finite, if they are not to be `plain`.
+    Dividing before adding, if not `plain`, keeps sums of huge values finite.
     """
     scale = 1.0 if plain else 1 / pool.size(x.shape)
 
@@ -165,16 +165,22 @@ def about(shift, count, x, mask, pool: Pool, plan: Plan, *, plain: bool = False)
     var = jnp.maximum(second / divisor - square, 0)
     is_constant = var <= 64 * jnp.finfo(var.dtype).eps * square
     offset = jnp.where(is_constant, snap(offset), offset)
+    offset = offset if plain else bounded(offset)
     return Centered(jnp.zeros_like(offset) if shift is None else shift, offset, var)
 
 
-def without_overflow(stats: Centered) -> Centered:
-    """Returns mean 0 where x - mean can be infinite: so is the variance then, and the result 0."""
-    shift, offset, var = stats
-    # A smaller mean is below the rounding of the largest finite x.
-    largest = jnp.finfo(var.dtype).max * (jnp.finfo(var.dtype).eps / 4)
-    is_finite = (var < jnp.inf) | (jnp.abs(shift + offset) < largest)
-    return Centered(jnp.where(is_finite, shift, 0), jnp.where(is_finite, offset, 0), var)
+def bounded(mean: jax.Array, dropped_bits: int = 0) -> jax.Array:
+    """Returns `mean`, rounded, nowhere so large that x - mean is infinite for a finite x.
+
+    Beyond that bound the rounding of x alone has squares that are not finite, so that whatever is
+    subtracted, the variance is infinite and the result 0.
+    """
+    if jnp.iscomplexobj(mean):
+        return reduce_precision(mean, dropped_bits)
+    largest = float(jnp.finfo(mean.dtype).max) * float(jnp.finfo(mean.dtype).eps) / 4
+    # With a clamp XLA on GPU would not compute rows in one kernel, so the rounding lies in between.
+    rounded = reduce_precision(jnp.maximum(mean, -largest), dropped_bits)
+    return jnp.minimum(rounded, largest)
 
 
 def mean_square(x, mask, pool: Pool, plan: Plan = PORTABLE) -> tuple[Centered, jax.Array]:
@@ -216,7 +222,7 @@ def mean_of(x, mask, pool: Pool, plan: Plan) -> tuple[jax.Array, jax.Array]:
     if mask is not None:
         mean = mean / (jnp.maximum(count, 1) * inverse).astype(mean.dtype)
     # Saved where they are made: what follows needs them, and so do its derivatives.
-    shift = save(lax.stop_gradient(reduce_precision(mean, 3)))
+    shift = save(lax.stop_gradient(bounded(mean, 3)))
     return shift, count if mask is None else save(count)
 
 
