@@ -108,7 +108,7 @@ def test_a_mask_adds_counts_and_no_collective(mapped):
     assert [kind for kind, _ in backward] == ["all-reduce"]
     # As the README says: at most two counts per channel.
     assert sum(size for _, size in forward) <= (3 + 2) * FLOATS
-    assert sum(size for _, size in backward) == (4 if mapped else 2) * FLOATS
+    assert sum(size for _, size in backward) == (3 if mapped else 2) * FLOATS
 
 
 def norms():

@@ -14,7 +14,8 @@ from jaxnorm._core import collectives
 from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.pool import Pool, compute_dtype
-from jaxnorm._core.statistics import Centered, find, save, save_only_statistics
+from jaxnorm._core.residuals import save, save_only_statistics
+from jaxnorm._core.statistics import Centered, find
 
 
 class Moments(NamedTuple):

@@ -23,14 +23,8 @@ from jaxnorm._core.moments import Moments
 from jaxnorm._core.plan import PORTABLE, Plan
 from jaxnorm._core.pool import Pool, compute_dtype, real_dtype, reduced_shape
 from jaxnorm._core.primitive import Operation, Shape
-from jaxnorm._core.statistics import (
-    Centered,
-    find,
-    local_count,
-    mean_square,
-    save,
-    save_only_statistics,
-)
+from jaxnorm._core.residuals import save, save_only_statistics
+from jaxnorm._core.statistics import Centered, find, local_count, mean_square
 
 
 @functools.partial(jax.jit, static_argnames="options", inline=True)

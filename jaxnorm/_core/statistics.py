@@ -1,14 +1,13 @@
 """How the statistics of a pool are found, in one of three ways.
 
-Each is a function of one signature, (x, mask, pool, near, plan) -> statistics, count:
+Each is a function (x, mask, pool, near, plan) -> statistics, count:
 
 - `two_passes`: the mean, then sums about it;
 - `sampled`: a value near the mean from an eighth of the elements, then sums about it;
 - `quick`: sums about a value that is at hand before x is read, and only where these cannot be
   trusted, sums about the mean that they gave.
 
-Statistics keep the rank of the input, with size 1 along the pooled axes and one entry for each
-group of channels.
+They keep the rank of the input, with size 1 along the pooled axes, one entry for each group.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 
 from jaxnorm._core import collectives
 from jaxnorm._core.plan import PORTABLE, Plan
@@ -35,6 +33,7 @@ from jaxnorm._core.pool import (
     unit_axes,
     widen,
 )
+from jaxnorm._core.residuals import save
 
 
 class Centered(NamedTuple):
@@ -48,24 +47,6 @@ class Centered(NamedTuple):
     shift: Any
     offset: Any
     var: jax.Array
-
-
-SAVED = "jaxnorm_statistics"
-
-
-def save(x: Any) -> Any:
-    """Marks `x` as a statistic that `jax.checkpoint` keeps for the backward pass."""
-    if x is None:
-        return None
-    if jnp.iscomplexobj(x):
-        # jax.checkpoint cannot keep a complex array (it rounds what it keeps).
-        return lax.complex(save(x.real), save(x.imag))
-    return checkpoint_name(x, SAVED)
-
-
-def save_only_statistics(*names, **params):
-    """A `jax.checkpoint` policy: keep per-group statistics, compute all else again."""
-    return jax.checkpoint_policies.save_only_these_names(SAVED)(*names, **params)
 
 
 def find(
@@ -237,9 +218,8 @@ def _sample(x: jax.Array, pool: Pool, plan: Plan) -> jax.Array:
     Their mean lies within sqrt(7) standard deviations of the pool's, whatever they are: if a share
     f of the elements has a mean that far off, (mean_f - mean)^2 f <= var (1 - f). The nearer it
     is, the more exact is the variance; so a few large elements must not lead it astray.
-
-    Arrays on several devices are commonly divided along their first axis, which is left whole then.
     """
+    # Arrays on several devices are commonly divided along their first axis.
     axes = [a for a in pool.axes if plan.one_device or a != 0]
     axis = max(axes, key=lambda a: x.shape[a], default=None)
     if axis is None or not isinstance(x.size, int) or x.shape[axis] < 16:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm._core import axes as _axes
-from jaxnorm._core import collectives, statistics
+from jaxnorm._core import collectives, residuals, statistics
 from jaxnorm._core import moments as _moments
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
@@ -178,7 +178,7 @@ def _near(inputs: Inputs) -> jax.Array | None:
 
 @functools.partial(jax.jit, static_argnums=2, inline=True)
 def _normalize_corrected(inputs: Inputs, correction: Correction, options: Options):
-    @functools.partial(jax.checkpoint, policy=statistics.save_only_statistics)
+    @functools.partial(jax.checkpoint, policy=residuals.save_only_statistics)
     def compute(inputs, correction):
         inputs = _widened(inputs)
         stats, count = statistics_of(inputs.x, inputs.mask, options, _near(inputs))
@@ -195,11 +195,11 @@ def _normalize_segments(inputs, ids, correction, number, batch_axis, options: Op
     options = options._replace(pool=pool)
     inputs = inputs._replace(mask=_both(inputs.mask, pool.holds(inputs.x.ndim)))
 
-    @functools.partial(jax.checkpoint, policy=statistics.save_only_statistics)
+    @functools.partial(jax.checkpoint, policy=residuals.save_only_statistics)
     def compute(inputs):
         inputs = _widened(inputs)
         stats, count = statistics.find(inputs.x, inputs.mask, pool, None)
-        stats = Centered(*map(statistics.save, stats))
+        stats = Centered(*map(residuals.save, stats))
         y = _apply(correction, stats, inputs, options)
         return y, _moments.to_moments(stats, count, pool.axes)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm._core import statistics
+from jaxnorm._core import residuals
 
 # GPUs and TPUs multiply float32 matrices in a narrower format unless told otherwise.
 matmul = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
@@ -29,7 +29,7 @@ def inverse_root(a: jax.Array, epsilon: float) -> jax.Array:
     squares, vectors = jnp.linalg.eigh(lax.stop_gradient(a))
     values = jnp.sqrt(jnp.maximum(squares + epsilon, epsilon / 2))
     # All that is kept for the backward pass: both roots are made of them again.
-    return _roots(a, statistics.save(vectors), statistics.save(values))[0]
+    return _roots(a, residuals.save(vectors), residuals.save(values))[0]
 
 
 @jax.custom_jvp

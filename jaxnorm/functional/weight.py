@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from jaxnorm._core import axes as _axes
-from jaxnorm._core import statistics
+from jaxnorm._core import residuals
 from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm._core.mesh import without_explicit_axes
 from jaxnorm._core.pool import abs2, compute_dtype, real_dtype, sum_axes
@@ -167,11 +167,11 @@ def _spectral_norm(w, u, features, n_steps, epsilon):
         right = lax.fori_loop(0, n_steps, step, right)
         left = unit(_product(matrix, right, 1))
 
-        @functools.partial(jax.checkpoint, policy=statistics.save_only_statistics)
+        @functools.partial(jax.checkpoint, policy=residuals.save_only_statistics)
         def divide(w, left, right):
             # Widened once: the gradients of its two uses are added before they are rounded.
             wide = w.astype(dtype)
-            sigma = statistics.save(jnp.sum(left.conj() * _product(as_matrix(wide), right, 1)).real)
+            sigma = residuals.save(jnp.sum(left.conj() * _product(as_matrix(wide), right, 1)).real)
             y = wide / jnp.where(sigma > epsilon, sigma, 1).astype(dtype)
             return y.astype(w.dtype), sigma
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm._core import axes as _axes
-from jaxnorm._core import collectives, statistics
+from jaxnorm._core import collectives, residuals, statistics
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.formula import apply_affine
@@ -243,7 +243,7 @@ def _project(projection: jax.Array, centered: jax.Array, layout: Layout) -> jax.
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6, 7, 8), inline=True)
 def _whiten(x, gamma, beta, mask, layout: Layout, pool: Pool, steps, epsilon, dtype):
-    @functools.partial(jax.checkpoint, policy=statistics.save_only_statistics)
+    @functools.partial(jax.checkpoint, policy=residuals.save_only_statistics)
     def compute(x, gamma, beta):
         rows = layout.to_rows(x)
         kept = None if mask is None else layout.mask_to_rows(mask, x.shape)
@@ -255,9 +255,9 @@ def _whiten(x, gamma, beta, mask, layout: Layout, pool: Pool, steps, epsilon, dt
         if steps is None:
             projection = inverse_root(covariance, epsilon)
         else:
-            covariance = statistics.save(covariance)
+            covariance = residuals.save(covariance)
             projection = inverse_root_by_iteration(covariance, epsilon, steps)
-            projection = statistics.save(projection)
+            projection = residuals.save(projection)
         y = layout.from_rows(_project(projection, centered - offset, layout), x.shape)
         y = keep(mask, apply_affine(y, gamma, beta, 0.0)).astype(dtype)
         mean = jnp.squeeze(layout.from_rows(shift + offset, x.shape), layout.axes)
@@ -282,7 +282,7 @@ def _covariance(centered, count, layout: Layout, pool: Pool) -> tuple[jax.Array,
     if pool.names:
         first, second = collectives.psum((first, second), pool.names, pool.index_groups)
     divisor = jnp.maximum(count, 1).astype(first.dtype)
-    offset = statistics.save(snap(first / divisor))
+    offset = residuals.save(snap(first / divisor))
     mean = jnp.squeeze(offset, layout.pooled)
     square = mean[..., :, None] * mean[..., None, :].conj()
     if divisor.ndim:
@@ -314,7 +314,7 @@ def _products(centered: jax.Array, layout: Layout) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=(6, 7), inline=True)
 def _decorrelate(x, mean, projection, gamma, beta, mask, layout: Layout, dtype):
-    @functools.partial(jax.checkpoint, policy=statistics.save_only_statistics)
+    @functools.partial(jax.checkpoint, policy=residuals.save_only_statistics)
     def compute(x, mean, projection, gamma, beta):
         wide = compute_dtype(x.dtype)
         full = jnp.expand_dims(mean.astype(wide), layout.axes)
