@@ -57,7 +57,7 @@ def statistics_of(x, mask, options: Options, near=None) -> tuple[Centered, jax.A
     """Returns the statistics of each pool, marked to be kept, and the count."""
     if has_primitives(x, options.pool):
         # The compiler drops y, which nothing uses.
-        _, *stats = _forward(x, None, None, mask, near, options=options)
+        _, *stats = _forward(x, None, None, mask, near, options=options, alone=False)
         count = local_count(x, mask, options.pool)
     else:
         stats, count = _statistics(x, mask, near, options, PORTABLE)
@@ -77,7 +77,7 @@ def specs(x, mask, pool: Pool) -> tuple[Any, Moments]:
 
 def _by_primitives(x, gamma, beta, mask, near, options: Options) -> tuple[jax.Array, Moments]:
     """Normalizes by primitives that keep only the statistics beside the input."""
-    y, *stats = _forward(x, gamma, beta, mask, near, options=options)
+    y, *stats = _forward(x, gamma, beta, mask, near, options=options, alone=True)
     count = local_count(x, mask, options.pool)
     return y, _moments.to_moments(Centered(*stats), count, options.pool.axes)
 
@@ -100,9 +100,9 @@ def _statistics(x, mask, near, options: Options, plan: Plan) -> tuple[Centered, 
     return mean_square(x, mask, options.pool, plan)
 
 
-def forward(x, gamma, beta, mask, near, *, options: Options, plan: Plan):
-    """Returns y and the statistics: shift, offset and var."""
-    if options.pool.is_of_rows(x.shape):
+def forward(x, gamma, beta, mask, near, *, options: Options, plan: Plan, alone: bool):
+    """Returns y and the statistics: shift, offset and var. If `alone`, nothing else needs those."""
+    if alone and options.pool.is_of_rows(x.shape):
         plan = plan.of_rows()
     stats, _ = _statistics(x, mask, near, options, plan)
     (x, mask), again = plan.next_pass((x, mask), stats)
@@ -115,7 +115,7 @@ def _statistics_shape(x, options: Options) -> tuple[Shape | None, Shape | None, 
     return mean, mean, Shape(shape, real_dtype(x.dtype))
 
 
-def _forward_shapes(x, gamma, beta, mask, near, *, options):
+def _forward_shapes(x, gamma, beta, mask, near, *, options, alone):
     return (Shape(x.shape, options.dtype), *_statistics_shape(x, options))
 
 
@@ -155,10 +155,11 @@ _cotangents = Operation(
 
 
 @_forward.def_jvp
-def _forward_jvp(operands, tangents, *, options):
+def _forward_jvp(operands, tangents, *, options, alone):
+    del alone  # the derivatives need the statistics
     x, gamma, _, mask, _ = operands
     dx, dgamma, dbeta, _, _ = tangents
-    y, *stats = _forward(*operands, options=options)
+    y, *stats = _forward(*operands, options=options, alone=False)
     stats = [save(s) for s in stats]  # or `jax.checkpoint` would find them again
     dy, doffset, dvar = _tangent(x, gamma, mask, *stats, dx, dgamma, dbeta, options=options)
     return (y, *stats), (dy, None, doffset, dvar)
