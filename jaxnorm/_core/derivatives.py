@@ -93,7 +93,7 @@ def cotangents(
 
     if dy is not None:
         within = pool._replace(axes=())  # the groups' channels
-        if pool.is_by_rows(gamma):
+        if pool.varies_within(gamma):
             level, slope = (within.sum(s, plan) for s in sums(pool.axes, gamma))
             if gamma_axes is not None:
                 _, dgamma = sums(gamma_axes, 1)

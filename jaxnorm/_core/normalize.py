@@ -102,7 +102,7 @@ def _statistics(x, mask, near, options: Options, plan: Plan) -> tuple[Centered, 
 
 def forward(x, gamma, beta, mask, near, *, options: Options, plan: Plan, alone: bool):
     """Returns y and the statistics: shift, offset and var. If `alone`, nothing else needs those."""
-    if alone and options.pool.is_of_rows(x.shape):
+    if alone and options.pool.is_row(x.shape):
         plan = plan.of_rows()
     stats, _ = _statistics(x, mask, near, options, plan)
     (x, mask), again = plan.next_pass((x, mask), stats)

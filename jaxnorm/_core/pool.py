@@ -76,12 +76,12 @@ class Pool(NamedTuple):
         wide = jnp.broadcast_to(wide, (*before, parts, size, *after))
         return wide.reshape(*before, parts * size, *after)
 
-    def is_of_rows(self, shape: tuple[int, ...]) -> bool:
+    def is_row(self, shape: tuple[int, ...]) -> bool:
         """Whether the elements of a pool lie next to each other."""
         pooled = [a for a in self.axes if shape[a] != 1]
         return self.groups is None and pooled == [len(shape) - 1]
 
-    def is_by_rows(self, gamma: Any) -> bool:
+    def varies_within(self, gamma: Any) -> bool:
         """Whether gamma takes several values within a pool, so that sums of it mix them."""
         varies = jnp.ndim(gamma) and any(gamma.shape[a] != 1 for a in self.axes)
         return not self.axes or bool(varies)
