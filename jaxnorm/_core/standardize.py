@@ -66,7 +66,7 @@ def standardize(
     kept = _axes.other_axes(axes, x.ndim)
     mean, var = (
         expand_moment(value, x.shape, axes, name)
-        for value, name in ((moments[0], "_moments.mean"), (moments[1], "_moments.var"))
+        for value, name in ((moments[0], "moments.mean"), (moments[1], "moments.var"))
     )
     if gamma is not None:
         gamma = _axes.expand_parameter(gamma, x.shape, feature_axes, kept, "gamma")
