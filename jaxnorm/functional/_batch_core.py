@@ -16,7 +16,7 @@ from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.combine import merge_moments
 from jaxnorm._core.formula import Options, apply_affine, normalized
-from jaxnorm._core.mesh import count_shards, without_explicit_axes
+from jaxnorm._core.mesh import count_shards, is_manual, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.normalize import normalize, specs, statistics_of
 from jaxnorm._core.pool import Pool, compute_dtype, keep, split_axis
@@ -304,7 +304,7 @@ def _divides_evenly(x: jax.Array, axis: int, parts: int) -> bool:
     shards = count_shards(x, axis)
     if shards is not None:
         return parts % shards == 0
-    if jax.sharding.AxisType.Manual in jax.typeof(x).sharding.mesh.axis_types:
+    if is_manual(x):
         return True
     devices = jax.device_count()
     return parts % devices == 0 or devices % parts == 0
