@@ -36,7 +36,8 @@ def standardize(
       x: floating-point or complex array of rank 1 or more.
       moments: `Moments`, or a `(mean, var, count)` tuple. Mean and variance have the shape of `x`
         without the axes in `axis`, or the rank of `x` (broadcast). The count is not used.
-      gamma: scale; has the shape of `x` along `feature_axes`, or the rank of `x` (broadcast).
+      gamma: scale; has the sizes of `x` along `feature_axes` in ascending order, or the rank of
+        `x` (broadcast), or rank 0.
       beta: offset; like `gamma`.
       axis: the axes that the moments were reduced over.
       feature_axes: the axes that gamma and beta vary along. Default: all that are not in `axis`
@@ -82,7 +83,7 @@ def expand_moment(value, shape, axes, name) -> jax.Array:
     value = jnp.asarray(value)
     kept = tuple(s for a, s in enumerate(shape) if a not in axes)
     if value.shape == kept:
-        return jnp.expand_dims(value, tuple(sorted(axes)))
+        return jnp.expand_dims(value, tuple(axes))
     if value.ndim == len(shape) and all(
         v in (1, s) for v, s in zip(value.shape, shape, strict=True)
     ):

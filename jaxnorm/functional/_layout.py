@@ -87,7 +87,7 @@ def check_layout(shape, axis, feature_axes, num_groups) -> Layout:
             f"the input of shape {shape}; choose a divisor of {units}."
         )
     kept = _axes.other_axes((*axes, *features), len(shape))
-    return Layout(kept, tuple(sorted(axes)), features, groups)
+    return Layout(kept, axes, features, groups)
 
 
 def check_arrays(shape, layout: Layout, gamma, beta, mask):

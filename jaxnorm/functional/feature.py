@@ -30,7 +30,8 @@ def layer_norm(
 
     Args:
       x: floating-point or complex array of rank 1 or more.
-      gamma: scale; has the shape of `x` along `feature_axes`, or the rank of `x` (broadcast).
+      gamma: scale; has the sizes of `x` along `feature_axes` in ascending order, or the rank of
+        `x` (broadcast), or rank 0.
       beta: offset; like `gamma`.
       axis: the axes pooled, in any order and sign.
       feature_axes: the axes that gamma and beta vary along. Default: those in `axis` (the last
@@ -81,7 +82,8 @@ def rms_norm(
 
     Args:
       x: floating-point or complex array of rank 1 or more.
-      gamma: scale; has the shape of `x` along `feature_axes`, or the rank of `x` (broadcast).
+      gamma: scale; has the sizes of `x` along `feature_axes` in ascending order, or the rank of
+        `x` (broadcast), or rank 0.
       beta: offset; like `gamma`.
       axis: the axes pooled, in any order and sign.
       feature_axes: the axes that gamma and beta vary along. Default: those in `axis` (the last

@@ -33,7 +33,7 @@ def group_norm(
 
     Args:
       x: floating-point or complex array of rank 1 or more.
-      gamma: scale; one value per channel, or the rank of `x` (broadcast).
+      gamma: scale; one value per channel, or the rank of `x` (broadcast), or rank 0.
       beta: offset; like `gamma`.
       num_groups: into how many groups the channels are divided; must divide them. Default 32.
       group_size: channels per group, instead of `num_groups`.
@@ -119,7 +119,7 @@ def instance_norm(
 
     Args:
       x: floating-point or complex array of rank 1 or more.
-      gamma: scale; one value per channel, or the rank of `x` (broadcast).
+      gamma: scale; one value per channel, or the rank of `x` (broadcast), or rank 0.
       beta: offset; like `gamma`.
       axis: the axes pooled. Default: all but axis 0 and the channels.
       channel_axis: the axis of the channels.

@@ -66,7 +66,8 @@ def whiten(
 
     Args:
       x: floating-point or complex array of rank 2 or more.
-      gamma: scale; has the shape of `x` along `feature_axes`, or the rank of `x` (broadcast).
+      gamma: scale; has the sizes of `x` along `feature_axes` in ascending order, or the rank of
+        `x` (broadcast), or rank 0.
       beta: offset; like `gamma`.
       axis: the axes pooled, in any order and sign: those of the examples.
       feature_axes: the axes of the units, in any order and sign.
@@ -139,7 +140,8 @@ def decorrelate(
       x: floating-point or complex array of rank 2 or more.
       whitening: a `Whitening` or a `(mean, projection, count)` tuple, as `whiten` returns it. The
         count is not used.
-      gamma: scale; has the shape of `x` along `feature_axes`, or the rank of `x` (broadcast).
+      gamma: scale; has the sizes of `x` along `feature_axes` in ascending order, or the rank of
+        `x` (broadcast), or rank 0.
       beta: offset; like `gamma`.
       axis: the axes that were pooled.
       feature_axes: the axes of the units.
