@@ -142,13 +142,13 @@ def result_dtype(x: jax.Array, dtype: DTypeLike | None) -> jnp.dtype:
 
 def check_epsilon(epsilon: float) -> float:
     """Returns `epsilon` as a float that is finite and not negative."""
-    if isinstance(epsilon, jax.core.Tracer):
+    try:
+        value = float(epsilon)
+    except jax.errors.ConcretizationTypeError:
         raise TypeError(
             "epsilon must be known when the function is traced, got a traced array: give a Python "
             "float, or name it in static_argnames of jax.jit."
-        )
-    try:
-        value = float(epsilon)
+        ) from None
     except (TypeError, ValueError):
         raise TypeError(f"epsilon must be a number, got {epsilon!r}.") from None
     if not 0 <= value < math.inf:

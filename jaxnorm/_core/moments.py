@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm._core import axes as _axes
-from jaxnorm._core import collectives
 from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm._core.collectives import AxisIndexGroups
-from jaxnorm._core.pool import Pool, compute_dtype
+from jaxnorm._core.pool import Pool, compute_dtype, pool_of
 from jaxnorm._core.residuals import save, save_only_statistics
 from jaxnorm._core.statistics import Centered, find
 
@@ -79,10 +78,9 @@ def moments(
     """
     x = _axes.check_input(x)
     axes = _axes.canonical_axes(axis, x.shape)
-    names = _axes.check_axis_name(axis_name)
     if mask is not None:
         mask = _axes.expand_mask(mask, x.shape)
-    pool = Pool(axes, None, names, collectives.freeze_groups(axis_index_groups))
+    pool = pool_of(axes, axis_name, axis_index_groups)
     return pooled_moments(x, mask, pool)
 
 

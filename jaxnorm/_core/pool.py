@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnorm._core.axes import check_axis_name
+from jaxnorm._core.collectives import AxisIndexGroups, freeze_groups
 from jaxnorm._core.mesh import splits_evenly, undivided
 from jaxnorm._core.plan import PORTABLE, Plan
 
@@ -90,6 +92,22 @@ class Pool(NamedTuple):
         """Returns the same pool for arrays whose axes are numbered anew."""
         groups = None if self.groups is None else (number(self.groups[0]), self.groups[1])
         return self._replace(axes=tuple(map(number, self.axes)), groups=groups)
+
+
+def pool_of(
+    axes: tuple[int, ...],
+    axis_name: str | Sequence[str] | None,
+    axis_index_groups: AxisIndexGroups,
+    groups: tuple[int, int] | None = None,
+) -> Pool:
+    """Returns the pool along `axes` and over mapped axes, checked to be bound."""
+    names, index_groups = check_axis_name(axis_name), freeze_groups(axis_index_groups)
+    if index_groups is not None and not names:
+        raise ValueError(
+            f"axis_index_groups={axis_index_groups!r} are groups of indices of axis_name, which is "
+            "not given; give both or neither."
+        )
+    return Pool(axes, groups, names, index_groups)
 
 
 def split_axis(x: Any, axis: int, parts: int) -> Any:

@@ -18,7 +18,7 @@ from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.formula import apply_affine
 from jaxnorm._core.mesh import without_explicit_axes
 from jaxnorm._core.plan import PORTABLE
-from jaxnorm._core.pool import Pool, compute_dtype, keep, snap, widen
+from jaxnorm._core.pool import Pool, compute_dtype, keep, pool_of, snap, widen
 from jaxnorm.functional._layout import Layout, check_arrays, check_layout
 from jaxnorm.functional._matrix_root import inverse_root, inverse_root_by_iteration
 
@@ -113,8 +113,7 @@ def whiten(
     if steps < 0:
         raise ValueError(f"num_iterations must be at least 0, got {num_iterations!r}.")
     gamma, beta, mask = check_arrays(x.shape, layout, gamma, beta, mask)
-    names = _axes.check_axis_name(axis_name)
-    pool = Pool(layout.pooled, None, names, collectives.freeze_groups(axis_index_groups))
+    pool = pool_of(layout.pooled, axis_name, axis_index_groups)
     epsilon, dtype = _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype)
     return _whiten(
         x, gamma, beta, mask, layout, pool, steps if method == "iterative" else None, epsilon, dtype
