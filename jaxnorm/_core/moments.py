@@ -13,7 +13,7 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.pool import Pool, compute_dtype, pool_of
-from jaxnorm._core.residuals import save, save_only_statistics
+from jaxnorm._core.residuals import recomputed, save
 from jaxnorm._core.statistics import Centered, find
 
 
@@ -34,10 +34,8 @@ class Moments(NamedTuple):
 def to_moments(stats: Centered, count: jax.Array, axes: Sequence[int]) -> Moments:
     """Returns public moments, without the reduced axes."""
     squeeze = functools.partial(jnp.squeeze, axis=tuple(axes))
-    if stats.shift is None or stats.offset is None:
-        mean = jnp.zeros_like(stats.var)
-    else:
-        mean = stats.shift + stats.offset
+    parts = [part for part in (stats.shift, stats.offset) if part is not None]
+    mean = sum(parts[1:], parts[0]) if parts else jnp.zeros_like(stats.var)
     return Moments(squeeze(mean), squeeze(stats.var), squeeze(count) if count.ndim else count)
 
 
@@ -89,7 +87,7 @@ def pooled_moments(x, mask, pool: Pool) -> Moments:
     if x.size == 0:
         return empty_moments(x, pool)
 
-    @functools.partial(jax.checkpoint, policy=save_only_statistics)
+    @recomputed
     def compute(x):
         stats, count = find(x, mask, pool, None)
         return to_moments(Centered(*map(save, stats)), count, pool.axes)

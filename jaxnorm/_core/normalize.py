@@ -21,10 +21,11 @@ from jaxnorm._core.derivatives import cotangents, statistics_tangent, tangent
 from jaxnorm._core.formula import Options, full_gamma, inverse_root, result
 from jaxnorm._core.mesh import is_manual, spec_of, splits_evenly, varying, without_explicit_axes
 from jaxnorm._core.moments import Moments
+from jaxnorm._core.plain import is_plain
 from jaxnorm._core.plan import MAPPED, PORTABLE, Plan
 from jaxnorm._core.pool import Pool, compute_dtype, real_dtype, reduced_shape
 from jaxnorm._core.primitive import Operation, Shape
-from jaxnorm._core.residuals import save, save_only_statistics
+from jaxnorm._core.residuals import recomputed, save
 from jaxnorm._core.statistics import Centered, find, local_count, mean_square
 
 
@@ -48,10 +49,10 @@ def normalize(x, gamma, beta, mask, options: Options, near=None) -> tuple[jax.Ar
 def has_primitives(x, pool: Pool) -> bool:
     """Whether primitives can compute it.
 
-    They know neither complex numbers, nor sums over mapped axes, nor types that say along which
-    axes of a mesh an array varies.
+    Not inside `plain()`. They know neither complex numbers, nor sums over mapped axes, nor types
+    that say along which axes of a mesh an array varies.
     """
-    return not (pool.names or jnp.iscomplexobj(x) or is_manual(x))
+    return not (is_plain() or pool.names or jnp.iscomplexobj(x) or is_manual(x))
 
 
 def statistics_of(x, mask, options: Options, near=None) -> tuple[Centered, jax.Array]:
@@ -61,7 +62,8 @@ def statistics_of(x, mask, options: Options, near=None) -> tuple[Centered, jax.A
         _, *stats = _forward(x, None, None, mask, near, options=options, alone=False)
         count = local_count(x, mask, options.pool)
     else:
-        *stats, count = _pooled(x, mask, near, options)
+        pooled = _pooled.fun if is_plain() else _pooled
+        *stats, count = pooled(x, mask, near, options)
     return Centered(*map(save, stats)), count
 
 
@@ -86,7 +88,7 @@ def _by_primitives(x, gamma, beta, mask, near, options: Options) -> tuple[jax.Ar
 def _recomputed(x, gamma, beta, mask, near, options: Options) -> tuple[jax.Array, Moments]:
     """Normalizes by JAX's own derivatives, computing all but the statistics again for them."""
 
-    @functools.partial(jax.checkpoint, policy=save_only_statistics)
+    @recomputed
     def compute(x, gamma, beta):
         stats, count = statistics_of(x, mask, options, near)
         y = result(x, gamma, *_sent_once(gamma, beta, mask, stats, options), options)

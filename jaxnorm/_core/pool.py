@@ -13,6 +13,7 @@ from jax import lax
 from jaxnorm._core.axes import check_axis_name
 from jaxnorm._core.collectives import AxisIndexGroups, freeze_groups
 from jaxnorm._core.mesh import splits_evenly, undivided
+from jaxnorm._core.plain import is_plain
 from jaxnorm._core.plan import PORTABLE, Plan
 
 
@@ -137,6 +138,8 @@ def reduced_shape(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
 
 def reduce_precision(x: jax.Array, dropped_bits: int) -> jax.Array:
     """Returns `x` with its last bits rounded away."""
+    if is_plain():
+        return x
     if jnp.iscomplexobj(x):
         return lax.complex(
             reduce_precision(x.real, dropped_bits), reduce_precision(x.imag, dropped_bits)
@@ -152,6 +155,8 @@ def snap(offset: jax.Array) -> jax.Array:
     multiplies by the reciprocal of the count, and long sums are rounded. Snapped to it, the
     remainder is exactly 0.
     """
+    if is_plain():
+        return offset
     if jnp.iscomplexobj(offset):
         return lax.complex(snap(offset.real), snap(offset.imag))
     value = lax.stop_gradient(offset)

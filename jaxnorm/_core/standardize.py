@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm._core import axes as _axes
-from jaxnorm._core import moments as _moments
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
-from jaxnorm._core.formula import apply_affine, inverse_root
+from jaxnorm._core.formula import apply_affine, full_gamma, inverse_root
 from jaxnorm._core.moments import Moments
-from jaxnorm._core.pool import keep, widen
+from jaxnorm._core.pool import compute_dtype, keep, real_dtype, widen
+from jaxnorm._core.residuals import recomputed
 
 
 def standardize(
@@ -97,12 +97,22 @@ def expand_moment(value, shape, axes, name) -> jax.Array:
 @functools.partial(jax.jit, static_argnums=(6, 7, 8), inline=True)
 def standardize_full(x, mean, var, gamma, beta, mask, epsilon, gamma_offset, dtype) -> jax.Array:
     """`standardize` with moments, parameters and mask of the rank of `x`."""
+    wide = compute_dtype(x.dtype)
+    has_gamma = gamma is not None or bool(gamma_offset)
+    scales_as_var = not has_gamma or jnp.broadcast_shapes(
+        jnp.shape(var), () if gamma is None else gamma.shape
+    ) == jnp.shape(var)
 
-    @functools.partial(jax.checkpoint, policy=_moments.save_only_statistics)
     def compute(x, mean, var, gamma, beta):
-        y = widen(x, mask)
-        inv = inverse_root(var.astype(y.real.dtype), epsilon).astype(y.dtype)
-        y = apply_affine((y - mean.astype(y.dtype)) * inv, gamma, beta, gamma_offset)
+        scale = inverse_root(var.astype(real_dtype(x.dtype)), epsilon).astype(wide)
+        if has_gamma and scales_as_var:
+            scale = scale * full_gamma(gamma, gamma_offset, wide)
+        y = (widen(x, mask) - mean.astype(wide)) * scale
+        left = (None, 0.0) if scales_as_var else (gamma, gamma_offset)
+        y = apply_affine(y, left[0], beta, left[1])
         return keep(mask, y).astype(dtype)
 
+    # Where the one product over the array is of the input's own size, nothing else is kept.
+    if not (scales_as_var and x.dtype == wide):
+        compute = recomputed(compute)
     return compute(x, mean, var, gamma, beta)

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm._core import collectives
-from jaxnorm._core.plan import PORTABLE, Plan
+from jaxnorm._core.plain import is_plain
+from jaxnorm._core.plan import PLAIN, PORTABLE, Plan
 from jaxnorm._core.pool import (
     Pool,
     abs2,
@@ -41,7 +42,7 @@ class Centered(NamedTuple):
 
     At mean/std 1e6 a float32 mean is off by up to 0.03 standard deviations. `x - shift` is nearly
     exact where the shift is large, and `offset` is the mean of that remainder. Without centering
-    both are None, and `var` is the mean square.
+    both are None, and `var` is the mean square; inside `plain()` the offset is.
     """
 
     shift: Any
@@ -53,8 +54,25 @@ def find(
     x: jax.Array, mask: jax.Array | None, pool: Pool, near: jax.Array | None, plan: Plan = PORTABLE
 ) -> tuple[Centered, jax.Array]:
     """Returns the statistics of `x` and the count, found in the plan's way."""
+    if is_plain():
+        return textbook(x, mask, pool)
     way = {"quick": quick, "sampled": sampled, "two_passes": two_passes}[plan.way]
     return way(x, mask, pool, near, plan)
+
+
+def textbook(x, mask, pool: Pool) -> tuple[Centered, jax.Array]:
+    """Returns the mean, sum(x) / n, and the variance, sum(|x - mean|^2) / n.
+
+    The three ways find the same, and the mean in two parts.
+    """
+    (total,), count = _across(
+        (pool.sum(widen(x, mask), PLAIN),), local_count(x, mask, pool), mask, pool
+    )
+    number = count if mask is None else jnp.maximum(count, 1)
+    mean = total / number.astype(total.dtype)
+    squares = pool.sum(abs2(keep(mask, subtract(x, mask, pool, mean))), PLAIN)
+    (squares,), _ = _across((squares,), None, mask, pool)
+    return Centered(mean, None, squares / number), count
 
 
 def two_passes(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
@@ -189,7 +207,7 @@ def mean_of(x, mask, pool: Pool, plan: Plan) -> tuple[jax.Array, jax.Array]:
     a mean that one fusion rounds and another contracts into a fused multiply-add would no longer
     belong to its remainder. Reducing the precision works on the bits and cannot be contracted.
     """
-    x = lax.stop_gradient(x)
+    x = x if is_plain() else lax.stop_gradient(x)
     count = local_count(x, mask, pool, plan)
     wide = widen(x, mask)
     # Divided by the size, not by the count, the sum and the count cross devices together.
@@ -200,7 +218,7 @@ def mean_of(x, mask, pool: Pool, plan: Plan) -> tuple[jax.Array, jax.Array]:
     if mask is not None:
         mean = mean / (jnp.maximum(count, 1) * inverse).astype(mean.dtype)
     # Saved where they are made: what follows needs them, and so do its derivatives.
-    shift = save(lax.stop_gradient(bounded(mean, 3)))
+    shift = mean if is_plain() else save(lax.stop_gradient(bounded(mean, 3)))
     return shift, count if mask is None else save(count)
 
 

@@ -177,7 +177,7 @@ def _near(inputs: Inputs) -> jax.Array | None:
 
 @functools.partial(jax.jit, static_argnums=2, inline=True)
 def _normalize_corrected(inputs: Inputs, correction: Correction, options: Options):
-    @functools.partial(jax.checkpoint, policy=residuals.save_only_statistics)
+    @residuals.recomputed
     def compute(inputs, correction):
         inputs = _widened(inputs)
         stats, count = statistics_of(inputs.x, inputs.mask, options, _near(inputs))
@@ -194,7 +194,7 @@ def _normalize_segments(inputs, ids, correction, number, batch_axis, options: Op
     options = options._replace(pool=pool)
     inputs = inputs._replace(mask=_both(inputs.mask, pool.holds(inputs.x.ndim)))
 
-    @functools.partial(jax.checkpoint, policy=residuals.save_only_statistics)
+    @residuals.recomputed
     def compute(inputs):
         inputs = _widened(inputs)
         stats, count = statistics.find(inputs.x, inputs.mask, pool, None)

@@ -244,7 +244,7 @@ def _project(projection: jax.Array, centered: jax.Array, layout: Layout) -> jax.
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6, 7, 8), inline=True)
 def _whiten(x, gamma, beta, mask, layout: Layout, pool: Pool, steps, epsilon, dtype):
-    @functools.partial(jax.checkpoint, policy=residuals.save_only_statistics)
+    @residuals.recomputed
     def compute(x, gamma, beta):
         rows = layout.to_rows(x)
         kept = None if mask is None else layout.mask_to_rows(mask, x.shape)
@@ -315,7 +315,7 @@ def _products(centered: jax.Array, layout: Layout) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=(6, 7), inline=True)
 def _decorrelate(x, mean, projection, gamma, beta, mask, layout: Layout, dtype):
-    @functools.partial(jax.checkpoint, policy=residuals.save_only_statistics)
+    @residuals.recomputed
     def compute(x, mean, projection, gamma, beta):
         wide = compute_dtype(x.dtype)
         full = jnp.expand_dims(mean.astype(wide), layout.axes)
