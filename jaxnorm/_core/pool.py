@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxnorm._core.axes import check_axis_name
@@ -86,8 +87,8 @@ class Pool(NamedTuple):
 
     def varies_within(self, gamma: Any) -> bool:
         """Whether gamma takes several values within a pool, so that sums of it mix them."""
-        varies = jnp.ndim(gamma) and any(gamma.shape[a] != 1 for a in self.axes)
-        return not self.axes or bool(varies)
+        sizes = np.shape(gamma)
+        return not self.axes or any(sizes[a] != 1 for a in self.axes if sizes)
 
     def renumber(self, number: Callable[[int], int]) -> Pool:
         """Returns the same pool for arrays whose axes are numbered anew."""

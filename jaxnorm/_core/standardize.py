@@ -6,6 +6,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
@@ -98,14 +99,11 @@ def expand_moment(value, shape, axes, name) -> jax.Array:
 def standardize_full(x, mean, var, gamma, beta, mask, epsilon, gamma_offset, dtype) -> jax.Array:
     """`standardize` with moments, parameters and mask of the rank of `x`."""
     wide = compute_dtype(x.dtype)
-    has_gamma = gamma is not None or bool(gamma_offset)
-    scales_as_var = not has_gamma or jnp.broadcast_shapes(
-        jnp.shape(var), () if gamma is None else gamma.shape
-    ) == jnp.shape(var)
+    scales_as_var = gamma is None or np.broadcast_shapes(var.shape, gamma.shape) == var.shape
 
     def compute(x, mean, var, gamma, beta):
         scale = inverse_root(var.astype(real_dtype(x.dtype)), epsilon).astype(wide)
-        if has_gamma and scales_as_var:
+        if scales_as_var and (gamma is not None or gamma_offset):
             scale = scale * full_gamma(gamma, gamma_offset, wide)
         y = (widen(x, mask) - mean.astype(wide)) * scale
         left = (None, 0.0) if scales_as_var else (gamma, gamma_offset)

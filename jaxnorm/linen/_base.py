@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes
@@ -54,7 +55,7 @@ class AffineModule(nn.Module, kw_only=True):
 
         The parameters have the sizes `leading`, and then those of `x` along `axes`.
         """
-        sizes = jnp.shape(x)
+        sizes = np.shape(x)
         features = _axes.canonical_axes(axes, sizes, "feature_axes")
         shape = (*leading, *(sizes[a] for a in features))
         gamma_name, beta_name = self.param_names
