@@ -104,40 +104,35 @@ def quick(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
         near = reduce_precision(near.astype(compute_dtype(x.dtype)), 3)
         near = jnp.broadcast_to(jnp.where(jnp.isfinite(near), near, 0), shape)
 
-    def flat(stats: Centered) -> Centered:
-        return Centered(*(jnp.squeeze(s, unit_axes(shape)) for s in stats))
-
-    def sums_about(shift: jax.Array | None) -> Centered:
-        (again, kept), shift = plan.next_pass((x, mask), shift)
-        return flat(about(shift, count, again, kept, pool, plan)[0])
-
-    def is_trusted(stats: Centered) -> jax.Array:
-        shift, offset, var = stats
-        far = offset * offset > 2 * var
-        # Squares that vanish in float32, or are beyond it, say nothing about the spread.
-        tells = (var > jnp.finfo(var.dtype).tiny) & (var < jnp.inf)
-        # The remainder of a constant is what `reduce_precision` rounded its mean by.
-        is_rounding = jnp.abs(offset) <= 4 * jnp.finfo(var.dtype).eps * jnp.abs(shift)
-        return jnp.all((tells & ~far) | is_rounding)
+    def flat(statistics):
+        return jax.tree.map(lambda s: jnp.squeeze(s, unit_axes(shape)), statistics)
 
     def again(stats: Centered) -> Centered:
-        def next_shift(stats):
-            mean = stats.shift + stats.offset
-            return bounded(jnp.where(jnp.isfinite(mean), mean, 0), 3).reshape(shape)
-
-        # One more pass, but where `near` is so far off that x - near kept nothing of x.
-        _, stats = lax.while_loop(
-            lambda state: (state[0] < 8) & ~is_trusted(state[1]),
-            lambda state: (state[0] + 1, sums_about(next_shift(state[1]))),
-            (0, stats),
-        )
-        return stats
+        mean = stats.shift + stats.offset
+        mean = jnp.where(jnp.isfinite(mean), mean, 0)
+        if near is not None:
+            # So far off `near` can be that x - near kept nothing of x, nor of its mean.
+            is_lost = jnp.any((stats.shift != 0) & ~_is_close(stats, 300))
+            mean = lax.cond(
+                is_lost, lambda _: flat(mean_of(x, mask, pool, plan)[0]), lambda mean: mean, mean
+            )
+        (rest, kept), shift = plan.next_pass((x, mask), bounded(mean, 3).reshape(shape))
+        return flat(about(shift, count, rest, kept, pool, plan)[0])
 
     # Plain sums are a library's on CPU.
     stats, count = about(near, None, x, mask, pool, plan, plain=True)
     stats = flat(stats)
-    stats = lax.cond(is_trusted(stats), lambda stats: stats, again, stats)
+    is_trusted = jnp.all(_is_close(stats, 2**0.5))
+    stats = lax.cond(is_trusted, lambda stats: stats, again, stats)
     return Centered(*(s.reshape(shape) for s in stats)), count
+
+
+def _is_close(stats: Centered, deviations: float) -> jax.Array:
+    """Whether the mean is at most so many deviations from the shift, as far as float32 can tell."""
+    _, offset, var = stats
+    # Without "or equal", squares that vanish in float32 tell nothing.
+    within = (abs2(offset) < deviations**2 * var) | (offset == 0)
+    return within & (var < jnp.inf)
 
 
 def about(
@@ -145,8 +140,8 @@ def about(
 ) -> tuple[Centered, jax.Array]:
     """Returns the statistics from sums of x - shift (None: 0) and of its square, and the count.
 
-    A `count` of None is found as well, with the sums. Dividing before adding, if not `plain`, keeps
-    sums of huge values finite.
+    A `count` of None is found as well, with the sums. If not `plain`, dividing before adding keeps
+    sums of huge values finite, and nothing remains of a constant.
     """
     scale = 1.0 if plain else 1 / pool.size(x.shape)
 
@@ -164,9 +159,9 @@ def about(
     # Where the squares overflow the variance is infinite, not inf - inf.
     square = jnp.minimum(abs2(offset), jnp.finfo(second.dtype).max)
     var = jnp.maximum(second / divisor - square, 0)
-    is_constant = var <= 64 * jnp.finfo(var.dtype).eps * square
-    offset = jnp.where(is_constant, snap(offset), offset)
-    offset = offset if plain else bounded(offset)
+    if not plain:
+        is_constant = var <= 64 * jnp.finfo(var.dtype).eps * square
+        offset = bounded(jnp.where(is_constant, snap(offset), offset))
     return Centered(jnp.zeros_like(offset) if shift is None else shift, offset, var), count
 
 
