@@ -22,7 +22,7 @@ from jaxnorm._core.normalize import normalize, specs, statistics_of
 from jaxnorm._core.pool import Pool, compute_dtype, keep, pool_of, split_axis
 from jaxnorm._core.standardize import expand_moment, standardize_full
 from jaxnorm._core.statistics import Centered
-from jaxnorm.functional._corrections import Correction, Limit, Statistics, correction_of
+from jaxnorm.functional._corrections import Correction
 from jaxnorm.functional._segments import SegmentPool
 
 
@@ -118,20 +118,6 @@ def normalize_by_running(inputs: Inputs, batch: Batch, options: Options) -> jax.
     return standardize_full(x, mean, var, gamma, beta, mask, options.epsilon, 0.0, options.dtype)
 
 
-def normalize_by(
-    source: Statistics,
-    inputs: Inputs,
-    batch: Batch,
-    options: Options,
-    limits: tuple[Limit, Limit],
-) -> tuple[jax.Array, Moments | None]:
-    """Normalizes by the statistics that `source` names; returns the batch's too, if it has them."""
-    if source == "running":
-        return normalize_by_running(inputs, batch, options), None
-    updates = jnp.zeros(()) if inputs.running is None else inputs.running.count
-    return normalize_by_batch(inputs, batch, correction_of(source, *limits, updates), options)
-
-
 def batch_moments(inputs: Inputs, batch: Batch, options: Options) -> Moments:
     """Returns the moments that `normalize_by_batch` returns, without normalizing."""
     if batch.segments is None:
@@ -140,14 +126,6 @@ def batch_moments(inputs: Inputs, batch: Batch, options: Options) -> Moments:
     mask = _both(inputs.mask, pool.holds(inputs.x.ndim))
     stats, count = statistics.find(inputs.x, mask, pool, None)
     return _segments_first(_moments.to_moments(stats, count, pool.axes), options, batch)
-
-
-def choose(evaluate: Any, results: list[jax.Array]) -> jax.Array:
-    """Returns the only result, or with a traced `evaluate` that of evaluation or of training."""
-    if len(results) == 1:
-        return results[0]
-    train, test = results
-    return jnp.where(evaluate, test, train)
 
 
 def normalize_by_batch(

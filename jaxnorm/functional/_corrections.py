@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +12,6 @@ from jaxnorm._core.axes import ArrayLike
 from jaxnorm._core.formula import inverse_root
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.statistics import Centered
-
-Statistics = Literal["batch", "running", "renorm"] | float
-Limit = ArrayLike | Callable[[jax.Array], ArrayLike]  # a value, or a function of the updates
 
 
 class Blend(NamedTuple):
@@ -62,15 +58,3 @@ def _clip(d: jax.Array, largest: jax.Array) -> jax.Array:
 
 
 Correction = Blend | Renorm
-
-
-def correction_of(
-    source: Statistics, r_max: Limit, d_max: Limit, updates: jax.Array
-) -> Correction | None:
-    """Returns how the batch's statistics are corrected for `source`; None: not at all."""
-    if source == "batch":
-        return None
-    if source == "renorm":
-        at = jnp.max(updates)
-        return Renorm(*(limit(at) if callable(limit) else limit for limit in (r_max, d_max)))
-    return Blend(float(source))

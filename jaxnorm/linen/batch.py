@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from jaxnorm._core import axes as _axes
-from jaxnorm._core import combine
 from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm._core.collectives import AxisIndexGroups
-from jaxnorm._core.moments import Moments
-from jaxnorm.functional import _banks
-from jaxnorm.functional import _batch_core as core
-from jaxnorm.functional._corrections import Limit, Statistics
-from jaxnorm.functional.virtual import check_virtual
+from jaxnorm._layers.batch import BatchLayer
+from jaxnorm._layers.sources import Limit, Statistics
 from jaxnorm.linen._base import AffineModule
-from jaxnorm.linen._decisions import Decisions
-from jaxnorm.linen._running import RunningMoments
+from jaxnorm.linen._state import StateVariables, context_of
 
 
 class BatchNorm(AffineModule, kw_only=True):
@@ -113,193 +106,14 @@ class BatchNorm(AffineModule, kw_only=True):
     ) -> jax.Array:
         """Normalizes `x`; a gamma or beta given here replaces the module's own.
 
-        `use_running_average` and `update_running` may be traced, as `nn.remat` makes them: then
-        the results of training and of evaluation are both computed, and one is taken.
+        Traced flags, as `nn.remat` makes them, compute training's result and evaluation's.
         """
         x = _axes.check_input(x)
-        decisions = self._decide(use_running_average, update_running)
-        axes, features = self._axes_of(x.shape)
-        batch, domain = self._divide(x.shape, axes, domain)
-        gamma, beta = self._affine(x, features, gamma, beta, batch, domain)
-        inputs, axes = core.check_inputs(x, gamma, beta, mask, axes, features)
-        state = self._open_running(inputs, axes, decisions)
-        if state is not None:
-            rows = state.value if domain is None else _banks.row(state.value, domain)
-            inputs = core.expand_running(rows, inputs, axes, batch)
-        tracks = state is not None and self._tracks(decisions)
-        options = self._options(x, axes, tracks or decisions.sources != ("running",))
-        results, pooled = [], None
-        for source in decisions.sources:
-            self._check_count(x.shape, axes, mask, source, batch, decisions.evaluate is True)
-            limits = (self.r_max, self.d_max)
-            y, moments = core.normalize_by(source, inputs, batch, options, limits)
-            pooled = pooled or moments
-            results.append(y)
-        if state is not None and tracks:
-            pooled = pooled or core.batch_moments(inputs, batch, options)
-            self._track(state, pooled, domain, decisions.update)
-        return core.choose(decisions.evaluate, results)
-
-    @property
-    def _label(self) -> str:
-        return f"BatchNorm {'/'.join(self.path) or '(top level)'}"
-
-    def _decide(self, evaluate, update) -> Decisions:
-        return Decisions.make(
-            self.use_running_average if evaluate is None else evaluate,
-            self.update_running if update is None else update,
-            self.train_statistics,
-            self.eval_statistics,
-            self.frozen,
-            self._label,
-        )
-
-    def _axes_of(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Returns the axes pooled and those that gamma and beta vary along."""
-        rank = len(shape)
-        if self.reduction_axes is None:
-            given = -1 if self.feature_axes is None else self.feature_axes
-            features = _axes.canonical_axes(given, shape, "feature_axes")
-            return _axes.other_axes(features, rank), features
-        axes = _axes.canonical_axes(self.reduction_axes, shape, "reduction_axes")
-        if self.feature_axes is None:
-            return axes, _axes.other_axes(axes, rank)
-        return axes, _axes.canonical_axes(self.feature_axes, shape, "feature_axes")
-
-    def _divide(self, shape, axes, domain) -> tuple[core.Batch, jax.Array | None]:
-        """Returns how the batch is divided, and the domain if the whole batch has one."""
-        virtual = check_virtual(self.num_virtual_batches)
-        if virtual == 1 and self.num_domains is None:
-            if domain is not None:
-                raise ValueError(
-                    f"{self._label} got domain={domain!r}, but num_domains is not set."
-                )
-            return core.Batch(), None
-        axis = core.check_batch_axis(self.batch_axis, shape, axes)
-        virtual = 1 if self.is_initializing() else virtual
-        if self.num_domains is None:
-            return core.Batch(axis, virtual), None
-        if domain is None:
-            raise ValueError(
-                f"{self._label} has num_domains={self.num_domains} and needs domain in the call: "
-                "an integer, or one for each example."
-            )
-        domain = _banks.check_domain(domain, self.num_domains, shape[axis])
-        if domain.ndim == 0:
-            return core.Batch(axis, virtual), domain
-        if virtual > 1:
-            raise ValueError(
-                f"{self._label} has num_virtual_batches={virtual}, which needs one domain for the "
-                "whole batch, not one for each example."
-            )
-        return core.Batch(axis, 1, (domain, self.num_domains)), None
-
-    def _affine(self, x, features, gamma, beta, batch: core.Batch, domain):
-        """Returns gamma and beta, those of the domains if they are separate."""
-        if self.num_domains is None or not self.affine_per_domain:
-            gamma, beta = self.affine(x, features, gamma, beta)
-        else:
-            given = gamma, beta
-            gamma, beta = (
-                value
-                if value is None or value is call
-                else _banks.parameter(value, x.shape, features, batch, domain)
-                for value, call in zip(
-                    self.affine(x, features, gamma, beta, (self.num_domains,)), given, strict=True
-                )
-            )
-        if self.frozen == "all":
-            gamma, beta = jax.lax.stop_gradient((gamma, beta))
-        return gamma, beta
-
-    def _open_running(
-        self, inputs: core.Inputs, axes, decisions: Decisions
-    ) -> RunningMoments | None:
-        """Returns the running statistics, unless this call can do without."""
-        needed = decisions.needs_running or RunningMoments.accumulates(self)
-        keeps_none = (
-            self.train_statistics == self.eval_statistics == "batch"
-            and self.update_running is False
-        )
-        if not needed and (keeps_none or not self.is_initializing()):
-            return None
-        x = inputs.x
-        shape = tuple(s for a, s in enumerate(x.shape) if a not in axes)
-        if self.num_domains is not None:
-            shape = (self.num_domains, *shape)
-        counts = self.momentum is None or self.debias
-        counts = counts or callable(self.r_max) or callable(self.d_max)
-        return RunningMoments(self, shape, x.dtype, counts=counts)
-
-    def _tracks(self, decisions: Decisions) -> bool:
-        """Returns whether the batch's moments are to be kept, which then must be possible."""
-        if self.is_initializing():
-            return False
-        if not self.is_mutable_collection(RunningMoments.collection):
-            if decisions.update is not False:
-                raise ValueError(
-                    f"{self._label} updates its running statistics in training, but the collection "
-                    'batch_stats is not mutable: call apply(..., mutable=["batch_stats"]) and keep '
-                    "the updates it returns, or pass use_running_average=True to evaluate, or "
-                    "update_running=False to leave them as they are."
-                )
-            return False
-        return decisions.update is not False or RunningMoments.accumulates(self)
-
-    def _options(self, x: jax.Array, axes, pools: bool) -> core.Options:
-        """Returns the options; the named axes count only where elements are pooled."""
-        pools = pools and not self.is_initializing()
-        name = self.axis_name if pools else None
-        try:
-            return core.make_options(
-                x, axes, self.epsilon, name, self.axis_index_groups, self.dtype
-            )
-        except NameError as error:
-            raise NameError(f"{self._label}: {error}") from None
-
-    def _check_count(
-        self, shape, axes, mask, source: Statistics, batch: core.Batch, evaluate: bool
-    ) -> None:
-        if source != "batch" or self.is_initializing():
-            return
-        if not self._pools_one_value(shape, axes, mask, batch):
-            return
-        where = f" in each of {batch.virtual} virtual batches" if batch.virtual > 1 else ""
-        mode = "evaluation by the batch's statistics" if evaluate else "training"
-        remedy = 'eval_statistics="running"' if evaluate else "use_running_average=True"
-        raise ValueError(
-            f"{self._label} got one element per channel{where} in {mode}: an input of shape "
-            f"{shape} reduced over axes {axes}. One value cannot be normalized; use a larger "
-            f"batch, {remedy}, or a norm that does not pool over the batch."
-        )
-
-    def _pools_one_value(self, shape, axes, mask, batch: core.Batch) -> bool:
-        """Whether a statistic is known to be of one value, which has no variance."""
-        if self.axis_name is not None or mask is not None or batch.segments is not None:
-            return False
-        return math.prod(shape[a] for a in axes) <= batch.virtual
-
-    def can_normalize_by_batch(self, x: ArrayLike, mask: ArrayLike | None = None) -> bool:
-        """Whether `x` has more than one value for each statistic, as far as its shape tells."""
-        shape = jnp.shape(x)
-        batch = core.Batch(virtual=self.num_virtual_batches)
-        return not self._pools_one_value(shape, self._axes_of(shape)[0], mask, batch)
-
-    def _track(self, state: RunningMoments, pooled: Moments, domain, update) -> None:
-        """Updates the running statistics, or adds to the accumulators where there are any."""
-        pooled = jax.lax.stop_gradient(pooled)
-        if self.num_domains is not None and domain is not None:
-            pooled = _banks.as_bank(pooled, domain, self.num_domains)
-        if RunningMoments.accumulates(self):
-            state.accumulate(pooled)
-            return
-        if isinstance(update, jax.Array):
-            # Moments of no elements change nothing.
-            pooled = pooled._replace(count=jnp.where(update, pooled.count, 0))
-        state.value = combine.update_moments(
-            state.value,
-            pooled,
-            momentum=self.momentum,
-            unbiased=self.unbiased,
-            debias=self.debias,
-        )
+        layer, context = BatchLayer.of(self), context_of(self, "BatchNorm")
+        decisions = layer.decide(use_running_average, update_running, context)
+        own = self.affine(x, layer.axes_of(x.shape)[1], gamma, beta, layer.affine_rows)
+        state = StateVariables(self, layer.first_state(x, decisions, context))
+        given = {"mask": mask, "domain": domain, "given": (gamma, beta)}
+        y, new = layer.apply(x, state.value, own, decisions, context, **given)
+        state.keep(new)
+        return y

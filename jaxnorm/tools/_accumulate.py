@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxnorm._core.combine import update_moments
 from jaxnorm._core.moments import Moments
-from jaxnorm.linen._running import ACCUMULATORS
+from jaxnorm._layers.running import ACCUMULATORS
 
 Stats = Mapping[str, Any]
 

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxnorm._layers.batch import BatchLayer
 from jaxnorm.linen.batch import BatchNorm
 from jaxnorm.tools._accumulate import accumulate, accumulators, map_running
 from jaxnorm.tools._population import Population, track
@@ -125,7 +126,8 @@ def _by_batch(next_function, args, kwargs, context):
     module = context.module
     if isinstance(module, BatchNorm) and context.method_name == "__call__":
         x = args[0] if args else kwargs["x"]
-        by_batch = module.can_normalize_by_batch(x, kwargs.get("mask"))
+        layer = BatchLayer.of(module)
+        by_batch = layer.can_normalize_by_batch(jnp.shape(x), kwargs.get("mask"))
         kwargs = {**kwargs, "use_running_average": not by_batch}
     return next_function(*args, **kwargs)
 

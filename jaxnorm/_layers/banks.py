@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm._core import axes as _axes
-from jaxnorm._core.axes import ArrayLike
+from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import Pool
 from jaxnorm.functional._batch_core import Batch
@@ -42,22 +42,26 @@ def as_bank(moments: Moments, domain: jax.Array, number: int) -> Moments:
 
 def parameter(
     bank: ArrayLike,
+    name: str,
     shape: tuple[int, ...],
-    feature_axes: tuple[int, ...],
+    axes: tuple[int, ...],
+    feature_axes: Axes | None,
     batch: Batch,
     domain: jax.Array | None,
 ) -> jax.Array:
     """Returns the row of `domain` of a parameter bank, or at the rank of the input each example's.
 
-    The parameter is that of an input of shape `shape` along `feature_axes`.
+    The parameter is that of an input of shape `shape` along `feature_axes`, or the axes that are
+    not in `axes`.
     """
     bank = jnp.asarray(bank)
     if domain is not None:
         return bank[domain]
     assert batch.segments is not None
+    kept = _axes.other_axes(axes, len(shape))
 
     def expand(value):
-        return _axes.expand_parameter(value, shape, feature_axes, (), "gamma or beta")
+        return _axes.expand_parameter(value, shape, feature_axes, kept, name)
 
     rows = jnp.squeeze(jax.vmap(expand)(bank), batch.axis + 1)
     pool = SegmentPool(Pool((batch.axis,)), *batch.segments, batch.axis)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxnorm.functional._corrections import Statistics
+from jaxnorm._layers.sources import Statistics, check_statistics
 
 
 class Decisions(NamedTuple):
@@ -39,8 +39,8 @@ class Decisions(NamedTuple):
     ) -> Decisions:
         if frozen not in (None, "statistics", "all"):
             raise ValueError(f'frozen must be None, "statistics" or "all", got {frozen!r}.')
-        train = _check_statistics(train_statistics, "train_statistics")
-        test = _check_statistics(eval_statistics, "eval_statistics")
+        train = check_statistics(train_statistics, "train_statistics")
+        test = check_statistics(eval_statistics, "eval_statistics")
         if frozen is not None:
             return cls(("running",), True, False)
         if evaluate is None:
@@ -56,14 +56,3 @@ class Decisions(NamedTuple):
         if traced:
             return cls((train, test), evaluate, update)
         return cls((test,) if evaluate else (train,), bool(evaluate), update)
-
-
-def _check_statistics(value: Any, name: str) -> Statistics:
-    if isinstance(value, str) and value in ("batch", "running", "renorm"):
-        return value
-    if isinstance(value, (int, float)) and 0 <= value <= 1:
-        return float(value)
-    raise ValueError(
-        f'{name} must be "batch", "running", "renorm", or the weight of the batch in a mixture '
-        f"with the running statistics, in [0, 1]; got {value!r}."
-    )

@@ -1,0 +1,243 @@
+"""Batch norm as a layer: what its options and a call decide, in the order that they are needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+
+from jaxnorm._core import axes as _axes
+from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
+from jaxnorm._core.collectives import AxisIndexGroups
+from jaxnorm._core.formula import Options
+from jaxnorm._layers import banks, running, sources
+from jaxnorm._layers.decisions import Decisions
+from jaxnorm._layers.layer import Context, FirstState, Layer, State
+from jaxnorm._layers.sources import Limit, Statistics
+from jaxnorm.functional import _batch_core as core
+from jaxnorm.functional.virtual import check_virtual
+
+Affine = tuple[ArrayLike | None, ArrayLike | None]  # gamma and beta
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchLayer(Layer):
+    """The options of batch norm, as `jaxnorm.linen.BatchNorm` describes them."""
+
+    epsilon: float
+    dtype: DTypeLike | None
+    use_running_average: bool | jax.Array | None
+    train_statistics: Statistics
+    eval_statistics: Statistics
+    update_running: bool | jax.Array | None
+    frozen: Literal["statistics", "all"] | None
+    reduction_axes: Axes | None
+    feature_axes: Axes | None
+    batch_axis: int
+    momentum: float | jax.Array | None
+    debias: bool
+    unbiased: bool
+    num_virtual_batches: int
+    r_max: Limit
+    d_max: Limit
+    num_domains: int | None
+    affine_per_domain: bool
+    axis_name: str | Sequence[str] | None
+    axis_index_groups: AxisIndexGroups
+
+    def decide(self, evaluate: Any, update: Any, context: Context) -> Decisions:
+        """Returns what the call decides; None leaves it to the options."""
+        return Decisions.make(
+            self.use_running_average if evaluate is None else evaluate,
+            self.update_running if update is None else update,
+            self.train_statistics,
+            self.eval_statistics,
+            self.frozen,
+            context.label,
+        )
+
+    def axes_of(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Returns the axes pooled and those that gamma and beta vary along."""
+        rank = len(shape)
+        if self.reduction_axes is None:
+            given = -1 if self.feature_axes is None else self.feature_axes
+            features = _axes.canonical_axes(given, shape, "feature_axes")
+            return _axes.other_axes(features, rank), features
+        axes = _axes.canonical_axes(self.reduction_axes, shape, "reduction_axes")
+        if self.feature_axes is None:
+            return axes, _axes.other_axes(axes, rank)
+        return axes, _axes.canonical_axes(self.feature_axes, shape, "feature_axes")
+
+    @property
+    def affine_rows(self) -> tuple[int, ...]:
+        """The sizes that gamma and beta have before those of the features: one row per domain."""
+        if self.num_domains is None or not self.affine_per_domain:
+            return ()
+        return (self.num_domains,)
+
+    def first_state(self, x: jax.Array, decisions: Decisions, context: Context) -> FirstState:
+        """Returns what the state starts at; empty if this call can do without."""
+        needed = decisions.needs_running or context.accumulates
+        keeps_none = (
+            self.train_statistics == self.eval_statistics == "batch"
+            and self.update_running is False
+        )
+        if not needed and (keeps_none or not context.initializing):
+            return {}
+        shape = self.state_shape(x.shape)
+        counts = self.momentum is None or self.debias
+        counts = counts or callable(self.r_max) or callable(self.d_max)
+        first = running.first_moments(shape, x.dtype, counts=counts)
+        return first | (running.first_accumulators(shape, x.dtype) if context.accumulates else {})
+
+    def state_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape of the running moments for an input of shape `shape`."""
+        axes, _ = self.axes_of(shape)
+        kept = tuple(s for a, s in enumerate(shape) if a not in axes)
+        return kept if self.num_domains is None else (self.num_domains, *kept)
+
+    def apply(
+        self,
+        x: jax.Array,
+        state: State,
+        affine: Affine,
+        decisions: Decisions,
+        context: Context,
+        *,
+        mask: ArrayLike | None = None,
+        domain: ArrayLike | None = None,
+        given: Affine = (None, None),
+    ) -> tuple[jax.Array, State | None]:
+        """Normalizes `x`; returns the new state too, of some of its arrays or all, if it moved.
+
+        Args:
+          x: the input.
+          state: the values of what `first_state` named.
+          affine: gamma and beta of the layer.
+          decisions: what `decide` returned.
+          context: what the framework says of the call.
+          mask: which elements count.
+          domain: the domain of the batch or of each example.
+          given: gamma and beta of the call, which replace those of the layer.
+        """
+        axes, _ = self.axes_of(x.shape)
+        batch, domain = self._divide(x.shape, axes, domain, context)
+        gamma, beta = self._affine(x.shape, axes, affine, given, batch, domain)
+        inputs, axes = core.check_inputs(x, gamma, beta, mask, axes, self.feature_axes)
+        if state:
+            moments = running.moments_of(state)
+            moments = moments if domain is None else banks.row(moments, domain)
+            inputs = core.expand_running(moments, inputs, axes, batch)
+        tracks = bool(state) and self._tracks(decisions, context)
+        pools = tracks or decisions.sources != ("running",)
+        options = self._options(x, axes, pools and not context.initializing, context)
+        results, pooled = [], None
+        for source in decisions.sources:
+            if source == "batch" and not context.initializing:
+                self._check_count(x.shape, axes, mask, batch, decisions, context)
+            limits = (self.r_max, self.d_max)
+            y, moments = sources.normalize_by(source, inputs, batch, options, limits)
+            pooled = pooled or moments
+            results.append(y)
+        y = sources.choose(decisions.evaluate, results)
+        if not tracks:
+            return y, None
+        pooled = jax.lax.stop_gradient(pooled or core.batch_moments(inputs, batch, options))
+        if self.num_domains is not None and domain is not None:
+            pooled = banks.as_bank(pooled, domain, self.num_domains)
+        average = {"momentum": self.momentum, "unbiased": self.unbiased, "debias": self.debias}
+        return y, running.track(state, pooled, decisions.update, **average)
+
+    def can_normalize_by_batch(self, shape: tuple[int, ...], mask: ArrayLike | None = None) -> bool:
+        """Whether each statistic is of more than one value, as far as the input's shape tells."""
+        batch = core.Batch(virtual=self.num_virtual_batches)
+        return not self._pools_one_value(shape, self.axes_of(shape)[0], mask, batch)
+
+    def _divide(self, shape, axes, domain, context: Context) -> tuple[core.Batch, jax.Array | None]:
+        """Returns how the batch is divided, and the domain if the whole batch has one."""
+        virtual = check_virtual(self.num_virtual_batches)
+        if virtual == 1 and self.num_domains is None:
+            if domain is not None:
+                raise ValueError(
+                    f"{context.label} got domain={domain!r}, but num_domains is not set."
+                )
+            return core.Batch(), None
+        axis = core.check_batch_axis(self.batch_axis, shape, axes)
+        virtual = 1 if context.initializing else virtual
+        if self.num_domains is None:
+            return core.Batch(axis, virtual), None
+        if domain is None:
+            raise ValueError(
+                f"{context.label} has num_domains={self.num_domains} and needs domain in the call: "
+                "an integer, or one for each example."
+            )
+        domain = banks.check_domain(domain, self.num_domains, shape[axis])
+        if domain.ndim == 0:
+            return core.Batch(axis, virtual), domain
+        if virtual > 1:
+            raise ValueError(
+                f"{context.label} has num_virtual_batches={virtual}, which needs one domain for "
+                "the whole batch, not one for each example."
+            )
+        return core.Batch(axis, 1, (domain, self.num_domains)), None
+
+    def _affine(self, shape, axes, affine: Affine, given: Affine, batch, domain) -> Affine:
+        """Returns gamma and beta: those of the call, else the layer's, of its domains if any."""
+        gamma, beta = (
+            own if call is None else call for own, call in zip(affine, given, strict=True)
+        )
+        if self.affine_rows:
+            gamma, beta = (
+                value
+                if value is None or value is call
+                else banks.parameter(value, name, shape, axes, self.feature_axes, batch, domain)
+                for name, value, call in zip(("gamma", "beta"), (gamma, beta), given, strict=True)
+            )
+        return jax.lax.stop_gradient((gamma, beta)) if self.frozen == "all" else (gamma, beta)
+
+    def _tracks(self, decisions: Decisions, context: Context) -> bool:
+        """Returns whether the batch's moments are to be kept, which then must be possible."""
+        if context.initializing:
+            return False
+        if not context.mutable:
+            if decisions.update is not False:
+                raise ValueError(
+                    f"{context.label} updates its running statistics in training, but the "
+                    'collection batch_stats is not mutable: call apply(..., mutable=["batch_stats"]'
+                    ") and keep the updates it returns, or pass use_running_average=True to "
+                    "evaluate, or update_running=False to leave them as they are."
+                )
+            return False
+        return decisions.update is not False or context.accumulates
+
+    def _options(self, x: jax.Array, axes, pools: bool, context: Context) -> Options:
+        """Returns the options; the named axes count only where elements are pooled."""
+        name = self.axis_name if pools else None
+        try:
+            return core.make_options(
+                x, axes, self.epsilon, name, self.axis_index_groups, self.dtype
+            )
+        except NameError as error:
+            raise NameError(f"{context.label}: {error}") from None
+
+    def _check_count(self, shape, axes, mask, batch, decisions: Decisions, context: Context):
+        if not self._pools_one_value(shape, axes, mask, batch):
+            return
+        evaluates = decisions.evaluate is True
+        where = f" in each of {batch.virtual} virtual batches" if batch.virtual > 1 else ""
+        mode = "evaluation by the batch's statistics" if evaluates else "training"
+        remedy = 'eval_statistics="running"' if evaluates else context.evaluation
+        raise ValueError(
+            f"{context.label} got one element per channel{where} in {mode}: an input of shape "
+            f"{shape} reduced over axes {axes}. One value cannot be normalized; use a larger "
+            f"batch, {remedy}, or a norm that does not pool over the batch."
+        )
+
+    def _pools_one_value(self, shape, axes, mask, batch: core.Batch) -> bool:
+        """Whether a statistic is known to be of one value, which has no variance."""
+        if self.axis_name is not None or mask is not None or batch.segments is not None:
+            return False
+        return math.prod(shape[a] for a in axes) <= batch.virtual

@@ -1,0 +1,39 @@
+"""The state of a layer, as Flax variables in the collection `batch_stats`."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+
+from jaxnorm._layers.layer import Context, FirstState, State
+from jaxnorm._layers.running import ACCUMULATORS
+
+COLLECTION = "batch_stats"
+
+
+def context_of(module: nn.Module, name: str) -> Context:
+    """Returns what Flax says of the call that a module called `name` is in."""
+    return Context(
+        label=f"{name} {'/'.join(module.path) or '(top level)'}",
+        initializing=module.is_initializing(),
+        mutable=module.is_mutable_collection(COLLECTION),
+        accumulates=module.has_variable(COLLECTION, ACCUMULATORS[0]),
+    )
+
+
+class StateVariables:
+    """The variables of a state, made where they are missing."""
+
+    def __init__(self, module: nn.Module, first: FirstState):
+        self._variables = {
+            name: module.variable(COLLECTION, name, make) for name, make in first.items()
+        }
+
+    @property
+    def value(self) -> dict[str, jax.Array]:
+        return {name: variable.value for name, variable in self._variables.items()}
+
+    def keep(self, new: State | None) -> None:
+        """Takes over a new state, of some of the variables or all, if there is one."""
+        for name, value in (new or {}).items():
+            self._variables[name].value = value
