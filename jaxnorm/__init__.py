@@ -10,6 +10,8 @@ from jaxnorm._core.moments import Moments as Moments
 from jaxnorm._core.moments import moments as moments
 from jaxnorm._core.plain import plain as plain
 from jaxnorm._core.standardize import standardize as standardize
+from jaxnorm._layers.step import batch_norm_step as batch_norm_step
+from jaxnorm._layers.step import init_running as init_running
 from jaxnorm.functional.batch import batch_norm as batch_norm
 from jaxnorm.functional.feature import layer_norm as layer_norm
 from jaxnorm.functional.feature import rms_norm as rms_norm
@@ -38,11 +40,13 @@ __all__ = [
     "Moments",
     "Whitening",
     "batch_norm",
+    "batch_norm_step",
     "batch_renorm",
     "blended_batch_norm",
     "decorrelate",
     "ghost_batch_norm",
     "group_norm",
+    "init_running",
     "instance_norm",
     "layer_norm",
     "merge_moments",

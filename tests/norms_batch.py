@@ -91,6 +91,14 @@ def segment_batch_norm(x, **given):
     return jaxnorm.segment_batch_norm(x, ids, num_segments=2, axis=0, **given)[0]
 
 
+def batch_norm_step(x, **given):
+    """In training, at the start of it."""
+    # An input of integers is an error of the step, not of what it starts with.
+    dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.float32
+    running = jaxnorm.init_running(x.shape[1:], dtype=dtype)
+    return jaxnorm.batch_norm_step(x, running, training=True, axis=0, **given)[0]
+
+
 GIVEN_MOMENTS = "its moments are arguments, which the input does not change"
 MOVED = "the running moments, which the input does not change, are half of its own"
 
@@ -134,6 +142,14 @@ BATCH = [
         shapes={"plain": (8, 16), "five": (10, 3), "many": (200_000, 2), "large": (4096, 256)},
         # Which segment each example belongs to, too.
         statistics=lambda shape: 5 * 2 * shape[1] + 2 * shape[0],
+    ),
+    Norm(
+        name="batch_norm_step",
+        public="batch_norm_step",
+        function=batch_norm_step,
+        pools=over(0),
+        feature_axes=(-1,),
+        shapes={"plain": (8, 16), "five": (5, 3), "many": (100_000, 2), "large": (4096, 256)},
     ),
     Norm(
         name="batch_renorm",

@@ -26,6 +26,7 @@ OTHERS = {
     "mix_moments": "combines statistics",
     "plain": "how all are computed",
     "unstandardize": "undoes a normalization",
+    "init_running": "the statistics themselves",
     "update_moments": "combines statistics",
     "Whitening": "the statistics themselves",
     "update_whitening": "combines statistics",

@@ -21,6 +21,8 @@ MODULES = {n: m for n, m in vars(jaxnorm.linen).items() if isinstance(m, type)}
 # Positional arguments: arrays, and what stands for one.
 ARRAYS = {"x", "v", "w", "u", "g", "gain", "gamma", "beta", "moments", "running", "batch"}
 ARRAYS |= {"segment_ids", "whitening", "y", "first", "second"}
+# Required, and not arrays.
+AS_IN_NUMPY = {("moments", "axis"), ("init_running", "shape")}
 
 
 def test_everything_public_is_listed_and_nothing_else():
@@ -56,8 +58,7 @@ def test_exemptions_name_a_point_and_give_a_reason():
 def test_arrays_come_first_and_options_are_keywords(name):
     for parameter in inspect.signature(FUNCTIONS[name]).parameters.values():
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-            # `axis` of moments is the one required argument beside the array, as in NumPy.
-            assert parameter.name in ARRAYS or (name, parameter.name) == ("moments", "axis")
+            assert parameter.name in ARRAYS or (name, parameter.name) in AS_IN_NUMPY
         else:
             kinds = (parameter.KEYWORD_ONLY, parameter.VAR_POSITIONAL)
             assert parameter.kind in kinds

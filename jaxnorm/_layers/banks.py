@@ -40,8 +40,19 @@ def as_bank(moments: Moments, domain: jax.Array, number: int) -> Moments:
     return Moments(moments.mean[None], moments.var[None], jnp.where(mine, count, 0))
 
 
+def check_bank(bank: ArrayLike, name: str, number: int) -> jax.Array:
+    """Returns a parameter that has one row for each of `number` domains."""
+    value = jnp.asarray(bank)
+    if value.shape[:1] != (number,):
+        raise ValueError(
+            f"{name} of shape {value.shape} does not have a row for each of the num_domains="
+            f"{number} domains on axis 0; give it one, or leave out affine_per_domain."
+        )
+    return value
+
+
 def parameter(
-    bank: ArrayLike,
+    bank: jax.Array,
     name: str,
     shape: tuple[int, ...],
     axes: tuple[int, ...],
@@ -54,7 +65,6 @@ def parameter(
     The parameter is that of an input of shape `shape` along `feature_axes`, or the axes that are
     not in `axes`.
     """
-    bank = jnp.asarray(bank)
     if domain is not None:
         return bank[domain]
     assert batch.segments is not None

@@ -186,16 +186,15 @@ class BatchLayer(Layer):
 
     def _affine(self, shape, axes, affine: Affine, given: Affine, batch, domain) -> Affine:
         """Returns gamma and beta: those of the call, else the layer's, of its domains if any."""
-        gamma, beta = (
-            own if call is None else call for own, call in zip(affine, given, strict=True)
-        )
-        if self.affine_rows:
-            gamma, beta = (
-                value
-                if value is None or value is call
-                else banks.parameter(value, name, shape, axes, self.feature_axes, batch, domain)
-                for name, value, call in zip(("gamma", "beta"), (gamma, beta), given, strict=True)
-            )
+        chosen = []
+        for name, own, call in zip(("gamma", "beta"), affine, given, strict=True):
+            value = own if call is None else call
+            if call is None and own is not None and self.affine_rows:
+                bank = banks.check_bank(own, name, *self.affine_rows)
+                features = self.feature_axes
+                value = banks.parameter(bank, name, shape, axes, features, batch, domain)
+            chosen.append(value)
+        gamma, beta = chosen
         return jax.lax.stop_gradient((gamma, beta)) if self.frozen == "all" else (gamma, beta)
 
     def _tracks(self, decisions: Decisions, context: Context) -> bool:
@@ -240,4 +239,5 @@ class BatchLayer(Layer):
         """Whether a statistic is known to be of one value, which has no variance."""
         if self.axis_name is not None or mask is not None or batch.segments is not None:
             return False
-        return math.prod(shape[a] for a in axes) <= batch.virtual
+        size = math.prod(shape[a] for a in axes)
+        return isinstance(size, int) and size <= batch.virtual  # a symbolic size is not known
