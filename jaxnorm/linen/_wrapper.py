@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from pathlib import PurePosixPath
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -12,10 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import Axes
-
-Path = tuple[str, ...]
+from jaxnorm._layers.weight import Path, Select, WeightLayer
+from jaxnorm.linen._state import context_of
 
 
 class Chosen(NamedTuple):
@@ -28,9 +25,6 @@ class Chosen(NamedTuple):
 
     stored: Any
     place: Path
-
-
-Own = dict[str, jax.Array]  # a wrapper's variables for one weight, by name, as in own_names
 
 
 class _Wrapper(nn.Module):
@@ -53,42 +47,24 @@ class WeightWrapper(_Wrapper, kw_only=True):
       feature_axes: the axes of the output units in the parameters; the others are reduced over.
     """
 
-    own_names: ClassVar[tuple[str, ...]] = ()
+    technique: ClassVar[type[WeightLayer]]
 
-    select: Sequence[str] | Callable[[str, jax.Array], bool] = ("kernel", "embedding")
+    select: Select = ("kernel", "embedding")
     feature_axes: Axes = -1
 
-    @nn.nowrap
-    def weight(self, value: jax.Array, own: Own) -> jax.Array:
-        """Returns the weights to use for the parameter `value`, as in evaluation."""
-        raise NotImplementedError
-
-    @nn.nowrap
-    def input_axes(self, value: jax.Array) -> tuple[int, ...]:
-        """Returns the axes of `value` that are not of output units."""
-        features = _axes.canonical_axes(self.feature_axes, value.shape, "feature_axes")
-        return _axes.other_axes(features, value.ndim)
+    @property
+    def options(self) -> Any:
+        """What the fields say, as `technique` takes it."""
+        return self.technique.of(self)
 
     @nn.nowrap
     def chosen(self) -> dict[Path, Chosen]:
         """Returns the layer's parameters to replace, by their path from the layer."""
         found = self._parameters()
-        chosen = {path: one for path, one in found.items() if self._selects(path, one.stored)}
-        label = f"{type(self).__name__} {'/'.join(self.path) or '(top level)'}"
-        if not chosen:
-            raise ValueError(
-                f"{label} found no parameter to normalize with select={self.select!r}: its layer "
-                f"{type(self.layer).__name__} has {sorted(map('/'.join, found))}."
-            )
-        for path, one in chosen.items():
-            value = unbox(one.stored)
-            if value.ndim == 0 or not self.input_axes(value):
-                raise ValueError(
-                    f"{label} cannot normalize the parameter {'/'.join(path)} of shape "
-                    f"{value.shape}: feature_axes={self.feature_axes!r} leaves no axis to reduce "
-                    "over. Leave it out with select, or choose other feature_axes."
-                )
-        return chosen
+        values = {path: unbox(one.stored) for path, one in found.items()}
+        label = context_of(self, type(self).__name__).label
+        chosen = self.options.choose(values, label, type(self.layer).__name__)
+        return {path: found[path] for path in chosen}
 
     @nn.nowrap
     def _parameters(self) -> dict[Path, Chosen]:
@@ -107,14 +83,6 @@ class WeightWrapper(_Wrapper, kw_only=True):
                 place = (*module.path, *path)
                 found.setdefault(place[len(start) :], Chosen(stored, place))
         return found
-
-    @nn.nowrap
-    def _selects(self, path: Path, stored: Any) -> bool:
-        name = "/".join(path)
-        if callable(self.select):
-            return bool(self.select(name, unbox(stored)))
-        patterns = (self.select,) if isinstance(self.select, str) else self.select
-        return any(PurePosixPath(name).match(pattern) for pattern in patterns)
 
     @nn.nowrap
     def call_layer(self, weights: dict[Path, jax.Array] | None, method: str, args, kwargs) -> Any:
@@ -163,11 +131,6 @@ def _modules_within(module: nn.Module) -> list[nn.Module]:
 
 def _is_below(path: Path, start: Path) -> bool:
     return path[: len(start)] == start
-
-
-def own_name(path: Path, name: str) -> str:
-    """Returns the name of a wrapper's variable for the weight at `path`, such as kernel_g."""
-    return "_".join((*path, name))
 
 
 def unbox(stored: Any) -> jax.Array:

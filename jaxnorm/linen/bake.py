@@ -9,7 +9,8 @@ import flax.linen as nn
 import jax
 from flax import traverse_util
 
-from jaxnorm.linen._wrapper import Chosen, Path, WeightWrapper, own_name, rebox, unbox
+from jaxnorm._layers.weight import Path, own_name
+from jaxnorm.linen._wrapper import Chosen, WeightWrapper, rebox, unbox
 
 
 class _Wrapped(NamedTuple):
@@ -109,13 +110,13 @@ def _bake_weight(flat, wrapper: WeightWrapper, path: Path, one: Chosen) -> None:
             f"{'/'.join(key)} of shape {value.shape} is used in shape {shape}: bake expects "
             "parameters of a scan or vmap to be stacked along their first axis."
         )
-    names = {own_name(path, name): name for name in wrapper.own_names}
+    names = {own_name(path, name): name for name in wrapper.options.own_names}
     own = {
         names[at[-1]]: unbox(stored)
         for at, stored in flat.items()
         if at[1:-1] == wrapper.path and at[-1] in names
     }
-    compute = wrapper.weight
+    compute = wrapper.options.weight
     for _ in range(stacked):
         compute = jax.vmap(compute)
     flat[key] = rebox(flat[key], compute(value, own))

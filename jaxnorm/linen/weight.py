@@ -8,22 +8,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxnorm._core import axes as _axes
-from jaxnorm._core import moments as _moments
-from jaxnorm._core.pool import compute_dtype
-from jaxnorm.functional.weight import spectral_norm, weight_length, weight_norm
-from jaxnorm.functional.weight_standardization import (
-    scaled_weight_standardize,
-    weight_standardize,
-)
-from jaxnorm.linen._wrapper import (
-    Own,
-    WeightWrapper,
-    box_features,
+from jaxnorm._layers.weight import (
+    SpectralNormLayer,
+    StandardizationLayer,
+    WeightLayer,
+    WeightNormLayer,
     own_name,
-    rebox,
-    unbox,
 )
+from jaxnorm.linen._state import context_of
+from jaxnorm.linen._wrapper import WeightWrapper, box_features, rebox, unbox
 
 
 class WeightNorm(WeightWrapper, kw_only=True):
@@ -58,7 +51,7 @@ class WeightNorm(WeightWrapper, kw_only=True):
     Reference: Salimans & Kingma 2016, Weight Normalization, arXiv:1602.07868.
     """
 
-    own_names: ClassVar[tuple[str, ...]] = ("g",)
+    technique: ClassVar[type[WeightLayer]] = WeightNormLayer
 
     epsilon: float = 1e-12
     data_dependent_init: bool = False
@@ -74,50 +67,29 @@ class WeightNorm(WeightWrapper, kw_only=True):
         weights = {}
         for path, (stored, _) in self.chosen().items():
             g = self.param(own_name(path, "g"), self._first_g, stored, factor)
-            weights[path] = self.weight(unbox(stored), {"g": g})
+            weights[path] = self.options.weight(unbox(stored), {"g": g})
         return self.call_layer(weights, layer_method, args, kwargs)
-
-    @nn.nowrap
-    def weight(self, value: jax.Array, own: Own) -> jax.Array:
-        axes = self.input_axes(value)
-        return weight_norm(value, own["g"], axis=axes, epsilon=self.epsilon)
 
     @nn.nowrap
     def _first_g(self, key, stored, factor):
         del key  # g is computed from the parameter, not drawn
         value = unbox(stored)
-        axes = self.input_axes(value)
-        g = weight_length(value, axes, self.epsilon)
-        g = g if factor is None else g * factor
-        return box_features(stored, g, _axes.other_axes(axes, value.ndim))
+        return box_features(
+            stored, self.options.first_g(value, factor), self.options.unit_axes(value)
+        )
 
     @nn.nowrap
     def _standardize_output(self, y: jax.Array) -> jax.Array | None:
         """Moves the layer's bias, and returns the factor of g, that standardize the output `y`."""
-        chosen = self.chosen()
-        units = [
-            tuple(s for a, s in enumerate(v.shape) if a not in self.input_axes(v))
-            for v in (unbox(one.stored) for one in chosen.values())
-        ]
-        if len(units) != 1 or units[0] != y.shape[-1:] or any(len(path) != 1 for path in chosen):
-            raise ValueError(
-                "data_dependent_init needs a layer with one selected parameter of its own, whose "
-                f"output units are the last axis of the output; {type(self.layer).__name__} has "
-                f"{sorted(map('/'.join, chosen))} and an output of shape {y.shape}. Wrap each "
-                "layer on its own."
-            )
-        (path,) = chosen
+        values = {path: unbox(one.stored) for path, one in self.chosen().items()}
+        path = self.options.check_output(values, y.shape, type(self.layer).__name__)
         if self.has_variable("params", own_name(path, "g")):
             return None  # another call of the same wrapper came first
-        mean, var, _ = _moments.moments(y.reshape(-1, y.shape[-1]), 0)
-        # A constant output, as of a single example, says nothing about the scale.
-        varies = var > 0
-        factor = jnp.where(varies, jax.lax.rsqrt(jnp.where(varies, var, 1)), 1)
-        params = self.layer.variables["params"]
-        if "bias" in params:
-            old = unbox(params["bias"])
-            new = jnp.where(varies, (old.astype(factor.dtype) - mean) * factor, old)
-            self.layer.put_variable("params", "bias", rebox(params["bias"], new.astype(old.dtype)))
+        stored = self.layer.variables["params"].get("bias")
+        bias = None if stored is None else unbox(stored)
+        factor, bias = self.options.standardize_output(y, bias)
+        if bias is not None:
+            self.layer.put_variable("params", "bias", rebox(stored, bias))
         return factor
 
 
@@ -155,7 +127,7 @@ class SpectralNorm(WeightWrapper, kw_only=True):
     Adversarial Networks, arXiv:1802.05957.
     """
 
-    own_names: ClassVar[tuple[str, ...]] = ("u", "sigma")
+    technique: ClassVar[type[WeightLayer]] = SpectralNormLayer
 
     update_stats: bool | None = None
     n_steps: int = 1
@@ -171,56 +143,26 @@ class SpectralNorm(WeightWrapper, kw_only=True):
         **kwargs: Any,
     ) -> Any:
         """Calls the layer, or one of its other methods, with normalized weights."""
-        if update_stats is None:
-            update_stats = self.update_stats
-        if update_stats is None:
-            raise ValueError(
-                "SpectralNorm needs update_stats: True in training, False in evaluation; set it "
-                "as a field or pass it in the call."
-            )
+        layer = self.options
+        update = layer.decide(update_stats, context_of(self, "SpectralNorm"))
         if self.is_initializing():
             self.call_layer(None, layer_method, args, kwargs)
-            update_stats = False
-        elif update_stats and not self.is_mutable_collection("batch_stats"):
-            raise ValueError(
-                f"SpectralNorm {'/'.join(self.path) or '(top level)'} updates u and sigma in "
-                "training, but the collection batch_stats is not mutable: call "
-                'apply(..., mutable=["batch_stats"]) and keep the updates it returns, or pass '
-                "update_stats=False to evaluate."
-            )
         weights = {}
         for path, (stored, _) in self.chosen().items():
             value = unbox(stored)
-            u = self.variable("batch_stats", own_name(path, "u"), self._first_u, value)
-            sigma = self.variable(
-                "batch_stats", own_name(path, "sigma"), self._first_sigma, value, u.value
-            )
-            if update_stats:
-                weights[path], u.value, last = self._divide(value, u.value, self.n_steps)
-                sigma.value = jax.lax.stop_gradient(last)
-            else:
-                weights[path] = self.weight(value, {"u": u.value})
+            name = own_name(path, "u")
+            u = self.variable("batch_stats", name, self._first_u, value)
+            name = own_name(path, "sigma")
+            sigma = self.variable("batch_stats", name, layer.first_sigma, value, u.value)
+            own = {"u": u.value, "sigma": sigma.value}
+            weights[path], new = layer.apply(value, own, update)
+            if new is not None:
+                u.value, sigma.value = new["u"], new["sigma"]
         return self.call_layer(weights, layer_method, args, kwargs)
 
     @nn.nowrap
-    def weight(self, value: jax.Array, own: Own) -> jax.Array:
-        return self._divide(value, own["u"], 0)[0]
-
-    @nn.nowrap
-    def _divide(self, value, u, n_steps):
-        features = self.feature_axes
-        return spectral_norm(value, u, n_steps=n_steps, feature_axes=features, epsilon=self.epsilon)
-
-    @nn.nowrap
     def _first_u(self, value):
-        features = _axes.canonical_axes(self.feature_axes, value.shape, "feature_axes")
-        shape = tuple(value.shape[a] for a in features)
-        u = jax.random.normal(self.make_rng("params"), shape, compute_dtype(value.dtype))
-        return self._divide(value, u, self.warmup_steps)[1]
-
-    @nn.nowrap
-    def _first_sigma(self, value, u):
-        return self._divide(value, u, 0)[2]
+        return self.options.first_u(value, self.make_rng("params"))
 
 
 class WeightStandardization(WeightWrapper, kw_only=True):
@@ -254,7 +196,7 @@ class WeightStandardization(WeightWrapper, kw_only=True):
     2021, arXiv:2101.08692.
     """
 
-    own_names: ClassVar[tuple[str, ...]] = ("gain",)
+    technique: ClassVar[type[WeightLayer]] = StandardizationLayer
 
     scaled: bool = False
     use_gain: bool = False
@@ -272,18 +214,12 @@ class WeightStandardization(WeightWrapper, kw_only=True):
             own = {}
             if self.use_gain:
                 own["gain"] = self.param(own_name(path, "gain"), self._first_gain, stored)
-            weights[path] = self.weight(unbox(stored), own)
+            weights[path] = self.options.weight(unbox(stored), own)
         return self.call_layer(weights, layer_method, args, kwargs)
-
-    @nn.nowrap
-    def weight(self, value: jax.Array, own: Own) -> jax.Array:
-        options: dict[str, Any] = {} if self.epsilon is None else {"epsilon": self.epsilon}
-        function = scaled_weight_standardize if self.scaled else weight_standardize
-        return function(value, own.get("gain"), axis=self.input_axes(value), **options)
 
     @nn.nowrap
     def _first_gain(self, key, stored):
         value = unbox(stored)
-        kept = _axes.other_axes(self.input_axes(value), value.ndim)
+        kept = self.options.unit_axes(value)
         gain = self.gain_init(key, tuple(value.shape[a] for a in kept), self.param_dtype)
         return box_features(stored, gain, kept)
