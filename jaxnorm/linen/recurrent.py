@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxnorm._core import axes as _axes
 from jaxnorm._core.pool import compute_dtype
+from jaxnorm._layers.recurrent import GRU, LSTM, Activation, for_each_gate
 from jaxnorm.linen.feature import LayerNorm
-
-Activation = Callable[[jax.Array], jax.Array]
 
 
 class _Cell(nn.RNNCellBase):
@@ -39,16 +34,12 @@ class _LayerNormCell(_Cell, kw_only=True):
         return 1
 
     @nn.nowrap
-    def _result_dtype(self, inputs: Any) -> jnp.dtype:
-        return _axes.result_dtype(_axes.check_input(inputs, "inputs"), self.dtype)
-
-    @nn.nowrap
     def _project(self, name: str, value: jax.Array, gates: int, init, dtype) -> jax.Array:
         """Multiplies by the kernel of all gates, each of which `init` draws by itself."""
         dense = nn.Dense(
             gates * self.features,
             use_bias=False,
-            kernel_init=_for_each_gate(init, gates),
+            kernel_init=for_each_gate(init, gates),
             dtype=dtype,
             param_dtype=self.param_dtype,
             name=name,
@@ -64,18 +55,6 @@ class _LayerNormCell(_Cell, kw_only=True):
             name=name,
         )
         return norm(value)
-
-    @nn.nowrap
-    def _first(self, rng: jax.Array, input_shape: tuple[int, ...]) -> jax.Array:
-        return self.carry_init(rng, (*input_shape[:-1], self.features), self.param_dtype)
-
-
-def _for_each_gate(init, gates: int) -> nn.initializers.Initializer:
-    def initialize(key, shape, dtype=jnp.float32):
-        part = (*shape[:-1], shape[-1] // gates)
-        return jnp.concatenate([init(k, part, dtype) for k in jax.random.split(key, gates)], -1)
-
-    return initialize
 
 
 class LayerNormLSTMCell(_LayerNormCell, kw_only=True):
@@ -120,26 +99,19 @@ class LayerNormLSTMCell(_LayerNormCell, kw_only=True):
         self, carry: tuple[jax.Array, jax.Array], inputs: jax.Array
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         """Returns the new carry (c, h) and h."""
-        dtype = self._result_dtype(inputs)
-        wide = compute_dtype(dtype)
-        c, h = carry
-        hidden = self._project("hidden", h, 4, self.recurrent_kernel_init, dtype)
+        cell = LSTM.of(self)
+        dtype = cell.result_dtype(inputs)
+        hidden = self._project("hidden", carry[1], 4, self.recurrent_kernel_init, dtype)
         given = self._project("input", inputs, 4, self.kernel_init, dtype)
         bias = self.param("bias", self.bias_init, (4 * self.features,), self.param_dtype)
-        gates = self._norm("norm_hidden", hidden) + self._norm("norm_input", given)
-        gates = gates + jnp.expand_dims(bias.astype(wide), range(gates.ndim - 1))
-        f, i, o, g = jnp.split(gates, 4, axis=-1)
-        new_c = self.gate_fn(f) * c.astype(wide) + self.gate_fn(i) * self.activation_fn(g)
-        new_h = self.gate_fn(o) * self.activation_fn(self._norm("norm_cell", new_c))
-        return (new_c.astype(c.dtype), new_h.astype(h.dtype)), new_h.astype(dtype)
+        return cell.step(carry, hidden, given, bias, self._norm)
 
     @nn.nowrap
     def initialize_carry(
         self, rng: jax.Array, input_shape: tuple[int, ...]
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the first carry for inputs of shape `input_shape`."""
-        key_c, key_h = jax.random.split(rng)
-        return self._first(key_c, input_shape), self._first(key_h, input_shape)
+        return LSTM.of(self).first_carry(rng, input_shape)
 
 
 class LayerNormGRUCell(_LayerNormCell, kw_only=True):
@@ -180,22 +152,13 @@ class LayerNormGRUCell(_LayerNormCell, kw_only=True):
     @nn.compact
     def __call__(self, carry: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the new carry h, and h."""
-        dtype = self._result_dtype(inputs)
-        wide = compute_dtype(dtype)
+        cell = GRU.of(self)
+        dtype = cell.result_dtype(inputs)
         hidden = self._project("hidden", carry, 3, self.recurrent_kernel_init, dtype)
         given = self._project("input", inputs, 3, self.kernel_init, dtype)
-        parts = (2 * self.features,)
-        (hidden, hidden_n), (given, given_n) = (
-            jnp.split(value, parts, axis=-1) for value in (hidden, given)
-        )
-        gates = self._norm("norm_hidden", hidden) + self._norm("norm_input", given)
-        z, r = jnp.split(self.gate_fn(gates), 2, axis=-1)
-        hidden_n = self._norm("norm_candidate_hidden", hidden_n)
-        n = self.activation_fn(self._norm("norm_candidate_input", given_n) + r * hidden_n)
-        new = (1 - z) * carry.astype(wide) + z * n
-        return new.astype(carry.dtype), new.astype(dtype)
+        return cell.step(carry, hidden, given, self._norm)
 
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> jax.Array:
         """Returns the first carry for inputs of shape `input_shape`."""
-        return self._first(rng, input_shape)
+        return GRU.of(self).first(rng, input_shape)
