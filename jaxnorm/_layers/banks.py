@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes
@@ -30,7 +31,7 @@ def check_domain(domain: Any, number: int, examples: int) -> jax.Array:
 
 def row(bank: Moments, domain: jax.Array) -> Moments:
     """Returns the moments of one domain; a count that is no bank stays."""
-    return Moments(*(value[domain] if jnp.ndim(value) else value for value in bank))
+    return Moments(*(value[domain] if np.ndim(value) else value for value in bank))
 
 
 def as_bank(moments: Moments, domain: jax.Array, number: int) -> Moments:

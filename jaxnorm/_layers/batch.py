@@ -214,11 +214,9 @@ class BatchLayer(Layer):
 
     def _options(self, x: jax.Array, axes, pools: bool, context: Context) -> Options:
         """Returns the options; the named axes count only where elements are pooled."""
-        name = self.axis_name if pools else None
+        mapped = (self.axis_name, self.axis_index_groups) if pools else (None, None)
         try:
-            return core.make_options(
-                x, axes, self.epsilon, name, self.axis_index_groups, self.dtype
-            )
+            return core.make_options(x, axes, self.epsilon, *mapped, self.dtype)
         except NameError as error:
             raise NameError(f"{context.label}: {error}") from None
 

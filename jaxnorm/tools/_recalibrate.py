@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnorm._layers.batch import BatchLayer
 from jaxnorm.linen.batch import BatchNorm
@@ -127,7 +128,7 @@ def _by_batch(next_function, args, kwargs, context):
     if isinstance(module, BatchNorm) and context.method_name == "__call__":
         x = args[0] if args else kwargs["x"]
         layer = BatchLayer.of(module)
-        by_batch = layer.can_normalize_by_batch(jnp.shape(x), kwargs.get("mask"))
+        by_batch = layer.can_normalize_by_batch(np.shape(x), kwargs.get("mask"))
         kwargs = {**kwargs, "use_running_average": not by_batch}
     return next_function(*args, **kwargs)
 
