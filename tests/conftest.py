@@ -41,7 +41,7 @@ def reused(monkeypatch):
 @pytest.fixture(scope="session")
 def images_file(tmp_path_factory):
     """The images that the comparison of normalizations is tested with."""
-    from tests.compare import make_images
+    from tests.cli.compare.rows import make_images
 
     path = tmp_path_factory.mktemp("data") / "squares.npz"
     x, y = make_images()

@@ -11,7 +11,7 @@ from jaxnorm.cli.bench_compiled import Pair
 from jaxnorm.cli.bench_compiled_chips import Compiled
 from jaxnorm.cli.bench_compiled_hlo import Program
 from jaxnorm.cli.peers import Case
-from tests.bench import read_csv, run
+from tests.cli.bench.cells import read_csv, run
 
 
 def cycles(count):

@@ -9,7 +9,7 @@ import pytest
 import jaxnorm
 import jaxnorm.linen as jnn
 from jaxnorm import plot
-from tests.plot import assert_readable
+from tests.plot.readable import assert_readable
 
 pytestmark = pytest.mark.usefixtures("close_figures")
 

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from jaxnorm.cli import bench_norms
-from tests.bench import assert_is_a_picture, make_cell, read_csv, run
+from tests.cli.bench.cells import assert_is_a_picture, make_cell, read_csv, run
 
 pytestmark = pytest.mark.usefixtures("reused")
 

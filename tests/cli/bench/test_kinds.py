@@ -11,7 +11,7 @@ import jaxnorm.linen as jnn
 from jaxnorm.cli import bench_growth, bench_nets, peers
 from jaxnorm.cli.errors import UserError
 from jaxnorm.cli.peers import Case
-from tests.bench import assert_is_a_picture, make_cell, read_csv, run
+from tests.cli.bench.cells import assert_is_a_picture, make_cell, read_csv, run
 
 pytestmark = pytest.mark.usefixtures("reused")
 

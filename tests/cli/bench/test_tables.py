@@ -9,7 +9,7 @@ from jaxnorm.cli.bench_picture import draw_cells
 from jaxnorm.cli.bench_tables import Grid, geometric_mean, number, to_markdown
 from jaxnorm.cli.peers import Case
 from jaxnorm.cli.peers_jax import load_jaxnorm
-from tests.bench import LAYER, make_cell
+from tests.cli.bench.cells import LAYER, make_cell
 
 
 def test_the_means_are_geometric_and_of_large_inputs():

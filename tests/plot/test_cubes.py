@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 
 import jaxnorm
 from jaxnorm import _plot_cubes, plot
-from tests.plot import assert_readable
+from tests.plot.readable import assert_readable
 
 pytestmark = pytest.mark.usefixtures("close_figures")
 

@@ -12,7 +12,7 @@ from jaxnorm.cli.errors import UserError
 from jaxnorm.cli.peers import Case, Data, Unavailable
 from jaxnorm.cli.peers_jax import JaxPeer, import_peer, load_flax, load_jaxnorm
 from tests import reference
-from tests.bench import LAYER
+from tests.cli.bench.cells import LAYER
 
 
 def make_unavailable(monkeypatch, *names):

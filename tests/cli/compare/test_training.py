@@ -11,7 +11,7 @@ import pytest
 from jaxnorm.cli import compare, compare_data, compare_training
 from jaxnorm.cli.compare_model import Classifier
 from jaxnorm.cli.compare_results import Setting
-from tests.compare import X, Y
+from tests.cli.compare.rows import X, Y
 
 # The data
 

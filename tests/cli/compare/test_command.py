@@ -15,7 +15,7 @@ import pytest
 
 from jaxnorm.__main__ import main
 from jaxnorm.cli import compare_results, compare_training
-from tests.compare import HEADER, make_result
+from tests.cli.compare.rows import HEADER, make_result
 
 
 def read_csv(path):

@@ -8,7 +8,7 @@ import pytest
 
 from jaxnorm.__main__ import main
 from jaxnorm.cli import compare
-from tests.compare import X, Y
+from tests.cli.compare.rows import X, Y
 
 
 def assert_fails(capsys, arguments, message):

@@ -11,7 +11,7 @@ from rich.console import Console
 from jaxnorm.cli import compare, compare_results
 from jaxnorm.cli.compare_picture import STYLES, draw
 from jaxnorm.cli.compare_results import Point, Result, Setting
-from tests.compare import HEADER, make_result
+from tests.cli.compare.rows import HEADER, make_result
 
 
 def test_every_norm_has_a_style():
