@@ -9,7 +9,9 @@ import pytest
 from matplotlib.colors import to_rgb
 
 import jaxnorm
-from jaxnorm import _plot_cubes, plot
+from jaxnorm import plot
+from jaxnorm.plot import _cubes
+from jaxnorm.plot._division import Division
 from tests.plot.readable import assert_readable
 
 pytestmark = pytest.mark.usefixtures("close_figures")
@@ -22,9 +24,9 @@ def caption(ax) -> str:
 def coloured_cells(ax) -> list[int]:
     """Returns the number of coloured cells on the left, right and top faces."""
     cells = ax.collections[0]
-    hue = np.array(to_rgb(_plot_cubes.POOLED))
+    hue = np.array(to_rgb(_cubes.POOLED))
     faces = {}
-    for light in (_plot_cubes.LEFT, _plot_cubes.RIGHT, _plot_cubes.TOP):
+    for light in (_cubes.LEFT, _cubes.RIGHT, _cubes.TOP):
         same = np.isclose(cells.get_facecolors()[:, :3], light * hue).all(axis=1)
         faces[light] = int(same.sum())
     return list(faces.values())
@@ -91,7 +93,7 @@ def test_captions_count_what_the_functions_pool():
     ],
 )
 def test_axes_have_their_usual_names(shape, channel_axis, names):
-    division = _plot_cubes.Division.make(shape, 0, channel_axis=channel_axis)
+    division = Division.make(shape, 0, channel_axis=channel_axis)
     assert "".join(division.names) == names
     letters = [t.get_text() for t in plot.pools(shape, 0, channel_axis=channel_axis).texts[:-1]]
     sizes = dict(zip(names, shape, strict=True))
@@ -106,7 +108,7 @@ def test_axes_have_their_usual_names(shape, channel_axis, names):
 
 
 def test_more_than_six_axes_and_names_of_ones_own():
-    division = _plot_cubes.Division.make((2,) * 7, 0)
+    division = Division.make((2,) * 7, 0)
     assert division.names == ("N", "S1", "S2", "S3", "S4", "S5", "C")
     ax = plot.pools((4, 6), 0, axis_names=("rows", "columns"))
     assert [t.get_text() for t in ax.texts[:-1]] == ["rows = 4", "columns = 6"]
@@ -199,6 +201,6 @@ def test_blue_and_grey_differ_in_lightness():
     def luminance(color, light):
         return float(np.dot(light * np.array(to_rgb(color)), (0.2126, 0.7152, 0.0722)))
 
-    for light in (_plot_cubes.LEFT, _plot_cubes.RIGHT, _plot_cubes.TOP):
-        pair = [luminance(c, light) for c in (_plot_cubes.OTHER, _plot_cubes.POOLED)]
+    for light in (_cubes.LEFT, _cubes.RIGHT, _cubes.TOP):
+        pair = [luminance(c, light) for c in (_cubes.OTHER, _cubes.POOLED)]
         assert pair[0] > 2 * pair[1]
