@@ -31,10 +31,10 @@ def rng():
 @pytest.fixture
 def reused(monkeypatch):
     """Leaves the allocator of the process as it is for the other tests; holds what is asked for."""
-    from jaxnorm.cli import bench_timing
+    from jaxnorm.cli.bench import timing
 
     asked = []
-    monkeypatch.setattr(bench_timing, "reuse_pages", lambda: asked.append(True))
+    monkeypatch.setattr(timing, "reuse_pages", lambda: asked.append(True))
     return asked
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 
-from jaxnorm.cli.peers import Peer
+from jaxnorm.cli.peers.peer import Peer
 
 
 class Machine(NamedTuple):
@@ -37,7 +37,7 @@ class Machine(NamedTuple):
         return f"{where}; {self.versions}; {self.date}"
 
 
-def describe(peers: Sequence[Peer]) -> Machine:
+def describe_machine(peers: Sequence[Peer]) -> Machine:
     """Describes this machine and the libraries."""
     device = jax.devices()[0]
     versions = {peer.name.split(".")[0]: peer.version for peer in peers}

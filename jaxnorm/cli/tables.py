@@ -1,19 +1,14 @@
-"""Tables of measurements: on the terminal, as Markdown, and as a CSV file."""
+"""Tables of measurements: on the terminal and as Markdown."""
 
 from __future__ import annotations
 
-import csv
 import math
-import sys
+import statistics
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-from jaxnorm.cli.errors import UserError
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from rich.console import Console
+    from rich.table import Table
 
 ABSENT = "–"  # noqa: RUF001, a dash as typeset
 
@@ -26,12 +21,14 @@ class Grid(NamedTuple):
       header: names of the columns.
       rows: one text per column.
       labels: how many of the first columns say what is measured.
+      strong: row and column of the texts to print in bold.
     """
 
     title: str
     header: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     labels: int
+    strong: frozenset[tuple[int, int]] = frozenset()
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -56,22 +53,26 @@ def ratio(value: float | None) -> str:
 
 def geometric_mean(values: Iterable[float]) -> float | None:
     """Returns the geometric mean; None of nothing."""
-    logarithms = [math.log(value) for value in values]
-    return math.exp(math.fsum(logarithms) / len(logarithms)) if logarithms else None
+    numbers = list(values)
+    return statistics.geometric_mean(numbers) if numbers else None
 
 
-def show(grids: Sequence[Grid], notes: Sequence[str], as_markdown: bool) -> None:
+def show(grids: Sequence[Grid], notes: Sequence[str], as_markdown: bool = False) -> None:
     """Prints tables, and lines of text below them."""
     from rich.console import Console
 
     if as_markdown:
         print("\n\n".join([*map(to_markdown, grids), *notes]))
         return
-    console = Console()
-    for grid in grids:
-        _print_grid(console, grid)
+    console = Console(markup=False, highlight=False)
+    for table in map(make_table, grids):
+        if not console.is_terminal:
+            # A file or a pipe has no width that the table would have to fit into.
+            unlimited = console.options.update(max_width=1000)
+            console.width = max(console.width, console.measure(table, options=unlimited).maximum)
+        console.print(table)
     for note in notes:
-        console.print(note, soft_wrap=True, highlight=False, markup=False)
+        console.print(note, soft_wrap=True)
 
 
 def to_markdown(grid: Grid) -> str:
@@ -81,55 +82,25 @@ def to_markdown(grid: Grid) -> str:
     return f"{grid.title}:\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _print_grid(console: Console, grid: Grid) -> None:
-    """Prints the table; a label that repeats the row above is left out."""
+def make_table(grid: Grid) -> Table:
+    """Returns the table for a terminal; a label that repeats the row above is left out."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=grid.title, title_justify="left")
+    table = Table(title=Text(grid.title), title_justify="left")
     for i, name in enumerate(grid.header):
         table.add_column(name, justify="left" if i < grid.labels else "right")
     above: tuple[str, ...] = ()
-    for row in grid.rows:
+    for i, row in enumerate(grid.rows):
         if above and row[0] != above[0]:
             table.add_section()
-        labels = [
-            "" if row[: i + 1] == above[: i + 1] else text
-            for i, text in enumerate(row[: grid.labels])
+        texts = [
+            Text("" if j < grid.labels and row[: j + 1] == above[: j + 1] else text)
+            for j, text in enumerate(row)
         ]
-        table.add_row(*labels, *row[grid.labels :])
+        for j, text in enumerate(texts):
+            if (i, j) in grid.strong:
+                text.stylize("bold")
+        table.add_row(*texts)
         above = row
-    if not console.is_terminal:
-        # A file or a pipe has no width that the table would have to fit into.
-        unlimited = console.options.update(max_width=1000)
-        console.width = max(console.width, console.measure(table, options=unlimited).maximum)
-    console.print(table)
-
-
-def write_files(
-    folder: Path,
-    csv_name: str,
-    rows: Sequence[dict[str, Any]],
-    picture_name: str | None = None,
-    figure: Figure | None = None,
-) -> None:
-    """Writes rows of the same keys as a CSV file, and a picture.
-
-    Raises:
-      UserError: a file cannot be written.
-    """
-    try:
-        with (folder / csv_name).open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
-        if figure is not None and picture_name is not None:
-            figure.savefig(folder / picture_name, dpi=120)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
-
-
-def tell_written(folder: Path, interrupted: bool, *names: str) -> None:
-    """Tells the user, apart from the results, which files there are."""
-    verb = "Interrupted, kept what was measured" if interrupted else "Done"
-    paths = " and ".join(str(folder / name) for name in names)
-    print(f"{verb}; wrote {paths}.", file=sys.stderr)
+    return table

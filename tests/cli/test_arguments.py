@@ -93,8 +93,9 @@ def test_help_lists_every_command_and_loads_nothing_heavy():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.endswith("0 []\n")
-    for command in __main__.COMMANDS:
-        assert f"\n    {command.__name__.rpartition('.')[2]} " in result.stdout
+    for name in LIST_OPTIONS:
+        assert f"\n    {name} " in result.stdout
+    assert len(LIST_OPTIONS) == len(__main__.COMMANDS)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_packages_that_are_there_are_enough():
         (arguments.positive_float, "1e-3", 0.001),
         (arguments.share, "1", 1.0),
         (arguments.one_of("a", "b"), "b", "b"),
-        (arguments.comma_list(arguments.positive_int), "4, 2", (4, 2)),
+        (arguments.integer, "-2", -2),
     ],
 )
 def test_arguments_are_read(read, text, value):
@@ -150,18 +151,79 @@ def test_arguments_are_read(read, text, value):
         (arguments.share, "0", "expected a number above 0 and up to 1, got '0'"),
         (arguments.share, "95", "expected a number above 0 and up to 1, got '95'"),
         (arguments.one_of("a", "b"), "c", "unknown 'c', expected a, b"),
-        (
-            arguments.comma_list(arguments.positive_int),
-            "2,",
-            "expected a positive whole number, got ''",
-        ),
-        (arguments.comma_list(arguments.positive_int), "2,4,2", "2 is given twice"),
     ],
 )
 def test_wrong_arguments_say_what_was_expected(read, text, message):
     with pytest.raises(argparse.ArgumentTypeError) as caught:
         read(text)
     assert str(caught.value) == message
+
+
+def read_list(*typed, **options):
+    parser = arguments.Parser(prog="test")
+    arguments.add_list(parser, "--sizes", arguments.integer, "sizes", **options)
+    return parser.parse_args(typed).sizes
+
+
+@pytest.mark.parametrize("typed", ["4,2,1", "4 2 1", "4,2 1", "4, 2, 1", "4 ,2,1,"])
+def test_lists_are_typed_with_commas_or_spaces(typed):
+    assert read_list("--sizes", *typed.split()) == (4, 2, 1)
+
+
+def test_lists_that_begin_with_a_minus_sign_need_spaces_or_an_equals_sign():
+    assert read_list("--sizes", "-1", "-2") == read_list("--sizes=-1,-2") == (-1, -2)
+
+
+def test_the_default_of_a_list_is_read_as_it_would_be_typed():
+    assert read_list(default="4,2") == (4, 2)
+    assert read_list() is None
+
+
+def test_a_list_holds_a_value_twice_only_if_it_may():
+    with pytest.raises(UserError, match=r"^argument --sizes: 2 is given twice "):
+        read_list("--sizes", "2,4", "2")
+    assert read_list("--sizes", "2", "2,4", repeats=True) == (2, 2, 4)
+
+
+@pytest.mark.parametrize("typed", ["2,,4", ",", "2;4"])
+def test_a_wrong_value_of_a_list_is_named(typed):
+    with pytest.raises(UserError, match=r"^argument --sizes: expected a whole number, got "):
+        read_list("--sizes", typed)
+
+
+LIST_OPTIONS = {
+    "compare": {
+        "--norms": "layer rms",
+        "--batch-sizes": "8 32",
+        "--learning-rates": "0.1 1",
+        "--seeds": "0 1",
+    },
+    "bench": {
+        "--norms": "layer rms",
+        "--sizes": "small large",
+        "--shapes": "4x8 8x8",
+        "--dtypes": "float32 bfloat16",
+        "--peers": "haiku torch",
+        "--megabytes": "8 32",
+    },
+    "exact": {"--norms": "layer rms", "--peers": "haiku torch"},
+    "axes": {"--shape": "4 6", "--axis": "0 1", "--names": "N C"},
+}
+
+
+@pytest.mark.parametrize("command", LIST_OPTIONS)
+def test_every_list_of_every_command_is_typed_with_commas_or_spaces(command, monkeypatch):
+    seen = []
+    for module in __main__.COMMANDS:
+        monkeypatch.setattr(module, "run", lambda args: seen.append(vars(args)) or 0)
+    options = LIST_OPTIONS[command]
+    for line in (options, {name: text.replace(" ", ",") for name, text in options.items()}):
+        words = [word for name, text in line.items() for word in (name, *text.split())]
+        assert __main__.main([command, *words]) == 0
+    with_spaces, with_commas = seen
+    assert with_spaces == with_commas
+    for name, text in options.items():
+        assert len(with_spaces[name[2:].replace("-", "_")]) == len(text.split())
 
 
 def test_the_output_folder_is_made(tmp_path):

@@ -42,8 +42,8 @@ def test_the_command_draws_one(tmp_path, capsys):
     [
         (
             ["--shape", "4,x"],
-            "argument --shape: expected whole numbers separated by commas, got '4,x' (see python "
-            "-m jaxnorm axes --help)",
+            "argument --shape: expected a whole number, got 'x' "
+            "(see python -m jaxnorm axes --help)",
         ),
         (["--shape", "4,0"], "shape must be one or more positive ints, got (4, 0)."),
         (

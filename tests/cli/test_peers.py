@@ -5,29 +5,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnorm.cli import bench_norms, bench_timing, peers
-from jaxnorm.cli.bench_cases import NORMS, make_data
-from jaxnorm.cli.bench_measure import measure
+from jaxnorm.cli.bench import timing
+from jaxnorm.cli.bench.cases import NORMS, make_data
+from jaxnorm.cli.bench.measure import describe_failures, measure
 from jaxnorm.cli.errors import UserError
-from jaxnorm.cli.peers import Case, Data, Unavailable
-from jaxnorm.cli.peers_jax import JaxPeer, import_peer, load_flax, load_jaxnorm
+from jaxnorm.cli.peers import installed
+from jaxnorm.cli.peers.case import EPSILON, MOMENTUM, Case, Data
+from jaxnorm.cli.peers.case import NORMS as ALL_NORMS
+from jaxnorm.cli.peers.jax_libraries import load_flax, load_jaxnorm
+from jaxnorm.cli.peers.jax_peer import JaxPeer
+from jaxnorm.cli.peers.peer import Unavailable, import_peer
 from tests import reference
 from tests.cli.bench.cells import LAYER
 
 
 def make_unavailable(monkeypatch, *names):
-    def fail(name):
-        if name in names:
-            raise Unavailable("it is not installed")
-        return load_jaxnorm()
+    def fail():
+        raise Unavailable("it is not installed")
 
-    monkeypatch.setattr(peers, "_load", fail)
+    loaders = {name: fail if name in names else load_jaxnorm for name in installed.PEERS}
+    monkeypatch.setattr(installed, "LOADERS", loaders)
 
 
 def test_a_peer_that_is_asked_for_must_be_there(monkeypatch):
     make_unavailable(monkeypatch, "haiku")
     with pytest.raises(UserError) as caught:
-        peers.load(("flax.linen", "haiku"))
+        installed.load(("flax.linen", "haiku"))
     assert str(caught.value) == (
         "cannot compare with haiku: it is not installed; leave it out of --peers"
     )
@@ -54,15 +57,15 @@ def test_a_library_that_does_not_fit_says_why(tmp_path, monkeypatch):
 
 def test_peers_that_are_not_there_are_named_when_none_is_asked_for(monkeypatch):
     make_unavailable(monkeypatch, "haiku", "torch")
-    loaded, missing = peers.load(None)
-    assert len(loaded) == 1 + len(peers.PEERS) - 2
+    loaded, missing = installed.load(None)
+    assert len(loaded) == 1 + len(installed.PEERS) - 2
     assert missing == ["haiku: it is not installed", "torch: it is not installed"]
 
 
-@pytest.mark.parametrize("name", peers.PEERS)
+@pytest.mark.parametrize("name", installed.PEERS)
 def test_a_peer_is_loaded_or_says_why_not(name):
     try:
-        ((_, peer), _) = peers.load((name,))
+        ((_, peer), _) = installed.load((name,))
     except UserError as error:
         assert str(error).startswith(f"cannot compare with {name}: it")
     else:
@@ -79,10 +82,10 @@ POOLS = {
 }
 
 
-@pytest.mark.parametrize("name", ("jaxnorm", *peers.PEERS))
+@pytest.mark.parametrize("name", ("jaxnorm", *installed.PEERS))
 def test_every_library_computes_the_same_thing(name):
     try:
-        libraries, _ = peers.load(() if name == "jaxnorm" else (name,))
+        libraries, _ = installed.load(() if name == "jaxnorm" else (name,))
     except UserError as error:
         pytest.skip(str(error))
     library = libraries[-1]
@@ -90,7 +93,7 @@ def test_every_library_computes_the_same_thing(name):
         case = Case(norm, SHAPES.get(norm, (3, 4, 2, 64)), "float32")
         data = Data(case)
         gamma, beta = (*data.parameters, None)[:2]
-        kind = {"pools": POOLS[norm](case.shape), "feature_axes": (-1,), "epsilon": peers.EPSILON}
+        kind = {"pools": POOLS[norm](case.shape), "feature_axes": (-1,), "epsilon": EPSILON}
         kind["formula"] = reference.over_rms if norm == "rms" else reference.standardized
         vjp = reference.over_rms_vjp if norm == "rms" else reference.standardized_vjp
         y = reference.normalize(data.x, gamma, beta, **kind)
@@ -146,7 +149,7 @@ def test_batch_norm_starts_from_the_running_statistics_that_it_is_given(package)
         assert y.shape == case.shape
         running = {name: np.asarray(a) for name, a in running["batch_stats"].items()}
         mean = data.x.mean((0, 1, 2))
-        expected = peers.MOMENTUM * data.running[0] + (1 - peers.MOMENTUM) * mean
+        expected = MOMENTUM * data.running[0] + (1 - MOMENTUM) * mean
         np.testing.assert_allclose(running["mean"], expected, atol=1e-5)
         changes[norm] = np.abs(running["mean"] - mean).max()
     assert changes["batch"] < 0.2 < 1 < changes["batch-first"]
@@ -163,7 +166,7 @@ def test_the_cotangent_depends_on_the_result_as_in_a_model():
     assert any(barrier.outvars[1] in e.invars for e in jaxpr.eqns)
 
 
-def make_peer(function, name="jaxnorm", norms=peers.NORMS):
+def make_peer(function, name="jaxnorm", norms=ALL_NORMS):
     return JaxPeer(name, "1", lambda case: function, norms)
 
 
@@ -191,7 +194,7 @@ def test_the_copy_reads_and_writes_every_byte_and_computes_nothing():
         case = LAYER._replace(dtype=dtype)
         data = Data(case)
         for backward, arrays in ((False, [data.x]), (True, [data.x, data.dy])):
-            program = bench_timing.copy_program(case, data, backward)
+            program = timing.copy_program(case, data, backward)
             results = program.wait(program.call())
             assert [(r.shape, r.dtype) for r in results] == [(a.shape, a.dtype) for a in arrays]
             for result, array in zip(results, arrays, strict=True):
@@ -212,7 +215,7 @@ def test_a_library_that_fails_is_left_out_and_named():
     ]
     cell = measure(LAYER, Data(LAYER), True, libraries, 1)
     assert [m.library for m in cell.measurements] == ["jaxnorm"]
-    assert bench_norms.describe_failures([cell]) == [
+    assert describe_failures([cell]) == [
         "flax.linen cannot run layer norm here: RuntimeError: no such kernel"
     ]
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from jaxnorm.cli.errors import UserError
-from jaxnorm.cli.peers import Case, Data
+from jaxnorm.cli.peers.case import Case, Data
 
 # Batch norm in steady state, and in its first step: running mean 0 and variance 1.
 NORMS = ("layer", "rms", "batch", "batch-first", "group", "instance")

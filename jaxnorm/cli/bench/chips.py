@@ -15,9 +15,9 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxnorm.cli.bench_compiled_hlo import Program
+from jaxnorm.cli.bench.hlo import Program
 from jaxnorm.cli.errors import UserError, require
-from jaxnorm.cli.peers_jax import foreign_code
+from jaxnorm.cli.peers.jax_peer import foreign_code
 
 # Names of topologies with 4 and with 8 chips, and what libtpu calls the machine.
 TPUS = {
@@ -105,7 +105,7 @@ def make_target(chip: str, devices: int, explicit: bool) -> Target:
     """Prepares the compiler of a chip; has to come before JAX's first computation.
 
     Args:
-      chip: of `bench_cases.CHIPS`.
+      chip: of `cases.CHIPS`.
       devices: how many of it.
       explicit: whether the types of arrays say how they are divided.
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from jaxnorm.cli import arguments, bench_timing, peers
-from jaxnorm.cli.bench_cases import CHIPS, MOST_DEVICES, NORMS, SIZES, parse_shape
+from jaxnorm.cli import arguments
+from jaxnorm.cli.bench import timing
+from jaxnorm.cli.bench.cases import CHIPS, MOST_DEVICES, NORMS, SIZES, parse_shape
 from jaxnorm.cli.errors import UserError, require
+from jaxnorm.cli.peers.case import DTYPES
+from jaxnorm.cli.peers.installed import PEERS
 
 DESCRIPTION = """\
 Times the normalizations, forward and forward+backward (the result and the cotangents of input,
@@ -18,7 +20,7 @@ Writes bench.csv and bench.png. Ctrl-C ends it early and keeps what was measured
 # What has no effect beside these options.
 UNUSED = {
     "compile-for": ("growth", "sizes", "peers", "megabytes", "pages", "rounds", "quick"),
-    "models": ("sizes", "shapes", "peers", "megabytes"),
+    "models": ("sizes", "peers", "megabytes"),
     "growth": ("sizes", "shapes"),
 }
 
@@ -34,8 +36,8 @@ def add_parser(subparsers) -> None:
     kind.add_argument(
         "--models",
         action="store_true",
-        help="instead, training steps of a small ResNet (batch, group and instance norm) and a "
-        "small transformer encoder (layer and RMS norm), with jaxnorm's and flax.linen's modules",
+        help="instead, training steps of bottleneck blocks (batch, group and instance norm) and "
+        "of transformer blocks (layer and RMS norm), with jaxnorm's and flax.linen's modules",
     )
     kind.add_argument(
         "--growth",
@@ -62,46 +64,45 @@ def add_parser(subparsers) -> None:
         action="store_true",
         help="with --devices: the types of arrays say how they are divided",
     )
+
     # Defaults depend on the kind, so that an option that was given can be told from one that
     # was not.
-    parser.add_argument(
+    def add_list(name: str, read: arguments.Read, text: str, metavar: str = "A") -> None:
+        arguments.add_list(parser, name, read, text, metavar=metavar)
+
+    add_list(
         "--norms",
-        type=arguments.comma_list(arguments.one_of(*NORMS)),
-        metavar="A,B",
-        help=f"of {', '.join(NORMS)}; batch norm in steady state and in its first step (default: "
+        arguments.one_of(*NORMS),
+        f"of {', '.join(NORMS)}; batch norm in steady state and in its first step (default: "
         "all; with --models and --growth, batch,layer)",
     )
-    parser.add_argument(
+    add_list(
         "--sizes",
-        type=arguments.comma_list(arguments.one_of(*SIZES)),
-        metavar="A,B",
-        help="inputs of 8 kB (small), 2 MB (medium), more than 8 MB (large) and more than 100 MB "
+        arguments.one_of(*SIZES),
+        "inputs of 8 kB (small), 2 MB (medium), more than 8 MB (large) and more than 100 MB "
         "(huge) (default: all; on CPU all but huge)",
     )
-    parser.add_argument(
+    add_list(
         "--shapes",
-        type=arguments.comma_list(parse_shape),
-        metavar="AxB,..",
-        help="shapes instead of sizes, batch first and channels last: 4096x1024,8x28x28x64",
+        parse_shape,
+        "shapes instead of sizes, batch first and channels last: 4096x1024,8x28x28x64",
+        metavar="AxB",
     )
-    parser.add_argument(
+    add_list(
         "--dtypes",
-        type=arguments.comma_list(arguments.one_of(*peers.DTYPES)),
-        metavar="A,B",
-        help=f"of {', '.join(peers.DTYPES)} (default: float32,bfloat16)",
+        arguments.one_of(*DTYPES),
+        f"of {', '.join(DTYPES)} (default: float32,bfloat16)",
     )
-    parser.add_argument(
+    add_list(
         "--peers",
-        type=arguments.comma_list(arguments.one_of(*peers.PEERS)),
-        metavar="A,B",
-        help=f"of {', '.join(peers.PEERS)} (default: all that are installed; with --quick "
-        "flax.linen, with --growth none)",
+        arguments.one_of(*PEERS),
+        f"of {', '.join(PEERS)} (default: all that are installed; with --quick flax.linen, with "
+        "--growth none)",
     )
-    parser.add_argument(
+    add_list(
         "--megabytes",
-        type=arguments.comma_list(arguments.positive_int),
-        metavar="A,B",
-        help="sizes of --growth (default: 8,32,128,512,1024)",
+        arguments.positive_int,
+        "sizes of --growth (default: 8,32,128,512,1024)",
     )
     parser.add_argument(
         "--pages",
@@ -123,12 +124,7 @@ def add_parser(subparsers) -> None:
         action="store_true",
         help="small and large inputs, flax.linen alone, few rounds: under a minute on two cores",
     )
-    parser.add_argument(
-        "--markdown", action="store_true", help="print the tables as Markdown, for a README"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("bench"), metavar="FOLDER", help="output folder"
-    )
+    arguments.add_report(parser, "bench")
     parser.set_defaults(run=run)
 
 
@@ -137,20 +133,18 @@ def run(args: argparse.Namespace) -> int:
     require("matplotlib", "rich")
     check(args)
     if args.compile_for:
-        from jaxnorm.cli import bench_compiled
-
-        return bench_compiled.run(args)
+        from jaxnorm.cli.bench import compiled as kind
+    elif args.models:
+        from jaxnorm.cli.bench import models as kind
+    elif args.growth:
+        from jaxnorm.cli.bench import growth as kind
+    else:
+        from jaxnorm.cli.bench import norms as kind
     if args.pages is None:
         args.pages = "reused" if args.growth else "stock"
     if args.pages == "reused":
-        bench_timing.reuse_pages()
-    if args.models:
-        from jaxnorm.cli import bench_models as bench_kind
-    elif args.growth:
-        from jaxnorm.cli import bench_growth as bench_kind
-    else:
-        from jaxnorm.cli import bench_norms as bench_kind
-    return bench_kind.run(args)
+        timing.reuse_pages()
+    return kind.run(args)
 
 
 def check(args: argparse.Namespace) -> None:

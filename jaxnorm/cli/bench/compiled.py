@@ -5,28 +5,26 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from jaxnorm.cli import bench_compiled_nets as nets
-from jaxnorm.cli import bench_machine, bench_tables, outputs, peers
-from jaxnorm.cli.bench_cases import list_cases
-from jaxnorm.cli.bench_compiled_chips import (
-    TPUS,
-    Compiled,
-    Target,
-    describe_compiler,
-    make_target,
-)
-from jaxnorm.cli.bench_jobs import Job, run_jobs
-from jaxnorm.cli.bench_models import PACKAGES
-from jaxnorm.cli.bench_tables import Grid, geometric_mean, megabytes, number, ratio
-from jaxnorm.cli.bench_timing import touch
+from jaxnorm.cli import outputs
+from jaxnorm.cli.bench import nets
+from jaxnorm.cli.bench.cases import list_cases
+from jaxnorm.cli.bench.chips import TPUS, Compiled, Target, describe_compiler, make_target
+from jaxnorm.cli.bench.measure import name_direction
+from jaxnorm.cli.bench.timing import touch
 from jaxnorm.cli.errors import UserError
-from jaxnorm.cli.peers import Case
-from jaxnorm.cli.peers_jax import JaxPeer, load_flax, load_jaxnorm
+from jaxnorm.cli.jobs import Job, Progress, Report, run_and_report
+from jaxnorm.cli.machine import Machine, describe_machine
+from jaxnorm.cli.peers.case import NORMS, Case
+from jaxnorm.cli.peers.jax_libraries import load_flax, load_jaxnorm
+from jaxnorm.cli.peers.jax_peer import JaxPeer, foreign_code
+from jaxnorm.cli.tables import Grid, geometric_mean, megabytes, number, ratio
 
 CSV, MODELS_CSV = "compiled.csv", "compiled-models.csv"
 ROWS = ((64, 197, 768), (65536, 128), (16384, 4096), (1024, 768))
@@ -34,6 +32,9 @@ IMAGES = ((64, 28, 28, 256), (32, 112, 112, 64), (64, 56, 56, 256))
 SHAPES = {"layer": ROWS, "rms": ROWS, "batch": IMAGES, "group": IMAGES, "instance": IMAGES}
 MB = 1_000_000  # less temporary memory counts as this much
 MASKED = ("layer", "batch")
+MODEL_SHAPES = ((32, 256, 768), (32, 28, 28, 256))
+# How the layers of a model are written, and how many there are.
+LAYERS = {"written out": 2, "scan": 6}
 NORM_LABELS = ("norm", "shape", "dtype", "direction")
 MODEL_LABELS = ("model", "shape", "dtype", "layers")
 
@@ -63,10 +64,10 @@ def run(args: argparse.Namespace) -> int:
     dtypes = args.dtypes or ("float32", "bfloat16")
     if args.models:
         norms = args.norms or ("batch", "group", "layer", "rms")
-        cases = nets.list_cases(norms, args.shapes or nets.SHAPES, dtypes)
+        cases = nets.list_cases(norms, args.shapes or MODEL_SHAPES, dtypes)
         csv, labels, list_jobs = MODELS_CSV, MODEL_LABELS, list_models
     else:
-        norms = args.norms or peers.NORMS
+        norms = args.norms or NORMS
         cases = [c for n in norms for c in list_cases([n], (), args.shapes or SHAPES[n], dtypes)]
         csv, labels, list_jobs = CSV, NORM_LABELS, list_norms
     devices = args.devices or 1
@@ -77,19 +78,16 @@ def run(args: argparse.Namespace) -> int:
             )
     target = make_target(args.compile_for, devices, args.explicit)
     outputs.prepare_folder(args.out, csv)
-    pairs, interrupted = run_jobs(list_jobs(cases, target))
-    if not pairs:
-        print("Interrupted before the first program was compiled; nothing was written.")
-        return 130
-    machine = bench_machine.describe([load_jaxnorm(), load_flax()])
-    versions = f"{machine.versions}, {describe_compiler(target.chip)}"
-    machine = machine._replace(device=describe_target(target), versions=versions)
-    notes = [*make_means(pairs), explain(target), f"Compiled for {machine.text}."]
-    bench_tables.show([make_grid(pairs, labels, target)], notes, args.markdown)
-    rows = make_rows(pairs, labels, target, machine)
-    bench_tables.write_files(args.out, csv, rows)
-    bench_tables.tell_written(args.out, interrupted, csv)
-    return 130 if interrupted else 0
+
+    def report(pairs: list[Pair]) -> Report:
+        machine = describe_machine([load_jaxnorm(), load_flax()])
+        versions = f"{machine.versions}, {describe_compiler(target.chip)}"
+        machine = machine._replace(device=describe_target(target), versions=versions)
+        notes = [*make_means(pairs), explain(target), f"Compiled for {machine.text}."]
+        rows = make_rows(pairs, labels, target, machine)
+        return Report([make_grid(pairs, labels, target)], notes, rows)
+
+    return run_and_report(list_jobs(cases, target), report, args, [csv], "program was compiled")
 
 
 def list_norms(cases: Sequence[Case], target: Target) -> list[Job[Pair]]:
@@ -102,11 +100,10 @@ def list_norms(cases: Sequence[Case], target: Target) -> list[Job[Pair]]:
         return target.compile(lambda *arrays: [touch(a) for a in arrays], *[x] * arrays)
 
     def job(case: Case, masked: bool, backward: bool) -> Job[Pair]:
-        direction = "forward+backward" if backward else "forward"
         norm = f"{case.norm}, mask" if masked else case.norm
-        labels = (norm, case.shape_text, case.dtype, direction)
+        labels = (norm, case.shape_text, case.dtype, name_direction(backward))
 
-        def run_job(_: Callable[[], None]) -> Pair:
+        def run_job(_: Progress) -> Pair:
             copy = compile_copy(case.shape, case.dtype, 2 if backward else 1)
             ours, theirs = (compile_norm(p, case, masked, backward, target) for p in libraries)
             return Pair(labels, ours, theirs, copy)
@@ -142,21 +139,43 @@ def list_models(cases: Sequence[Case], target: Target) -> list[Job[Pair]]:
     """Returns a job for each case, and for each way of writing a model's layers."""
 
     def job(case: Case, layers: str) -> Job[Pair]:
-        count = f"{nets.LAYERS[layers]}, {layers}"
+        count = f"{LAYERS[layers]}, {layers}"
         labels = (nets.name_of(case), case.shape_text, case.dtype, count)
 
         def compile_step(library: str) -> Compiled:
             if not sys.stderr.isatty():
                 # A compiler that dies takes the process with it; the last line tells where.
                 print(f"compiling {' '.join(labels)} of {library}", file=sys.stderr, flush=True)
-            return target.compile(*nets.make_step(case, layers, PACKAGES[library], target))
+            return target.compile(*make_step(case, layers, nets.PACKAGES[library], target))
 
-        def run_job(_: Callable[[], None]) -> Pair:
-            return Pair(labels, *map(compile_step, PACKAGES))
+        def run_job(_: Progress) -> Pair:
+            return Pair(labels, *map(compile_step, nets.PACKAGES))
 
         return Job(" ".join(labels), run_job)
 
-    return [job(case, layers) for case in cases for layers in nets.LAYERS]
+    return [job(case, layers) for case in cases for layers in LAYERS]
+
+
+def make_step(case: Case, layers: str, package: ModuleType, target: Target) -> tuple[Any, ...]:
+    """Returns a training step, and descriptions of its arguments.
+
+    Args:
+      case: the normalization, the shape of the input, and the dtype of the computation; the
+        parameters are float32.
+      layers: how they are written, of `LAYERS`.
+      package: `jaxnorm.linen` or `flax.linen`.
+      target: what it will be compiled for.
+    """
+    model = nets.make_model(case, package, LAYERS[layers], in_scan=layers == "scan")
+    x = target.array(case.shape, case.dtype, divided=True)
+    with foreign_code():
+        variables = jax.eval_shape(
+            lambda: model.init(jax.random.key(0), jnp.zeros(case.shape, case.dtype))
+        )
+    variables = jax.tree.map(lambda leaf: target.array(leaf.shape, leaf.dtype), variables)
+    parameters = variables.pop("params")
+    labels = target.array(case.shape[:1], jnp.int32, divided=True)
+    return nets.make_update(model), parameters, variables, x, labels
 
 
 def describe_target(target: Target) -> str:
@@ -213,9 +232,9 @@ def make_grid(pairs: Sequence[Pair], labels: tuple[str, ...], target: Target) ->
         title + ("of a training step" if models else "as multiples of a copy's"),
         (
             *labels,
-            *(f"{name} {unit if models else '/ copy'}" for name in PACKAGES),
+            *(f"{name} {unit if models else '/ copy'}" for name in nets.PACKAGES),
             "flax.linen / jaxnorm",
-            *(f"{name}: {column}" for column in columns for name in PACKAGES),
+            *(f"{name}: {column}" for column in columns for name in nets.PACKAGES),
         ),
         rows,
         labels=len(labels),
@@ -226,7 +245,7 @@ def make_rows(
     pairs: Sequence[Pair],
     labels: tuple[str, ...],
     target: Target,
-    machine: bench_machine.Machine,
+    machine: Machine,
 ) -> list[dict[str, Any]]:
     """Returns a row for each program and library, for the CSV file."""
     return [
@@ -243,5 +262,5 @@ def make_rows(
             **machine._asdict(),
         }
         for pair in pairs
-        for library, each in zip(PACKAGES, (pair.ours, pair.theirs), strict=True)
+        for library, each in zip(nets.PACKAGES, (pair.ours, pair.theirs), strict=True)
     ]

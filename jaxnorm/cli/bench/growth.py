@@ -11,12 +11,20 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from jaxnorm.cli import bench_machine, bench_norms, bench_tables, outputs, peers
-from jaxnorm.cli.bench_jobs import run_jobs
-from jaxnorm.cli.bench_measure import Cell
-from jaxnorm.cli.bench_tables import Grid, number, ratio
+from jaxnorm.cli import outputs
+from jaxnorm.cli.bench.measure import (
+    Cell,
+    describe_failures,
+    list_jobs,
+    list_libraries,
+    make_rows,
+)
 from jaxnorm.cli.errors import UserError
-from jaxnorm.cli.peers import Case
+from jaxnorm.cli.jobs import Report, run_and_report
+from jaxnorm.cli.machine import describe_machine
+from jaxnorm.cli.peers import installed
+from jaxnorm.cli.peers.case import Case
+from jaxnorm.cli.tables import Grid, number, ratio
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,22 +47,20 @@ def run(args: argparse.Namespace) -> int:
     cases = list_cases(
         args.norms or ("layer", "batch"), args.dtypes or ("float32", "bfloat16"), sizes
     )
-    libraries, missing = peers.load(args.peers or ())
+    libraries, missing = installed.load(args.peers or ())
     outputs.prepare_folder(args.out, CSV, PICTURE)
-    machine = bench_machine.describe(libraries)
-    cells, interrupted = run_jobs(bench_norms.list_jobs(cases, libraries, rounds))
-    if not cells:
-        print("Interrupted before the first size was measured; nothing was written.")
-        return 130
+    machine = describe_machine(libraries)
     title = f"{machine.text}; median of {rounds}; {args.pages} pages"
-    notes = [*describe_growth(cells), *bench_norms.describe_failures(cells)]
-    notes += [f"Not compared: {reason}." for reason in missing]
-    notes.append(f"Measured on {title}.")
-    bench_tables.show([make_grid(cells)], notes, args.markdown)
-    rows = bench_norms.make_rows(cells, machine, rounds, args.pages)
-    bench_tables.write_files(args.out, CSV, rows, PICTURE, draw(cells, title))
-    bench_tables.tell_written(args.out, interrupted, CSV, PICTURE)
-    return 130 if interrupted else 0
+
+    def report(cells: list[Cell]) -> Report:
+        notes = [*describe_growth(cells), *describe_failures(cells)]
+        notes += [f"Not compared: {reason}." for reason in missing]
+        notes.append(f"Measured on {title}.")
+        rows = make_rows(cells, machine, rounds, args.pages)
+        return Report([make_grid(cells)], notes, rows, draw(cells, title))
+
+    jobs = list_jobs(cases, libraries, rounds)
+    return run_and_report(jobs, report, args, (CSV, PICTURE), "size was measured")
 
 
 def check_memory(largest: int, copies: int) -> None:
@@ -124,7 +130,7 @@ def describe_growth(cells: Sequence[Cell]) -> list[str]:
 
 def make_grid(cells: Sequence[Cell]) -> Grid:
     """Returns the table of times per byte."""
-    libraries = ["jaxnorm", *bench_norms.list_libraries(cells)]
+    libraries = ["jaxnorm", *list_libraries(cells)]
     rows = []
     for name, curve in _curves(cells).items():
         for cell in curve:
@@ -149,7 +155,7 @@ def draw(cells: Sequence[Cell], title: str) -> Figure:
     """Draws the time per byte against the size, a panel per norm and direction."""
     from matplotlib.figure import Figure
 
-    from jaxnorm.cli.bench_picture import COPY_STYLE, STYLES, set_title
+    from jaxnorm.cli.bench.picture import COPY_STYLE, STYLES, set_title
 
     curves = _curves(cells)
     names = list(dict.fromkeys((norm, direction) for norm, _, direction in curves))
@@ -162,23 +168,13 @@ def draw(cells: Sequence[Cell], title: str) -> Figure:
         for j, (norm, direction) in enumerate(names):
             axes, curve = panels[i, j], curves.get((norm, dtype, direction), [])
             sizes = [c.case.input_bytes / 2**20 for c in curve]
-            for library in ("jaxnorm", *bench_norms.list_libraries(cells)):
-                found = [
-                    (s, m.seconds, c)
-                    for s, c in zip(sizes, curve, strict=True)
-                    if (m := c.of(library))
-                ]
-                axes.plot(
-                    [s for s, _, _ in found],
-                    [_per_byte(seconds, c) for _, seconds, c in found],
-                    color=STYLES[library][0],
-                    marker="o",
-                    markersize=4,
-                    label=library,
-                )
-            axes.plot(
-                sizes, [_per_byte(c.copy_seconds, c) for c in curve], label="copy", **COPY_STYLE
-            )
+            for library in ("jaxnorm", *list_libraries(cells)):
+                found = [c.of(library) for c in curve]
+                heights = [m and _per_byte(m.seconds, c) for m, c in zip(found, curve, strict=True)]
+                color = STYLES[library][0]
+                axes.plot(sizes, heights, color=color, marker="o", markersize=4, label=library)
+            heights = [_per_byte(c.copy_seconds, c) for c in curve]
+            axes.plot(sizes, heights, label="copy", **COPY_STYLE)
             axes.set_title(f"{norm}, {dtype}, {direction}", fontsize=9)
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter("{x:g}")

@@ -1,8 +1,8 @@
-"""The models whose training steps `bench --models` measures: a ResNet and a transformer encoder."""
+"""The models whose training steps `bench --models` measures: blocks, one after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -10,74 +10,103 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from jaxnorm.cli.peers_jax import foreign_code
+import jaxnorm.linen as jnn
+from jaxnorm.cli.errors import UserError
+from jaxnorm.cli.peers.case import MOMENTUM, Case
 
+PACKAGES = {"jaxnorm": jnn, "flax.linen": nn}
 LEARNING_RATE = 0.1
-MOMENTUM = 0.9
 CLASSES = 10
-IMAGES, WIDTHS, BLOCKS = (32, 32, 32, 3), (32, 64, 128), 2
-TOKENS, VOCABULARY, HEADS, LAYERS, WIDTH = (16, 64), 1000, 4, 3, 256
+HEADS, NARROW = 12, 64
 
 
-class ResNet(nn.Module):
-    """A residual network for small images, with blocks at several resolutions.
-
-    Attributes:
-      norm: makes a normalization, in training.
-      dtype: of the computation; the parameters are float32.
-    """
+class TransformerBlock(nn.Module):
+    """Attention and a perceptron, each after a normalization."""
 
     norm: Callable[[], nn.Module]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        """Returns the result for (N, T, C), and nothing more, as a scan asks for."""
+        x = x + nn.MultiHeadDotProductAttention(HEADS, dtype=self.dtype)(self.norm()(x))
+        width = x.shape[-1]
+        y = nn.gelu(nn.Dense(4 * width, dtype=self.dtype)(self.norm()(x)))
+        return x + nn.Dense(width, dtype=self.dtype)(y), None
+
+
+class BottleneckBlock(nn.Module):
+    """Three convolutions, in the middle of fewer channels, each before a normalization."""
+
+    norm: Callable[[], nn.Module]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        """Returns the result for (N, H, W, C), and nothing more, as a scan asks for."""
+        conv = partial(nn.Conv, use_bias=False, dtype=self.dtype)
+        y = nn.relu(self.norm()(conv(NARROW, (1, 1))(x)))
+        y = nn.relu(self.norm()(conv(NARROW, (3, 3))(y)))
+        return nn.relu(x + self.norm()(conv(x.shape[-1], (1, 1))(y))), None
+
+
+class Net(nn.Module):
+    """Blocks of one kind, and logits.
+
+    Attributes:
+      block: makes a block, or all of them in a scan.
+      calls: how often it does.
+    """
+
+    block: Callable[[], nn.Module]
+    calls: int
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns the logits of images (N, H, W, C)."""
-        conv = partial(nn.Conv, kernel_size=(3, 3), use_bias=False, dtype=self.dtype)
-        x = nn.relu(self.norm()(conv(WIDTHS[0])(x)))
-        for stage, width in enumerate(WIDTHS):
-            for block in range(BLOCKS):
-                strides = 2 if stage > 0 and block == 0 else 1
-                y = nn.relu(self.norm()(conv(width, strides=strides)(x)))
-                y = self.norm()(conv(width)(y))
-                if x.shape != y.shape:
-                    x = self.norm()(conv(width, kernel_size=(1, 1), strides=strides)(x))
-                x = nn.relu(x + y)
-        return nn.Dense(CLASSES, dtype=self.dtype)(x.mean((1, 2)))
+        """Returns the logits of a batch."""
+        for _ in range(self.calls):
+            x, _ = self.block()(x, None)
+        x = x.mean(range(1, x.ndim - 1))
+        return nn.Dense(CLASSES, dtype=self.dtype)(x)
 
 
-class Transformer(nn.Module):
-    """A transformer encoder, normalized before each of its parts.
+def name_of(case: Case) -> str:
+    """Returns the name of the model that has the normalization, of an input."""
+    return f"{'transformer' if len(case.shape) == 3 else 'bottleneck'}, {case.norm} norm"
 
-    Attributes:
-      norm: makes a normalization.
-      dtype: of the computation; the parameters are float32.
+
+def list_cases(
+    norms: Sequence[str], shapes: Sequence[tuple[int, ...]], dtypes: Sequence[str]
+) -> list[Case]:
+    """Returns every combination that there is a model of.
+
+    Raises:
+      UserError: there is none of a norm, or of a shape.
     """
-
-    norm: Callable[[], nn.Module]
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Returns the logits of sequences of tokens (N, T)."""
-        x = nn.Embed(VOCABULARY, WIDTH, dtype=self.dtype)(tokens)
-        for _ in range(LAYERS):
-            x = x + nn.MultiHeadDotProductAttention(HEADS, dtype=self.dtype)(self.norm()(x))
-            y = nn.gelu(nn.Dense(4 * WIDTH, dtype=self.dtype)(self.norm()(x)))
-            x = x + nn.Dense(WIDTH, dtype=self.dtype)(y)
-        return nn.Dense(CLASSES, dtype=self.dtype)(self.norm()(x).mean(1))
-
-
-def name_of(norm: str) -> str:
-    """Returns the name of the model that has the normalization."""
-    return f"{'transformer' if norm in ('layer', 'rms') else 'ResNet'}, {norm} norm"
+    cases = []
+    for norm in norms:
+        sizes = 3 if norm in ("layer", "rms") else 4
+        found = [shape for shape in shapes if len(shape) == sizes]
+        if not found or any(shape[-1] % (HEADS if sizes == 3 else NARROW) for shape in found):
+            raise UserError(
+                f"the model of {norm} norm needs a shape of {sizes} sizes, the last a multiple of "
+                f"{HEADS if sizes == 3 else NARROW}; see --shapes"
+            )
+        cases += [Case(norm, shape, dtype) for shape in found for dtype in dtypes]
+    return cases
 
 
 def make_norm(norm: str, dtype: str, package: ModuleType) -> Callable[[], nn.Module]:
-    """Returns what makes the normalization, in training; the arguments are `make_model`'s."""
+    """Returns what makes the normalization, in training.
+
+    Args:
+      norm: its name.
+      dtype: of the computation; the parameters are float32.
+      package: `jaxnorm.linen` or `flax.linen`.
+    """
     module = {
         "layer": package.LayerNorm,
         "rms": package.RMSNorm,
@@ -88,39 +117,19 @@ def make_norm(norm: str, dtype: str, package: ModuleType) -> Callable[[], nn.Mod
     return partial(module, dtype=jnp.dtype(dtype))
 
 
-def make_model(norm: str, dtype: str, package: ModuleType) -> tuple[nn.Module, jax.Array]:
-    """Returns the model that has the normalization, and a batch of input.
-
-    Args:
-      norm: the normalization.
-      dtype: of the computation.
-      package: `jaxnorm.linen` or `flax.linen`.
-    """
-    make = make_norm(norm, dtype, package)
-    rng = np.random.default_rng(0)
-    if norm in ("layer", "rms"):
-        tokens = rng.integers(VOCABULARY, size=TOKENS, dtype=np.int32)
-        return Transformer(make, jnp.dtype(dtype)), jnp.asarray(tokens)
-    images = rng.standard_normal(IMAGES, np.float32)
-    return ResNet(make, jnp.dtype(dtype)), jnp.asarray(images, dtype)
-
-
-def make_step(norm: str, dtype: str, package: ModuleType) -> tuple[Any, ...]:
-    """Returns a training step, of plain gradient descent, and its arguments.
-
-    The arguments are those of `make_model`.
-    """
-    model, x = make_model(norm, dtype, package)
-    labels = jnp.asarray(np.arange(len(x), dtype=np.int32) % CLASSES)
-    with foreign_code():
-        variables = jax.jit(model.init)(jax.random.key(0), x)
-    parameters = variables["params"]
-    running = {name: value for name, value in variables.items() if name != "params"}
-    return make_update(model), parameters, running, x, labels
+def make_model(case: Case, package: ModuleType, blocks: int, in_scan: bool = False) -> nn.Module:
+    """Returns the model of a case, its blocks written out or in a scan."""
+    block = TransformerBlock if len(case.shape) == 3 else BottleneckBlock
+    if in_scan:
+        stacked = {"params": 0, "batch_stats": 0}
+        block = nn.scan(block, {**stacked}, split_rngs={"params": True}, length=blocks)
+    dtype = jnp.dtype(case.dtype)
+    make = partial(block, make_norm(case.norm, case.dtype, package), dtype)
+    return Net(make, 1 if in_scan else blocks, dtype)
 
 
 def make_update(model: nn.Module) -> Callable[..., Any]:
-    """Returns a training step of a model: of (parameters, running statistics, x, labels)."""
+    """Returns a step of plain gradient descent: of (parameters, running statistics, x, labels)."""
 
     def loss_of(parameters, running, x, labels):
         logits, running = model.apply({"params": parameters, **running}, x, mutable=list(running))

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxnorm.cli.bench_cases import name_size
-from jaxnorm.cli.bench_measure import Cell
+from jaxnorm.cli.bench.cases import name_size
+from jaxnorm.cli.bench.measure import Cell
 
 # Colours of Okabe and Ito, which colour-blind readers tell apart; hatches tell the bars apart
 # without any colour.

@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxnorm.cli.peers import Case, Data, Program
-from jaxnorm.cli.peers_jax import compile_program
+from jaxnorm.cli.peers.case import Case, Data
+from jaxnorm.cli.peers.jax_peer import compile_program
+from jaxnorm.cli.peers.peer import Program
 
 SAMPLE_SECONDS = 4e-3  # many calls make up a sample of a program that is faster than that
 # Calls of a few microseconds take up to twice as long while threads run at odds; how long, is
@@ -73,14 +74,16 @@ def fastest(programs: Sequence[Program]) -> Program:
 
 
 def interleave(
-    programs: Sequence[Program], rounds: int, report: Callable[[], None] = lambda: None
+    programs: Sequence[Program],
+    rounds: int,
+    report: Callable[[float], None] = lambda share: None,
 ) -> list[float]:
     """Times programs in turn, in another order each round.
 
     Args:
       programs: all of them are timed in each round, right after each other.
       rounds: samples to take of each program; tens of samples if most of them are short.
-      report: called after each round.
+      report: called after each round with the share of them that is done.
 
     Returns:
       The median over the samples of each program's seconds per call.
@@ -93,7 +96,7 @@ def interleave(
     samples: list[list[float]] = [[] for _ in programs]
     order = list(range(len(programs)))
     collects = gc.isenabled()
-    for _ in range(rounds):
+    for done in range(rounds):
         gc.collect()
         gc.disable()
         try:
@@ -107,7 +110,7 @@ def interleave(
         finally:
             if collects:
                 gc.enable()
-        report()
+        report((done + 1) / rounds)
     return [statistics.median(s) for s in samples]
 
 

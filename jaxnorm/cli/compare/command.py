@@ -5,19 +5,30 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxnorm.cli import arguments, compare_results, outputs
+from jaxnorm.cli import arguments, outputs
+from jaxnorm.cli.compare import results
+from jaxnorm.cli.compare.norms import NORMS, NUM_GROUPS
 from jaxnorm.cli.errors import UserError, require
+from jaxnorm.cli.jobs import Job, Progress, run_jobs, write_csv
+from jaxnorm.cli.tables import show
 
 if TYPE_CHECKING:
-    from jaxnorm.cli.compare_data import Dataset, Split
-    from jaxnorm.cli.compare_results import Result, Setting
+    from jaxnorm.cli.compare.data import Dataset, Split
+    from jaxnorm.cli.compare.results import Result, Setting
 
-NORMS = ("none", "batch", "layer", "rms", "group", "instance")
-NUM_GROUPS = 4  # of group norm
 CSV, PICTURE = "compare.csv", "compare.png"
+# What is trained unless it is said: by default where the normalizations differ most, and the best
+# known of them.
+SHORT = {
+    "norms": ("none", "batch", "layer", "group"),
+    "batch_sizes": (32, 2),
+    "learning_rates": (0.1, 1.0),
+}
+FULL = {"norms": NORMS, "batch_sizes": (2, 8, 32), "learning_rates": (0.03, 0.1, 0.3, 1.0)}
 DESCRIPTION = """\
 Trains the same small convolutional classifier with each normalization, by plain stochastic
 gradient descent, and compares test accuracy, steps to a target accuracy and time per step.
@@ -32,26 +43,29 @@ def add_parser(subparsers) -> None:
         description=DESCRIPTION,
     )
 
-    def add(name: str, read, default: str, metavar: str, text: str) -> None:
+    def add_list(name: str, read: arguments.Read, text: str) -> None:
+        short, full = (_join(d[name[2:].replace("-", "_")]) for d in (SHORT, FULL))
+        text = f"{text} (default: {short}; with --full {full})"
+        arguments.add_list(parser, name, read, text)
+
+    def add(name: str, read: arguments.Read, default: str, metavar: str, text: str) -> None:
         # argparse reads a default that is text like an argument, and shows it as one types it.
         parser.add_argument(
             name, type=read, default=default, metavar=metavar, help=f"{text} (default: {default})"
         )
 
-    def add_list(name: str, read, default: str, text: str) -> None:
-        add(name, arguments.comma_list(read), default, "A,B,...", text)
-
-    add_list("--norms", arguments.one_of(*NORMS), ",".join(NORMS), "normalizations")
-    add_list("--batch-sizes", arguments.positive_int, "2,8,32", "batch sizes")
-    add_list("--learning-rates", arguments.positive_float, "0.03,0.1,0.3,1", "learning rates")
-    add_list("--seeds", arguments.whole_number, "0", "seeds of split, initialization and order")
-    add(
-        "--hidden",
-        arguments.whole_number,
-        "32",
-        "UNITS",
-        "units of the hidden dense layer, normalized too; 0: no such layer",
+    add_list("--norms", arguments.one_of(*NORMS), "normalizations")
+    add_list("--batch-sizes", arguments.positive_int, "batch sizes")
+    add_list("--learning-rates", arguments.positive_float, "learning rates")
+    seeds = "seeds of split, initialization and order (default: 0)"
+    arguments.add_list(parser, "--seeds", arguments.whole_number, seeds, default="0")
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="all normalizations, batch sizes and learning rates, but those that are given",
     )
+    hidden = "units of the hidden dense layer, normalized too; 0: no such layer"
+    add("--hidden", arguments.whole_number, "32", "UNITS", hidden)
     add("--epochs", arguments.positive_int, "5", "N", "passes over the training examples")
     add("--target", arguments.share, "0.95", "SHARE", "test accuracy that the steps are counted to")
     parser.add_argument(
@@ -67,45 +81,54 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the comparison; 0, or 130 if it was interrupted."""
     require("matplotlib", "rich", "sklearn")
-    from rich.console import Console
-
-    from jaxnorm.cli import compare_data, compare_picture
+    from jaxnorm.cli.compare.data import load_digits, load_file, split_dataset
+    from jaxnorm.cli.compare.picture import draw
 
     start = time.perf_counter()
+    left_out = fill_in(args)
     check_hidden(args)
     outputs.prepare_folder(args.out, CSV, PICTURE)
-    data = compare_data.load_file(args.data) if args.data else compare_data.load_digits()
-    splits = {seed: compare_data.split_dataset(data, seed) for seed in args.seeds}
+    data = load_file(args.data) if args.data else load_digits()
+    splits = {seed: split_dataset(data, seed) for seed in args.seeds}
     examples = len(next(iter(splits.values())).x_train)
     if max(args.batch_sizes) > examples:
         raise UserError(
             f"too few examples: a batch of {max(args.batch_sizes)} needs as many training "
             f"examples, {data.name} leaves {examples} of {len(data.x)}"
         )
-    results: list[Result] = []
-    interrupted = False
-    try:
-        train_all(args, data, splits, results)
-    except KeyboardInterrupt:
-        interrupted = True
-    console = Console(markup=False, highlight=False, soft_wrap=True)
-    if not results:
-        console.print("Interrupted before the first row was measured; nothing was written.")
+    trained, interrupted = run_jobs(list_jobs(args, data, splits))
+    if not trained:
+        print("Interrupted before the first row was measured; nothing was written.")
         return 130
     title = (
         f"{data.name}: {examples} training and {len(data.x) - examples} test examples, "
-        f"{count(args.epochs, 'epoch')}, {count(len({r.setting.seed for r in results}), 'seed')}"
+        f"{count(args.epochs, 'epoch')}, {count(len({r.setting.seed for r in trained}), 'seed')}"
     )
-    console.print(compare_results.make_table(results, title))
     # Once more: the interruption may have come while it was being written.
-    compare_results.write_csv(args.out / CSV, results)
-    compare_picture.draw(results, title).savefig(args.out / PICTURE, dpi=120)
+    write_csv(args.out / CSV, results.make_rows(trained))
+    draw(trained, title).savefig(args.out / PICTURE, dpi=120)
     verb = "Interrupted: kept" if interrupted else "Measured"
-    console.print(
-        f"{verb} {count(len(results), 'row')} in {time.perf_counter() - start:.0f} s; "
+    end = (
+        f"{verb} {count(len(trained), 'row')} in {time.perf_counter() - start:.0f} s; "
         f"wrote {args.out / CSV} and {args.out / PICTURE}."
     )
+    show([results.make_grid(trained, title)], [*left_out, end])
     return 130 if interrupted else 0
+
+
+def fill_in(args: argparse.Namespace) -> list[str]:
+    """Fills in what was not said, and returns a line on what a short run leaves out."""
+    unsaid = [name for name in FULL if getattr(args, name) is None]
+    for name in unsaid:
+        setattr(args, name, (FULL if args.full else SHORT)[name])
+    if args.full or not unsaid:
+        return []
+    more = (f"{name.replace('_', ' ')} {_join(FULL[name])}" for name in unsaid)
+    return [f"This is the short run. --full trains with {', '.join(more)}."]
+
+
+def _join(values: Sequence[object]) -> str:
+    return ",".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
 
 
 def check_hidden(args: argparse.Namespace) -> None:
@@ -122,67 +145,39 @@ def check_hidden(args: argparse.Namespace) -> None:
         )
 
 
-def train_all(
-    args: argparse.Namespace,
-    data: Dataset,
-    splits: dict[int, Split],
-    results: list[Result],
-) -> None:
-    """Trains every setting under a progress display, appending each result as it is ready."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+def list_jobs(
+    args: argparse.Namespace, data: Dataset, splits: dict[int, Split]
+) -> list[Job[Result]]:
+    """Returns a job for each row, in the order of training.
 
-    from jaxnorm.cli.compare_training import train
-
-    settings = list_settings(args)
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=12),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
-        overall = progress.add_task("", total=len(settings))
-        for done, setting in enumerate(settings):
-            row = (
-                f"{done + 1}/{len(settings)} {setting.norm}, batch size {setting.batch_size}, "
-                f"learning rate {setting.learning_rate:g}"
-            )
-            progress.update(overall, completed=done, description=f"{row}: starting")
-
-            def report(share: float, accuracy: float, done=done, row=row) -> None:
-                progress.update(
-                    overall, completed=done + share, description=f"{row}: {100 * accuracy:.1f} %"
-                )
-
-            result = train(
-                setting,
-                splits[setting.seed],
-                data.num_classes,
-                hidden=args.hidden,
-                epochs=args.epochs,
-                target=args.target,
-                report=report,
-            )
-            results.append(result)
-            # Anew after each row, so that not even a killed process takes the others with it.
-            compare_results.write_csv(args.out / CSV, results)
-
-
-def list_settings(args: argparse.Namespace) -> list[Setting]:
-    """Returns the rows in the order of training.
-
-    The normalizations alternate fastest, so that an interrupted run still compares them all.
+    The normalizations alternate fastest, so that an interrupted run still compares them all. Each
+    job writes all rows anew, so that not even a killed process takes the others with it.
     """
-    return [
-        compare_results.Setting(norm, batch_size, rate, seed)
-        for seed, batch_size, rate, norm in itertools.product(
-            args.seeds, args.batch_sizes, args.learning_rates, args.norms
-        )
-    ]
+    from jaxnorm.cli.compare.training import train
+
+    done: list[Result] = []
+
+    def job(setting: Setting) -> Job[Result]:
+        def run_job(tell: Progress) -> Result:
+            done.append(
+                train(
+                    setting,
+                    splits[setting.seed],
+                    data.num_classes,
+                    hidden=args.hidden,
+                    epochs=args.epochs,
+                    target=args.target,
+                    report=lambda share, accuracy: tell(share, f"{100 * accuracy:.1f} %"),
+                )
+            )
+            write_csv(args.out / CSV, results.make_rows(done))
+            return done[-1]
+
+        label = f"{setting.norm}, batch size {setting.batch_size}"
+        return Job(f"{label}, learning rate {setting.learning_rate:g}:", run_job)
+
+    rows = itertools.product(args.seeds, args.batch_sizes, args.learning_rates, args.norms)
+    return [job(results.Setting(norm, size, rate, seed)) for seed, size, rate, norm in rows]
 
 
 def count(number: int, noun: str) -> str:

@@ -12,7 +12,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from jaxnorm.cli.compare_results import Result, Summary, summarize
+from jaxnorm.cli.compare.results import Result, Summary, summarize
 
 # Colours of Okabe and Ito, which colour-blind readers tell apart; dashes and markers tell the
 # lines apart without any colour.

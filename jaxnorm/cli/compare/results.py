@@ -1,15 +1,12 @@
-"""What `compare` measured: rows, their summary over seeds, the table and the CSV file."""
+"""What `compare` measured: rows, and their summary over seeds as a table."""
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from rich.table import Table
+from jaxnorm.cli.tables import Grid
 
 
 class Setting(NamedTuple):
@@ -48,37 +45,23 @@ class Result(NamedTuple):
         return next((p.step for p in self.curve if p.test_accuracy >= self.target), None)
 
 
-def write_csv(path: Path, results: Sequence[Result]) -> None:
-    """Writes one row per result; `steps_to_target` is empty where it was not reached."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            (
-                "normalization",
-                "batch_size",
-                "learning_rate",
-                "seed",
-                "steps",
-                "test_accuracy",
-                "train_loss",
-                "target_accuracy",
-                "steps_to_target",
-                "ms_per_step",
-            )
-        )
-        for result in results:
-            last = result.curve[-1]
-            writer.writerow(
-                (
-                    *result.setting,
-                    last.step,
-                    f"{last.test_accuracy:.4f}",
-                    f"{last.train_loss:.4g}",
-                    result.target,
-                    result.steps_to_target,
-                    f"{result.ms_per_step:.4f}",
-                )
-            )
+def make_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Returns a row for each result, for the CSV file; what was not reached is empty."""
+    return [
+        {
+            "normalization": result.setting.norm,
+            "batch_size": result.setting.batch_size,
+            "learning_rate": result.setting.learning_rate,
+            "seed": result.setting.seed,
+            "steps": result.curve[-1].step,
+            "test_accuracy": f"{result.test_accuracy:.4f}",
+            "train_loss": f"{result.curve[-1].train_loss:.4g}",
+            "target_accuracy": result.target,
+            "steps_to_target": result.steps_to_target,
+            "ms_per_step": f"{result.ms_per_step:.4f}",
+        }
+        for result in results
+    ]
 
 
 class Summary(NamedTuple):
@@ -127,34 +110,31 @@ def summarize(results: Sequence[Result]) -> list[Summary]:
     return [Summary(*key, tuple(group)) for key, group in groups.items()]
 
 
-def make_table(results: Sequence[Result], title: str) -> Table:
+def make_grid(results: Sequence[Result], title: str) -> Grid:
     """Returns the table: a section per batch size, the best accuracy of each in bold."""
-    from rich.table import Table
-    from rich.text import Text
-
+    best: dict[int, float] = {}
     summaries = summarize(results)
-    target = results[0].target
-    table = Table(title=Text(title))
-    table.add_column("batch size", justify="right")
-    table.add_column("learning rate", justify="right")
-    table.add_column("normalization", no_wrap=True)
-    table.add_column("test accuracy", justify="right", no_wrap=True)
-    table.add_column(f"steps to {target:g}", justify="right", no_wrap=True)
-    table.add_column("ms per step", justify="right")
-    for batch_size in dict.fromkeys(s.batch_size for s in summaries):
-        of_batch = [s for s in summaries if s.batch_size == batch_size]
-        best = max(s.mean_accuracy for s in of_batch)
-        for rate in dict.fromkeys(s.learning_rate for s in of_batch):
-            rows = [s for s in of_batch if s.learning_rate == rate]
-            for i, row in enumerate(rows):
-                style = "bold" if row.mean_accuracy == best else ""
-                table.add_row(
-                    f"{batch_size}" if i == 0 else "",
-                    f"{rate:g}" if i == 0 else "",
-                    row.norm,
-                    Text(row.accuracy_text, style),
-                    row.steps_text,
-                    f"{row.ms_per_step:.2f}",
-                    end_section=i == len(rows) - 1,
-                )
-    return table
+    for s in summaries:
+        best[s.batch_size] = max(s.mean_accuracy, best.get(s.batch_size, 0.0))
+    rows = [
+        (
+            f"{s.batch_size}",
+            f"{s.learning_rate:g}",
+            s.norm,
+            s.accuracy_text,
+            s.steps_text,
+            f"{s.ms_per_step:.2f}",
+        )
+        for s in summaries
+    ]
+    target = f"steps to {results[0].target:g}"
+    header = (
+        "batch size",
+        "learning rate",
+        "normalization",
+        "test accuracy",
+        target,
+        "ms per step",
+    )
+    strong = {(i, 3) for i, s in enumerate(summaries) if s.mean_accuracy == best[s.batch_size]}
+    return Grid(title, header, rows, labels=3, strong=frozenset(strong))

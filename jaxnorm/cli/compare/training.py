@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxnorm.cli.compare_data import Split
-from jaxnorm.cli.compare_model import Classifier
-from jaxnorm.cli.compare_results import Point, Result, Setting
+from jaxnorm.cli.compare.data import Split
+from jaxnorm.cli.compare.model import Classifier
+from jaxnorm.cli.compare.results import Point, Result, Setting
 
 EVALUATIONS = 30
 TEST_BLOCK = 1024

@@ -1,17 +1,14 @@
-"""The libraries that `bench` and `exact` run side by side, all on the same arrays."""
+"""What is computed: a normalization of an array, and the arrays that all libraries are given."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from jaxnorm.cli.errors import UserError
 
 NORMS = ("layer", "rms", "batch", "group", "instance")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -103,94 +100,3 @@ class Data:
         if channels_first:
             x, dy = (np.ascontiguousarray(np.moveaxis(a, -1, 1)) for a in (x, dy))
         return jax.device_put(x), jax.device_put(dy)
-
-
-class Program(NamedTuple):
-    """A computation with its arguments, ready to be run again and again.
-
-    Attributes:
-      call: starts it and returns its results; may be given the last call's results.
-      wait: waits for results.
-      queues: whether calls may follow each other without waiting, if each is given the last
-        one's results; else they could run at the same time, or fill the memory.
-      compile_seconds: what tracing and compiling took, where there was any.
-      temp_bytes: memory that the compiled program needs besides arguments and results.
-    """
-
-    call: Callable[..., Any]
-    wait: Callable[[Any], Any]
-    queues: bool = False
-    compile_seconds: float | None = None
-    temp_bytes: int | None = None
-
-
-class Peer(Protocol):
-    """A library's normalizations."""
-
-    name: str
-    version: str
-    norms: Sequence[str]
-
-    def programs(self, case: Case, data: Data, backward: bool) -> list[Program]:
-        """Returns the ways to compute a case, of which the fastest counts.
-
-        The result is y, with `backward` also the cotangents of x and of all parameters.
-        """
-        ...
-
-    def kept_bytes(self, case: Case, data: Data) -> int:
-        """Returns the bytes kept from the forward for the backward pass, each array once."""
-        ...
-
-    def evaluate(self, case: Case, data: Data) -> tuple[np.ndarray, ...]:
-        """Returns y and the cotangents of x and the parameters, channels last, in float64."""
-        ...
-
-
-class Unavailable(Exception):
-    """A peer that cannot be used here; the text says why."""
-
-
-def load(names: Sequence[str] | None) -> tuple[list[Peer], list[str]]:
-    """Imports jaxnorm and its peers.
-
-    Args:
-      names: peers, of `PEERS`; None for all that can be used here.
-
-    Returns:
-      jaxnorm and the peers, and a line for each that cannot be used here.
-
-    Raises:
-      UserError: one of the named peers cannot be used here.
-    """
-    from jaxnorm.cli import peers_jax
-
-    loaded: list[Peer] = [peers_jax.load_jaxnorm()]
-    missing = []
-    for name in PEERS if names is None else names:
-        try:
-            loaded.append(_load(name))
-        except Unavailable as error:
-            if names is not None:
-                raise UserError(
-                    f"cannot compare with {name}: {error}; leave it out of --peers"
-                ) from error
-            missing.append(f"{name}: {error}")
-    return loaded, missing
-
-
-def _load(name: str) -> Peer:
-    from jaxnorm.cli import peers_jax, peers_torch
-
-    loaders = {
-        "flax.linen": peers_jax.load_flax,
-        "haiku": peers_jax.load_haiku,
-        "equinox": peers_jax.load_equinox,
-        "tokamax": peers_jax.load_tokamax,
-        "torch": peers_torch.load_eager,
-        "torch.compile": peers_torch.load_compiled,
-    }
-    return loaders[name]()
-
-
-PEERS = ("flax.linen", "haiku", "equinox", "tokamax", "torch", "torch.compile")

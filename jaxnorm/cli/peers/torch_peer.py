@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxnorm.cli.peers import EPSILON, MOMENTUM, NORMS, Case, Data, Program, Unavailable
-from jaxnorm.cli.peers_jax import import_peer
+from jaxnorm.cli.peers.case import EPSILON, MOMENTUM, NORMS, Case, Data
+from jaxnorm.cli.peers.peer import Program, Unavailable, import_peer
 
 
 class TorchPeer:
@@ -23,7 +23,8 @@ class TorchPeer:
     """
 
     def __init__(self, name: str, torch: Any, device: str, compiles: bool):
-        self.name, self.version, self.norms = name, torch.__version__, NORMS
+        self.name, self.version = name, torch.__version__
+        self.norms: Sequence[str] = NORMS
         self.torch, self.device, self.compiles = torch, device, compiles
 
     def programs(self, case: Case, data: Data, backward: bool) -> list[Program]:

@@ -6,8 +6,8 @@ import matplotlib.image
 import numpy as np
 
 from jaxnorm.__main__ import main
-from jaxnorm.cli.bench_measure import Cell, Measurement
-from jaxnorm.cli.peers import Case
+from jaxnorm.cli.bench.measure import Cell, Measurement
+from jaxnorm.cli.peers.case import Case
 
 LAYER = Case("layer", (4, 8), "float32")
 

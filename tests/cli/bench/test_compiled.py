@@ -5,12 +5,11 @@ import importlib.util
 import jax
 import pytest
 
-from jaxnorm.cli import bench_compiled, bench_compiled_chips
-from jaxnorm.cli import bench_compiled_nets as nets
-from jaxnorm.cli.bench_compiled import Pair
-from jaxnorm.cli.bench_compiled_chips import Compiled
-from jaxnorm.cli.bench_compiled_hlo import Program
-from jaxnorm.cli.peers import Case
+from jaxnorm.cli.bench import chips, compiled, nets
+from jaxnorm.cli.bench.chips import Compiled
+from jaxnorm.cli.bench.compiled import Pair
+from jaxnorm.cli.bench.hlo import Program
+from jaxnorm.cli.peers.case import Case
 from tests.cli.bench.cells import read_csv, run
 
 
@@ -193,7 +192,7 @@ def make_pair(ours, theirs, direction="forward"):
 
 def test_the_means_are_geometric_and_name_the_worst():
     pairs = [make_pair(1000, 2000), make_pair(4000, 2000), make_pair(10**6, 10**6, "both")]
-    assert bench_compiled.make_means(pairs) == [
+    assert compiled.make_means(pairs) == [
         "forward: flax.linen / jaxnorm 1.00 in the mean of 2, 1 below 0.95, the lowest 0.50: layer "
         "4x8 float32 forward; compiling, jaxnorm / flax.linen, 1.00 in the mean; temporary memory "
         "1.00, at most 1.00.",
@@ -282,8 +281,8 @@ def test_a_compiler_that_another_process_has_is_told(tmp_path, capsys, monkeypat
     def locked(**_):
         raise jax.errors.JaxRuntimeError(text)
 
-    monkeypatch.setattr(bench_compiled_chips, "require", lambda *_, **__: None)
-    monkeypatch.setattr(bench_compiled_chips.topologies, "get_topology_desc", locked)
+    monkeypatch.setattr(chips, "require", lambda *_, **__: None)
+    monkeypatch.setattr(chips.topologies, "get_topology_desc", locked)
     for name in ("TPU_SKIP_MDS_QUERY", "TPU_ACCELERATOR_TYPE", "TPU_WORKER_HOSTNAMES"):
         monkeypatch.setenv(name, "unchanged")
     status, lines, errors = run(capsys, "--compile-for", "v5e", "--out", tmp_path)
@@ -354,7 +353,7 @@ def test_a_batch_divided_over_chips_adds_collectives(tmp_path, capsys, explicit)
 
 @on_tpu
 def test_models_are_compiled_written_out_and_in_a_scan(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(nets, "LAYERS", {"written out": 1, "scan": 2})
+    monkeypatch.setattr(compiled, "LAYERS", {"written out": 1, "scan": 2})
     lines, _ = run_or_skip(
         capsys,
         *"--models --norms batch --shapes 2x4x4x64 --dtypes bfloat16 --markdown --out".split(),
@@ -369,7 +368,7 @@ def test_models_are_compiled_written_out_and_in_a_scan(tmp_path, capsys, monkeyp
 
 
 def test_models_are_of_norms_and_shapes_that_fit():
-    cases = nets.list_cases(("layer", "batch"), nets.SHAPES, ("float32",))
+    cases = nets.list_cases(("layer", "batch"), compiled.MODEL_SHAPES, ("float32",))
     assert cases == [
         Case("layer", (32, 256, 768), "float32"),
         Case("batch", (32, 28, 28, 256), "float32"),

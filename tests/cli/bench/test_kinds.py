@@ -4,13 +4,14 @@ import os
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxnorm.linen as jnn
-from jaxnorm.cli import bench_growth, bench_nets, peers
+from jaxnorm.cli.bench import growth, models, nets
 from jaxnorm.cli.errors import UserError
-from jaxnorm.cli.peers import Case
+from jaxnorm.cli.peers.case import NORMS, Case
 from tests.cli.bench.cells import assert_is_a_picture, make_cell, read_csv, run
 
 pytestmark = pytest.mark.usefixtures("reused")
@@ -43,7 +44,7 @@ def test_growth_compares_the_times_per_byte_of_a_curve():
         make_cell(Case("layer", (rows, 8), "float32"), ours=seconds, copy=rows)
         for rows, seconds in ((10, 2), (20, 8), (40, 4))
     ]
-    assert bench_growth.describe_growth(cells) == [
+    assert growth.describe_growth(cells) == [
         "layer float32 forward: the longest time per byte is 4.00 times the shortest; of the copy "
         "1.00."
     ]
@@ -52,9 +53,9 @@ def test_growth_compares_the_times_per_byte_of_a_curve():
 def test_growth_beyond_the_memory_is_refused(monkeypatch):
     sizes = {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 1_000_000}
     monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
-    bench_growth.check_memory(95, 10)
+    growth.check_memory(95, 10)
     with pytest.raises(UserError) as caught:
-        bench_growth.check_memory(100, 10)
+        growth.check_memory(100, 10)
     assert str(caught.value) == (
         "--megabytes 100 needs about 1 GB of memory, this machine has 1 GB; give smaller sizes"
     )
@@ -62,16 +63,8 @@ def test_growth_beyond_the_memory_is_refused(monkeypatch):
 
 @pytest.fixture
 def tiny_nets(monkeypatch):
-    for name, value in {
-        "IMAGES": (2, 8, 8, 3),
-        "WIDTHS": (32,),
-        "BLOCKS": 1,
-        "TOKENS": (2, 4),
-        "LAYERS": 1,
-        "WIDTH": 8,
-        "HEADS": 2,
-    }.items():
-        monkeypatch.setattr(bench_nets, name, value)
+    monkeypatch.setattr(models, "SHAPES", ((2, 4, 12), (2, 4, 4, 64)))
+    monkeypatch.setattr(models, "BLOCKS", 1)
 
 
 def test_models_compare_a_training_step(tmp_path, capsys, tiny_nets):
@@ -90,12 +83,13 @@ def test_models_compare_a_training_step(tmp_path, capsys, tiny_nets):
     assert_is_a_picture(tmp_path / "models.png")
 
 
-@pytest.mark.parametrize("norm", peers.NORMS)
+@pytest.mark.parametrize("norm", NORMS)
 def test_the_models_differ_in_nothing_but_the_library(norm):
     trees = []
+    (case,) = nets.list_cases([norm], models.SHAPES, ["float32"])
     for package in (jnn, nn):
-        model, x = bench_nets.make_model(norm, "float32", package)
-        variables = jax.eval_shape(model.init, jax.random.key(0), x)
+        model = nets.make_model(case, package, models.BLOCKS)
+        variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(case.shape))
         paths = jax.tree_util.tree_flatten_with_path(variables)[0]
         names = {"gamma": "scale", "beta": "bias"}
         trees.append(
@@ -106,14 +100,15 @@ def test_the_models_differ_in_nothing_but_the_library(norm):
         )
     assert trees[0] == trees[1]
     name = {"rms": "RMSNorm"}.get(norm, f"{norm.title()}Norm")
-    assert sum(path[1].startswith(name) for path in trees[0]) >= 7
+    assert sum(path[2].startswith(name) for path in trees[0] if len(path) > 3) >= 8
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])
 def test_the_models_train_alike_with_either_library(norm, tiny_nets):
     losses = []
+    (case,) = nets.list_cases([norm], models.SHAPES, ["float32"])
     for package in (jnn, nn):
-        step, parameters, running, x, labels = bench_nets.make_step(norm, "float32", package)
+        step, parameters, running, x, labels = models.make_step(case, package)
         step = jax.jit(step)
         losses.append([])
         for _ in range(4):

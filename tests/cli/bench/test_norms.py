@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from jaxnorm.cli import bench_norms
+from jaxnorm.cli.bench import measure
 from tests.cli.bench.cells import assert_is_a_picture, make_cell, read_csv, run
 
 pytestmark = pytest.mark.usefixtures("reused")
@@ -80,7 +80,7 @@ def test_an_interrupted_run_keeps_what_was_measured(tmp_path, capsys, monkeypatc
             raise KeyboardInterrupt
         return make_cell(case)
 
-    monkeypatch.setattr(bench_norms, "measure", interrupt_second)
+    monkeypatch.setattr(measure, "measure", interrupt_second)
     arguments = ("--norms", "layer", "--shapes", "2x4", "--out", tmp_path, "--peers", "flax.linen")
     status, _, errors = run(capsys, *arguments)
     assert status == 130
@@ -92,7 +92,7 @@ def test_a_run_interrupted_at_once_writes_nothing(tmp_path, capsys, monkeypatch)
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench_norms, "measure", interrupt)
+    monkeypatch.setattr(measure, "measure", interrupt)
     status, lines, _ = run(capsys, "--shapes", "2x3x4", "--peers", "flax.linen", "--out", tmp_path)
     assert status == 130
     assert lines == ["Interrupted before the first case was measured; nothing was written."]

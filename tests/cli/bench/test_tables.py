@@ -2,13 +2,13 @@
 
 import pytest
 
-from jaxnorm.cli import bench_norms, peers
-from jaxnorm.cli.bench_cases import list_cases
-from jaxnorm.cli.bench_machine import describe
-from jaxnorm.cli.bench_picture import draw_cells
-from jaxnorm.cli.bench_tables import Grid, geometric_mean, number, to_markdown
-from jaxnorm.cli.peers import Case
-from jaxnorm.cli.peers_jax import load_jaxnorm
+from jaxnorm.cli.bench import norms
+from jaxnorm.cli.bench.cases import list_cases
+from jaxnorm.cli.bench.picture import draw_cells
+from jaxnorm.cli.machine import describe_machine
+from jaxnorm.cli.peers.case import NORMS, Case
+from jaxnorm.cli.peers.jax_libraries import load_jaxnorm
+from jaxnorm.cli.tables import Grid, geometric_mean, number, to_markdown
 from tests.cli.bench.cells import LAYER, make_cell
 
 
@@ -21,17 +21,17 @@ def test_the_means_are_geometric_and_of_large_inputs():
         make_cell(Case("rms", large, "bfloat16"), ours=4, theirs=1),  # 4 MB
         make_cell(Case("rms", large, "float32"), backward=True, ours=4, theirs=1),
     ]
-    means = bench_norms.make_means(cells)
+    means = norms.make_means(cells)
     assert means.header == ("dtype", "direction", "cases", "jaxnorm / copy", "flax.linen")
     assert means.rows == [
         ("float32", "forward", "2", "2.83", "4.00"),
         ("float32", "forward+backward", "1", "4.00", "0.25"),
     ]
-    assert bench_norms.worst_cells(cells) == [
+    assert norms.worst_cells(cells) == [
         "Against flax.linen: 5 cells, 3 below 1, 3 below 0.9; the lowest is 0.25: rms 10x2000 "
         "float32 forward."
     ]
-    assert bench_norms.compare_compiling(cells) == [
+    assert norms.compare_compiling(cells) == [
         "Compile time over that of flax.linen: 2.00 in the mean, at most 2.00: layer 1000x2000 "
         "float32 forward."
     ]
@@ -42,12 +42,12 @@ def test_the_tables_show_each_cell_and_leave_blanks():
         make_cell(LAYER, backward=True, copy=1e-3, ours=2e-3, theirs=5e-3),
         make_cell(LAYER._replace(norm="batch"), library="torch"),
     ]
-    times = bench_norms.make_times(cells)
+    times = norms.make_times(cells)
     assert times.rows == [
         ("layer", "4x8", "float32", "forward+backward", "2.00", "2.00", "2.50", "–"),  # noqa: RUF001
         ("batch", "4x8", "float32", "forward", "2000", "2.00", "–", "1.50"),  # noqa: RUF001
     ]
-    costs = bench_norms.make_costs(cells)
+    costs = norms.make_costs(cells)
     assert costs.header[4:] == tuple(
         f"{name}: {what}"
         for what in ("compile s", "temp MB", "kept")
@@ -98,7 +98,7 @@ def test_markdown_aligns_labels_left_and_numbers_right():
 
 
 def test_the_machine_is_described_with_versions():
-    machine = describe([load_jaxnorm()])
+    machine = describe_machine([load_jaxnorm()])
     assert machine.device == "cpu"
     assert machine.cpu.endswith((" core", " cores"))
     for name in ("jaxnorm", "jax", "jaxlib", "Python"):
@@ -113,7 +113,7 @@ def test_cases_are_every_combination_in_order():
         Case("batch", (4, 4, 4, 32), "bfloat16"),
     ]
     assert list_cases(["rms"], ["large"], [(3, 5)], ["float32"]) == [Case("rms", (3, 5), "float32")]
-    large = list_cases(peers.NORMS, ["large"], None, ["bfloat16"])
+    large = list_cases(NORMS, ["large"], None, ["bfloat16"])
     assert all(case.input_bytes >= 8e6 for case in large)
 
 

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxnorm.cli import bench_timing, peers_jax
-from jaxnorm.cli.peers import Program
-from jaxnorm.cli.peers_jax import compile_program
+from jaxnorm.cli.bench import timing
+from jaxnorm.cli.peers import jax_peer
+from jaxnorm.cli.peers.jax_peer import compile_program
+from jaxnorm.cli.peers.peer import Program
 
 
 class Clock:
@@ -19,8 +20,8 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now = 0.0
-        monkeypatch.setattr(bench_timing.time, "perf_counter", lambda: self.now)
-        monkeypatch.setattr(bench_timing.time, "sleep", self.sleep)
+        monkeypatch.setattr(timing.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(timing.time, "sleep", self.sleep)
         self.log = []
 
     def sleep(self, seconds):
@@ -51,10 +52,12 @@ def test_programs_take_turns_and_medians_are_taken(monkeypatch):
         clock.program("b", [9, 9, 9, 3, 3, 700, 3, 3]),
     )
     reports = []
-    times = bench_timing.interleave([steady, noisy], 5, lambda: reports.append(len(clock.log)))
+    times = timing.interleave(
+        [steady, noisy], 5, lambda share: reports.append((share, len(clock.log)))
+    )
     assert times == [3, 4]  # with the 1 of waiting
     assert clock.log[:6] == ["a"] * 3 + ["b"] * 3
-    assert reports == [8, 10, 12, 14, 16]
+    assert reports == [(0.2, 8), (0.4, 10), (0.6, 12), (0.8, 14), (1.0, 16)]
     rounds = [tuple(clock.log[i : i + 2]) for i in range(6, 16, 2)]
     assert set(rounds) == {("a", "b"), ("b", "a")}  # both, but not always in the same order
 
@@ -66,7 +69,7 @@ def test_short_programs_are_called_many_times_for_a_sample(monkeypatch):
         return clock.program(name, [seconds])._replace(wait=lambda result: None)
 
     short, long = program("short", 1e-4), program("long", 0.05)
-    times = bench_timing.interleave([short, long], 1)
+    times = timing.interleave([short, long], 1)
     assert times == pytest.approx([1e-4, 0.05])
     # 2 + 1 to warm up and look, 10 to look closer, 1 before the sample of 4 ms.
     assert clock.log.count("short") == 13 + 1 + 40
@@ -79,7 +82,7 @@ def test_very_short_programs_are_sampled_many_times_in_a_round(monkeypatch):
         clock.program(name, [1e-5])._replace(wait=lambda result: None, queues=True)
         for name in ("a", "b")
     ]
-    assert bench_timing.interleave(programs, 3) == pytest.approx([1e-5, 1e-5])
+    assert timing.interleave(programs, 3) == pytest.approx([1e-5, 1e-5])
     looking, pause = 13, 1
     assert clock.log.count("a") == clock.log.count("b") == looking + 3 * 10 * (pause + 100)
     turns = clock.log[2 * looking :: pause + 100]
@@ -90,9 +93,9 @@ def test_very_short_programs_are_sampled_many_times_in_a_round(monkeypatch):
 def test_queued_calls_are_waited_for_once(monkeypatch):
     clock = Clock(monkeypatch)
     program = clock.program("a", [1e-3])._replace(queues=True)
-    monkeypatch.setattr(bench_timing, "SAMPLE_SECONDS", 5.0)
+    monkeypatch.setattr(timing, "SAMPLE_SECONDS", 5.0)
     # Looking: (1e-3 + 1) s for a call; so five calls to the sample, and one wait.
-    assert bench_timing.interleave([program], 1) == pytest.approx([1e-3 + 1 / 5])
+    assert timing.interleave([program], 1) == pytest.approx([1e-3 + 1 / 5])
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere all programs queue")
@@ -103,7 +106,7 @@ def test_small_programs_on_cpu_are_queued_each_call_on_the_last_ones_result(monk
     assert double.wait(double.call())[0].tolist() == [1] * 8
     assert double.wait(double.call(double.call()))[0].tolist() == [3] * 8
     # Large ones would fill the memory with results, as others would run beside each other.
-    monkeypatch.setattr(peers_jax, "QUEUED_BYTES", 32)
+    monkeypatch.setattr(jax_peer, "QUEUED_BYTES", 32)
     assert not compile_program(lambda x: (2 * x,), x).queues
     monkeypatch.undo()
     for other in (lambda x: (x.astype(jnp.int32),), lambda x: (x[:4],)):
@@ -115,15 +118,15 @@ def test_small_programs_on_cpu_are_queued_each_call_on_the_last_ones_result(monk
 def test_the_fastest_of_several_ways_counts(monkeypatch):
     clock = Clock(monkeypatch)
     slow, quick = clock.program("slow", [3]), clock.program("quick", [2])
-    assert bench_timing.fastest([slow, quick]) is quick
-    assert bench_timing.fastest([slow]) is slow
+    assert timing.fastest([slow, quick]) is quick
+    assert timing.fastest([slow]) is slow
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an option of glibc")
 def test_reused_pages_cost_no_page_faults():
     code = (
         "import resource, threading, numpy as np\n"
-        "from jaxnorm.cli.bench_timing import reuse_pages\n"
+        "from jaxnorm.cli.bench.timing import reuse_pages\n"
         "reuse_pages()\n"
         "def count(megabytes):\n"
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxnorm.cli.compare_results import Point, Result, Setting
+from jaxnorm.cli.compare.results import Point, Result, Setting
 
 HEADER = (
     "normalization,batch_size,learning_rate,seed,steps,test_accuracy,train_loss,"

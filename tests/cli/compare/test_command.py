@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jaxnorm.__main__ import main
-from jaxnorm.cli import compare_results, compare_training
+from jaxnorm.cli.compare import command, training
 from tests.cli.compare.rows import HEADER, make_result
 
 
@@ -43,7 +43,7 @@ def whole_run(images_file, tmp_path_factory):
         patch.setattr(sys, "stdout", printed)
         status = main(
             f"compare --data {images_file} --out {out} --batch-sizes 2 --learning-rates 0.05,0.1 "
-            "--epochs 3 --seeds 0,3 --target 0.9 --hidden 0".split()
+            "--epochs 3 --seeds 0,3 --target 0.9 --hidden 0 --full".split()
         )
     assert status == 0
     return out, printed.getvalue()
@@ -118,7 +118,7 @@ def quick(monkeypatch):
                 raise KeyboardInterrupt
             return make_result(*setting, curve=(0.5, 0.75), target=target)
 
-        monkeypatch.setattr(compare_training, "train", train)
+        monkeypatch.setattr(training, "train", train)
 
     return install
 
@@ -143,22 +143,20 @@ def test_a_run_interrupted_at_once_writes_nothing(images_file, tmp_path, quick, 
 
 def test_a_killed_run_leaves_the_finished_rows(images_file, tmp_path, quick, monkeypatch):
     quick(interrupted_call=None)
-    monkeypatch.setattr(
-        compare_results, "make_table", lambda *_: pytest.fail("all rows were trained")
-    )
+    monkeypatch.setattr(command, "show", lambda *_: pytest.fail("all rows were trained"))
     written = []
-    write_csv = compare_results.write_csv
+    write_csv = command.write_csv
     monkeypatch.setattr(
-        compare_results,
+        command,
         "write_csv",
-        lambda path, results: (write_csv(path, results), written.append(len(read_csv(path)))),
+        lambda path, rows: (write_csv(path, rows), written.append(len(read_csv(path)))),
     )
     with pytest.raises(pytest.fail.Exception):
         main(
             f"compare --data {images_file} --out {tmp_path} --batch-sizes 2 "
             "--learning-rates 1 --norms none,batch,rms".split()
         )
-    assert written == [1, 2, 3]
+    assert written == [1, 2, 3, 3]
 
 
 def test_control_c_ends_a_real_run_and_keeps_its_rows(images_file, tmp_path):

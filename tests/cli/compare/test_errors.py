@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxnorm.__main__ import main
-from jaxnorm.cli import compare
+from jaxnorm.cli.compare import command
 from tests.cli.compare.rows import X, Y
 
 
@@ -54,7 +54,7 @@ def test_a_missing_package_is_one_line(capsys, monkeypatch, tmp_path):
 
 
 def test_an_unwritable_output_is_found_before_training(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "train_all", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(command, "list_jobs", lambda *_: pytest.fail("trained"))
     (tmp_path / "file").touch()
     assert_fails(
         capsys,

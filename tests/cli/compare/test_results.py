@@ -8,9 +8,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxnorm.cli import compare, compare_results
-from jaxnorm.cli.compare_picture import STYLES, draw
-from jaxnorm.cli.compare_results import Point, Result, Setting
+from jaxnorm.cli.compare import norms as compare
+from jaxnorm.cli.compare.picture import STYLES, draw
+from jaxnorm.cli.compare.results import (
+    Point,
+    Result,
+    Setting,
+    make_grid,
+    make_rows,
+    summarize,
+)
+from jaxnorm.cli.jobs import write_csv
+from jaxnorm.cli.tables import make_table
 from tests.cli.compare.rows import HEADER, make_result
 
 
@@ -31,7 +40,7 @@ def test_the_summary_over_seeds():
         make_result("rms", 2, 0.1, 2, curve=(0.5, 0.7), ms=9.0),
         make_result("none", 2, 0.2, 0, curve=(0.2, 0.8)),
     ]
-    rms, none, other = compare_results.summarize(results)
+    rms, none, other = summarize(results)
     assert (rms.norm, rms.batch_size, rms.learning_rate) == ("rms", 2, 0.1)
     assert rms.mean_accuracy == pytest.approx(0.8)
     # The sample deviation of 0.9, 0.8, 0.7; the median of 20 and 10.
@@ -44,7 +53,7 @@ def test_the_summary_over_seeds():
 def test_the_csv_of_results(tmp_path):
     diverged = Result(Setting("none", 2, 1.0, 3), (Point(7, 0.1, float("nan")),), 0.95, 0.25)
     reached = make_result("rms", 32, 0.03, curve=(0.5, 0.91234567))
-    compare_results.write_csv(tmp_path / "a.csv", [diverged, reached])
+    write_csv(tmp_path / "a.csv", make_rows([diverged, reached]))
     assert (tmp_path / "a.csv").read_text().splitlines() == [
         ",".join(HEADER),
         "none,2,1.0,3,7,0.1000,nan,0.95,,0.2500",
@@ -63,25 +72,25 @@ def test_the_table_groups_by_batch_size_and_learning_rate():
         }.items()
     ]
     console = Console(file=io.StringIO(), width=80, color_system=None)
-    console.print(compare_results.make_table(results, "data [of] mine"))
+    console.print(make_table(make_grid(results, "data [of] mine")))
     lines = console.file.getvalue().splitlines()
     assert lines[0].strip() == "data [of] mine"
     cells = [[c.strip() for c in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
     assert cells == [
         ["2", "0.1", "none", "0.800", "20", "1.00"],
         ["", "", "batch", "0.900", "20", "1.00"],
-        ["2", "1", "none", "0.100", "never", "1.00"],
+        ["", "1", "none", "0.100", "never", "1.00"],
         ["32", "0.1", "none", "0.700", "never", "1.00"],
     ]
     # 80 columns hold the widest cells uncut.
     wide = [make_result("instance", 128, 0.003, s, curve=(0.1 * s, 0.9)) for s in range(9)]
     wide.append(make_result("instance", 128, 0.003, 9, curve=(0.1,)))
     console = Console(file=io.StringIO(), width=80, color_system=None)
-    console.print(compare_results.make_table(wide, ""))
+    console.print(make_table(make_grid(wide, "")))
     assert "0.820 ± 0.253 │ 20 (9 of 10) │" in console.file.getvalue()
 
 
-def make_grid(norms, batch_sizes, rates):
+def make_results(norms, batch_sizes, rates):
     rng = np.random.default_rng(0)
     return [
         make_result(norm, batch_size, rate, curve=tuple(np.sort(rng.uniform(0.1, 1, 20))))
@@ -117,7 +126,7 @@ def drawn_texts(figure):
 )
 def test_no_two_texts_of_the_picture_overlap(norms, batch_sizes, rates):
     title = "digits: 1347 training and 450 test examples, 6 epochs, 10 seeds"
-    figure = draw(make_grid(norms, batch_sizes, rates), title)
+    figure = draw(make_results(norms, batch_sizes, rates), title)
     texts = drawn_texts(figure)
     assert len(texts) > len(norms) * len(batch_sizes) * len(rates)
     for text, box in texts:
@@ -129,7 +138,7 @@ def test_no_two_texts_of_the_picture_overlap(norms, batch_sizes, rates):
 
 
 def test_the_picture_shows_the_numbers_that_were_measured():
-    results = make_grid(("none", "batch"), (2, 8), (0.1, 1.0))
+    results = make_results(("none", "batch"), (2, 8), (0.1, 1.0))
     figure = draw(results, "costs [$1] and $2$")
     texts = [text for text, _ in drawn_texts(figure)]
     assert "costs [$1] and $2$" in texts

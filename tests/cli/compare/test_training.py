@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnorm.cli import compare, compare_data, compare_training
-from jaxnorm.cli.compare_model import Classifier
-from jaxnorm.cli.compare_results import Setting
+from jaxnorm.cli.compare import data as compare_data
+from jaxnorm.cli.compare import norms, training
+from jaxnorm.cli.compare.model import Classifier
+from jaxnorm.cli.compare.results import Setting
 from tests.cli.compare.rows import X, Y
 
 # The data
@@ -59,13 +60,13 @@ def test_constant_images_are_not_divided_by_zero():
 def test_the_models_differ_by_their_normalization_alone():
     key, x = jax.random.key(0, impl="rbg"), jnp.zeros((2, 8, 8, 1))
     variables = {
-        norm: Classifier(norm, 10, hidden=4).init(key, x, train=False) for norm in compare.NORMS
+        norm: Classifier(norm, 10, hidden=4).init(key, x, train=False) for norm in norms.NORMS
     }
     layers = ("Conv_0", "Conv_1", "Conv_2", "Dense_0", "Dense_1")
     kernels = {
         norm: [v["params"][layer]["kernel"] for layer in layers] for norm, v in variables.items()
     }
-    for norm in compare.NORMS:
+    for norm in norms.NORMS:
         for one, two in zip(kernels[norm], kernels["none"], strict=True):
             np.testing.assert_array_equal(one, two)
     found = {}
@@ -93,24 +94,24 @@ def test_the_models_differ_by_their_normalization_alone():
 
 
 def test_an_epoch_is_a_shuffle_without_the_odd_rows():
-    order = compare_training.draw_batches(examples=10, batch_size=3, epochs=2, seed=0)
+    order = training.draw_batches(examples=10, batch_size=3, epochs=2, seed=0)
     assert (order.shape, order.dtype) == ((6, 3), np.int32)
     first, second = order[:3].ravel(), order[3:].ravel()
     for rows in (first, second):
         assert len(set(rows)) == 9 and set(rows) <= set(range(10))
     assert not np.array_equal(first, second)
-    np.testing.assert_array_equal(order, compare_training.draw_batches(10, 3, 2, 0))
-    assert not np.array_equal(order, compare_training.draw_batches(10, 3, 2, 1))
+    np.testing.assert_array_equal(order, training.draw_batches(10, 3, 2, 0))
+    assert not np.array_equal(order, training.draw_batches(10, 3, 2, 1))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 252, 4038])
 def test_evaluations_are_spread_evenly_over_orders_of_magnitude(steps):
-    ends = compare_training.evaluation_steps(steps)
+    ends = training.evaluation_steps(steps)
     assert ends[-1] == steps and ends[0] >= 1
     assert all(a < b for a, b in itertools.pairwise(ends))
     # Thirty points over a factor of 100: 100 ** (1 / 29) = 1.1721, and both ends are rounded.
     assert all(b <= 1.1722 * a + 1.09 for a, b in itertools.pairwise(ends))
-    assert len(ends) <= compare_training.EVALUATIONS
+    assert len(ends) <= training.EVALUATIONS
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,7 @@ def train_squares(images_file):
     data = compare_data.load_file(images_file)
     split = compare_data.split_dataset(data, 0)
     return functools.partial(
-        compare_training.train,
+        training.train,
         split=split,
         num_classes=3,
         hidden=4,
@@ -131,7 +132,7 @@ def train_squares(images_file):
 def test_training_is_reproducible_and_test_blocks_do_not_matter(train_squares, monkeypatch):
     setting = Setting("batch", 9, 0.1, 0)
     once = train_squares(setting)
-    monkeypatch.setattr(compare_training, "TEST_BLOCK", 5)  # 12 examples: 5, 5, 2
+    monkeypatch.setattr(training, "TEST_BLOCK", 5)  # 12 examples: 5, 5, 2
     assert train_squares(setting).curve == once.curve
     assert train_squares(setting._replace(seed=1)).curve != once.curve
 
@@ -159,7 +160,7 @@ def test_the_first_steps_match_plain_gradient_descent(train_squares, images_file
     model = Classifier("none", 3, hidden=4)
     key = jax.random.key(0, impl="rbg")
     params = model.init(key, split.x_train[:1], train=False)["params"]
-    order = compare_training.draw_batches(36, 9, 2, 0)
+    order = training.draw_batches(36, 9, 2, 0)
 
     @jax.jit
     def loss_and_gradient(params, x, y):

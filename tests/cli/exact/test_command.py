@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from jaxnorm.__main__ import main
-from jaxnorm.cli import exact, peers
-from jaxnorm.cli.bench_machine import Machine
-from jaxnorm.cli.peers import Case, Data
+from jaxnorm.cli.exact import command, measure
+from jaxnorm.cli.machine import Machine
+from jaxnorm.cli.peers import installed
+from jaxnorm.cli.peers.case import EPSILON, NORMS, Case, Data
 from tests import reference
 
 HEADER = (
@@ -20,7 +21,7 @@ SMALL = {"layer": (8, 32), "rms": (8, 32), "batch": (4, 3, 2, 32)}
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(exact, "SHAPES", SMALL)
+    monkeypatch.setattr(measure, "SHAPES", SMALL)
 
 
 def test_a_run_prints_a_table_and_writes_csv(tmp_path, capsys, small):
@@ -72,7 +73,7 @@ class Fake:
     """A library whose result is off by a given amount."""
 
     version = "1"
-    norms = peers.NORMS
+    norms = NORMS
 
     def __init__(self, name, offset=0.0, error=None):
         self.name, self.offset, self.error = name, offset, error
@@ -80,7 +81,7 @@ class Fake:
     def evaluate(self, case, data):
         if self.error:
             raise self.error
-        y = exact.reference(case.norm, data)
+        y = measure.reference(case.norm, data)
         y.flat[7] += self.offset
         return (y,)
 
@@ -94,7 +95,9 @@ def test_the_largest_error_counts_and_nan_is_one(tmp_path, capsys, small, monkey
         Fake("haiku", np.nan),
         Fake("torch", error=TypeError("no\nreason")),
     ]
-    monkeypatch.setattr(peers, "load", lambda names: (libraries, ["equinox: it is not installed"]))
+    monkeypatch.setattr(
+        installed, "load", lambda names: (libraries, ["equinox: it is not installed"])
+    )
     assert main(["exact", "--norms", "layer", "--markdown", "--out", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[4:7] == [
@@ -108,7 +111,7 @@ def test_the_largest_error_counts_and_nan_is_one(tmp_path, capsys, small, monkey
 
 def test_a_failure_of_jaxnorm_is_a_defect(tmp_path, monkeypatch):
     libraries = [Fake("jaxnorm", error=TypeError("a defect"))]
-    monkeypatch.setattr(peers, "load", lambda names: (libraries, []))
+    monkeypatch.setattr(installed, "load", lambda names: (libraries, []))
     with pytest.raises(TypeError, match="a defect"):
         main(["exact", "--norms", "layer", "--out", str(tmp_path)])
 
@@ -120,7 +123,7 @@ def test_an_interrupted_run_keeps_what_was_measured(tmp_path, capsys, small, mon
                 raise KeyboardInterrupt
             return super().kept_bytes(case, data)
 
-    monkeypatch.setattr(peers, "load", lambda names: ([Interrupted("jaxnorm")], []))
+    monkeypatch.setattr(installed, "load", lambda names: ([Interrupted("jaxnorm")], []))
     assert main(["exact", "--norms", "layer,rms", "--out", str(tmp_path)]) == 130
     error = capsys.readouterr().err.splitlines()[-1]
     assert error == f"Interrupted, kept what was measured; wrote {tmp_path}/exact.csv."
@@ -147,8 +150,8 @@ def test_mistakes_are_one_line_and_status_2(capsys, arguments, text):
     assert capsys.readouterr() == ("", f"jaxnorm: {text}\n")
 
 
-@pytest.mark.parametrize("norm", peers.NORMS)
-@pytest.mark.parametrize("mean", exact.RATIOS)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("mean", measure.RATIOS)
 def test_the_reference_is_the_papers_formula_in_float64(norm, mean):
     shape = (3, 40) if norm in ("layer", "rms") else (3, 4, 5, 64)
     pools = {
@@ -165,15 +168,15 @@ def test_the_reference_is_the_papers_formula_in_float64(norm, mean):
         formula=reference.over_rms if norm == "rms" else reference.standardized,
         pools=pools,
         feature_axes=(-1,),
-        epsilon=peers.EPSILON,
+        epsilon=EPSILON,
     )
     # At mean / std 1e6 float64 leaves 1e-10 of the standard deviation; the measured errors
     # start at 1e-7.
-    np.testing.assert_allclose(exact.reference(norm, data), expected, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(measure.reference(norm, data), expected, rtol=0, atol=1e-9)
 
 
 def test_the_inputs_have_the_mean_and_deviation_they_are_said_to_have():
-    for mean in exact.RATIOS:
+    for mean in measure.RATIOS:
         x = Data(Case("layer", (100, 100), "float32"), mean=mean).x.astype(np.float64)
         # Of 10,000 values; float32 at 1e6 has steps of 1/16.
         assert x.mean() == pytest.approx(mean, abs=0.05)
@@ -181,8 +184,8 @@ def test_the_inputs_have_the_mean_and_deviation_they_are_said_to_have():
 
 
 def test_rows_name_the_machine():
-    row = exact.Row("layer", "jaxnorm", (1.0, 2.0, 3.0, 4.0), (1.0, 1.5))
+    row = measure.Row("layer", "jaxnorm", (1.0, 2.0, 3.0, 4.0), (1.0, 1.5))
     machine = Machine("cpu", "Some CPU, 2 cores", "jax 1", "2026-01-02")
-    (found,) = exact.make_rows([row], machine, 5)
+    (found,) = command.make_rows([row], machine, 5)
     assert ",".join(found) == HEADER
     assert (found["cpu"], found["date"], found["seed"]) == ("Some CPU, 2 cores", "2026-01-02", 5)
