@@ -65,7 +65,8 @@ def show(grids: Sequence[Grid], notes: Sequence[str], as_markdown: bool = False)
         print("\n\n".join([*map(to_markdown, grids), *notes]))
         return
     console = Console(markup=False, highlight=False)
-    for table in map(make_table, grids):
+    for grid in grids:
+        table = make_table(grid, console.width)
         if not console.is_terminal:
             # A file or a pipe has no width that the table would have to fit into.
             unlimited = console.options.update(max_width=1000)
@@ -82,14 +83,18 @@ def to_markdown(grid: Grid) -> str:
     return f"{grid.title}:\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def make_table(grid: Grid) -> Table:
+def make_table(grid: Grid, width: int) -> Table:
     """Returns the table for a terminal; a label that repeats the row above is left out."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=Text(grid.title), title_justify="left")
+    # Where there is no room for all, names are broken into lines before texts are.
+    widest = [max(map(len, column)) for column in zip(*grid.rows, strict=True)]
+    fit = sum(widest) + 3 * len(widest) + 1 <= width
     for i, name in enumerate(grid.header):
-        table.add_column(name, justify="left" if i < grid.labels else "right")
+        justify = "left" if i < grid.labels else "right"
+        table.add_column(name, justify=justify, min_width=widest[i] if fit else None)
     above: tuple[str, ...] = ()
     for i, row in enumerate(grid.rows):
         if above and row[0] != above[0]:

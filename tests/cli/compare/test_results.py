@@ -72,7 +72,7 @@ def test_the_table_groups_by_batch_size_and_learning_rate():
         }.items()
     ]
     console = Console(file=io.StringIO(), width=80, color_system=None)
-    console.print(make_table(make_grid(results, "data [of] mine")))
+    console.print(make_table(make_grid(results, "data [of] mine"), 80))
     lines = console.file.getvalue().splitlines()
     assert lines[0].strip() == "data [of] mine"
     cells = [[c.strip() for c in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
@@ -86,7 +86,7 @@ def test_the_table_groups_by_batch_size_and_learning_rate():
     wide = [make_result("instance", 128, 0.003, s, curve=(0.1 * s, 0.9)) for s in range(9)]
     wide.append(make_result("instance", 128, 0.003, 9, curve=(0.1,)))
     console = Console(file=io.StringIO(), width=80, color_system=None)
-    console.print(make_table(make_grid(wide, "")))
+    console.print(make_table(make_grid(wide, ""), 80))
     assert "0.820 ± 0.253 │ 20 (9 of 10) │" in console.file.getvalue()
 
 
