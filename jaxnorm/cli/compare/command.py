@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import itertools
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxnorm.cli import arguments, outputs
-from jaxnorm.cli.compare import results
-from jaxnorm.cli.compare.norms import NORMS, NUM_GROUPS
+from jaxnorm.cli.compare.results import Result, make_grid, make_rows
+from jaxnorm.cli.compare.settings import FULL, NORMS, NUM_GROUPS, SHORT, Setting, list_settings
 from jaxnorm.cli.errors import UserError, require
 from jaxnorm.cli.jobs import Job, Progress, run_jobs, write_csv
 from jaxnorm.cli.tables import show
 
 if TYPE_CHECKING:
     from jaxnorm.cli.compare.data import Dataset, Split
-    from jaxnorm.cli.compare.results import Result, Setting
 
 CSV, PICTURE = "compare.csv", "compare.png"
-# What is trained unless it is said: by default where the normalizations differ most, and the best
-# known of them.
-SHORT = {
-    "norms": ("none", "batch", "layer", "group"),
-    "batch_sizes": (32, 2),
-    "learning_rates": (0.1, 1.0),
-}
-FULL = {"norms": NORMS, "batch_sizes": (2, 8, 32), "learning_rates": (0.03, 0.1, 0.3, 1.0)}
 DESCRIPTION = """\
 Trains the same small convolutional classifier with each normalization, by plain stochastic
 gradient descent, and compares test accuracy, steps to a target accuracy and time per step.
@@ -105,26 +96,28 @@ def run(args: argparse.Namespace) -> int:
         f"{count(args.epochs, 'epoch')}, {count(len({r.setting.seed for r in trained}), 'seed')}"
     )
     # Once more: the interruption may have come while it was being written.
-    write_csv(args.out / CSV, results.make_rows(trained))
+    write_csv(args.out / CSV, make_rows(trained))
     draw(trained, title).savefig(args.out / PICTURE, dpi=120)
     verb = "Interrupted: kept" if interrupted else "Measured"
     end = (
         f"{verb} {count(len(trained), 'row')} in {time.perf_counter() - start:.0f} s; "
         f"wrote {args.out / CSV} and {args.out / PICTURE}."
     )
-    show([results.make_grid(trained, title)], [*left_out, end])
+    show([make_grid(trained, title)], [*left_out, end])
     return 130 if interrupted else 0
 
 
 def fill_in(args: argparse.Namespace) -> list[str]:
     """Fills in what was not said, and returns a line on what a short run leaves out."""
-    unsaid = [name for name in FULL if getattr(args, name) is None]
-    for name in unsaid:
+    left = {name: values for name, values in FULL.items() if getattr(args, name) is None}
+    for name in left:
         setattr(args, name, (FULL if args.full else SHORT)[name])
-    if args.full or not unsaid:
+    if args.full or not left:
         return []
-    more = (f"{name.replace('_', ' ')} {_join(FULL[name])}" for name in unsaid)
-    return [f"This is the short run. --full trains with {', '.join(more)}."]
+    given = {name: getattr(args, name) for name in FULL}
+    rows = [len(args.seeds) * math.prod(map(len, g.values())) for g in (given, {**given, **left})]
+    more = (f"{name.replace('_', ' ')} {_join(values)}" for name, values in left.items())
+    return [f"This is the short run: {rows[0]} rows. --full has {rows[1]}: {', '.join(more)}."]
 
 
 def _join(values: Sequence[object]) -> str:
@@ -148,10 +141,9 @@ def check_hidden(args: argparse.Namespace) -> None:
 def list_jobs(
     args: argparse.Namespace, data: Dataset, splits: dict[int, Split]
 ) -> list[Job[Result]]:
-    """Returns a job for each row, in the order of training.
+    """Returns a job for each row.
 
-    The normalizations alternate fastest, so that an interrupted run still compares them all. Each
-    job writes all rows anew, so that not even a killed process takes the others with it.
+    Each job writes all rows anew, so that not even a killed process takes the others with it.
     """
     from jaxnorm.cli.compare.training import train
 
@@ -170,14 +162,13 @@ def list_jobs(
                     report=lambda share, accuracy: tell(share, f"{100 * accuracy:.1f} %"),
                 )
             )
-            write_csv(args.out / CSV, results.make_rows(done))
+            write_csv(args.out / CSV, make_rows(done))
             return done[-1]
 
-        label = f"{setting.norm}, batch size {setting.batch_size}"
-        return Job(f"{label}, learning rate {setting.learning_rate:g}:", run_job)
+        return Job(setting.text, run_job)
 
-    rows = itertools.product(args.seeds, args.batch_sizes, args.learning_rates, args.norms)
-    return [job(results.Setting(norm, size, rate, seed)) for seed, size, rate, norm in rows]
+    settings = list_settings(args.norms, args.batch_sizes, args.learning_rates, args.seeds)
+    return [job(setting) for setting in settings]
 
 
 def count(number: int, noun: str) -> str:

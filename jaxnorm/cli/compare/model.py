@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 import jaxnorm.linen as jnn
-from jaxnorm.cli.compare.norms import NUM_GROUPS
+from jaxnorm.cli.compare.settings import NUM_GROUPS
 
 WIDTHS_AND_STRIDES = ((8, 1), (16, 2), (32, 2))
 # Of the running mean and variance. With flax.linen's 0.99 they would still lag behind in the
@@ -18,7 +18,7 @@ class Classifier(nn.Module):
     """Three convolutions and a hidden dense layer, each normalized before its ReLU.
 
     Attributes:
-      norm: a key of `jaxnorm.cli.compare.norms.NORMS`.
+      norm: a key of `jaxnorm.cli.compare.settings.NORMS`.
       num_classes: size of the result's last axis.
       hidden: units of the dense layer before the last; 0 leaves it out.
     """

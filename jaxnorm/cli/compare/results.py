@@ -6,16 +6,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from jaxnorm.cli.compare.settings import Setting
 from jaxnorm.cli.tables import Grid
-
-
-class Setting(NamedTuple):
-    """One row of the comparison."""
-
-    norm: str
-    batch_size: int
-    learning_rate: float
-    seed: int
 
 
 class Point(NamedTuple):

@@ -14,7 +14,8 @@ import optax
 
 from jaxnorm.cli.compare.data import Split
 from jaxnorm.cli.compare.model import Classifier
-from jaxnorm.cli.compare.results import Point, Result, Setting
+from jaxnorm.cli.compare.results import Point, Result
+from jaxnorm.cli.compare.settings import Setting
 
 EVALUATIONS = 30
 TEST_BLOCK = 1024

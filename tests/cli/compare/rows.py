@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from jaxnorm.cli.compare.results import Point, Result, Setting
+from jaxnorm.cli.compare.results import Point, Result
+from jaxnorm.cli.compare.settings import Setting
 
 HEADER = (
     "normalization,batch_size,learning_rate,seed,steps,test_accuracy,train_loss,"

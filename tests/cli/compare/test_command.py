@@ -103,9 +103,6 @@ def test_batch_norm_speeds_digits_up_and_stands_a_higher_learning_rate(tmp_path,
     assert float(rows["batch", "1.0"]["test_accuracy"]) > 0.95
 
 
-# Interruption
-
-
 @pytest.fixture
 def quick(monkeypatch):
     """Replaces the training by made-up results; the second call interrupts."""
@@ -121,6 +118,42 @@ def quick(monkeypatch):
         monkeypatch.setattr(training, "train", train)
 
     return install
+
+
+# Short and full runs
+
+
+@pytest.mark.parametrize(
+    ("options", "rows", "told"),
+    [
+        (
+            "",
+            16,
+            "This is the short run: 16 rows. --full has 72: norms none,batch,layer,rms,group,"
+            "instance, batch sizes 2,8,32, learning rates 0.03,0.1,0.3,1.",
+        ),
+        ("--full", 72, None),
+        ("--full --norms batch rms", 2 * 3 * 4, None),
+        (
+            "--batch-sizes 4 --norms batch --seeds 0 1",
+            4,
+            "This is the short run: 4 rows. --full has 8: learning rates 0.03,0.1,0.3,1.",
+        ),
+        ("--batch-sizes 4 --norms batch --learning-rates 1", 1, None),
+    ],
+)
+def test_a_short_run_says_what_a_full_one_adds(
+    images_file, tmp_path, quick, capsys, options, rows, told
+):
+    quick(interrupted_call=None)
+    command = f"compare --data {images_file} --out {tmp_path} {options}"
+    assert main(command.split()) == 0
+    assert len(read_csv(tmp_path / "compare.csv")) == rows
+    lines = [line for line in capsys.readouterr().out.splitlines() if "short run" in line]
+    assert lines == ([told] if told else [])
+
+
+# Interruption
 
 
 def test_an_interrupted_run_keeps_the_finished_rows(images_file, tmp_path, quick, capsys):

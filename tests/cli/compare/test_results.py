@@ -8,23 +8,22 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxnorm.cli.compare import norms as compare
 from jaxnorm.cli.compare.picture import STYLES, draw
 from jaxnorm.cli.compare.results import (
     Point,
     Result,
-    Setting,
     make_grid,
     make_rows,
     summarize,
 )
+from jaxnorm.cli.compare.settings import NORMS, Setting
 from jaxnorm.cli.jobs import write_csv
 from jaxnorm.cli.tables import make_table
 from tests.cli.compare.rows import HEADER, make_result
 
 
 def test_every_norm_has_a_style():
-    assert tuple(STYLES) == compare.NORMS
+    assert tuple(STYLES) == NORMS
 
 
 def test_the_target_is_counted_from_its_first_appearance():
@@ -119,7 +118,7 @@ def drawn_texts(figure):
 @pytest.mark.parametrize(
     ("norms", "batch_sizes", "rates"),
     [
-        (compare.NORMS, (2, 8, 32), (0.03, 0.1, 0.3, 1.0)),
+        (NORMS, (2, 8, 32), (0.03, 0.1, 0.3, 1.0)),
         (("none",), (2,), (0.1,)),
         (("layer", "instance"), (1, 2, 4, 8, 16, 1024), (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 3.0)),
     ],

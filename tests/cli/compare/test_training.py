@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from jaxnorm.cli.compare import data as compare_data
-from jaxnorm.cli.compare import norms, training
+from jaxnorm.cli.compare import settings, training
 from jaxnorm.cli.compare.model import Classifier
-from jaxnorm.cli.compare.results import Setting
+from jaxnorm.cli.compare.settings import Setting
 from tests.cli.compare.rows import X, Y
 
 # The data
@@ -60,13 +60,13 @@ def test_constant_images_are_not_divided_by_zero():
 def test_the_models_differ_by_their_normalization_alone():
     key, x = jax.random.key(0, impl="rbg"), jnp.zeros((2, 8, 8, 1))
     variables = {
-        norm: Classifier(norm, 10, hidden=4).init(key, x, train=False) for norm in norms.NORMS
+        norm: Classifier(norm, 10, hidden=4).init(key, x, train=False) for norm in settings.NORMS
     }
     layers = ("Conv_0", "Conv_1", "Conv_2", "Dense_0", "Dense_1")
     kernels = {
         norm: [v["params"][layer]["kernel"] for layer in layers] for norm, v in variables.items()
     }
-    for norm in norms.NORMS:
+    for norm in settings.NORMS:
         for one, two in zip(kernels[norm], kernels["none"], strict=True):
             np.testing.assert_array_equal(one, two)
     found = {}
