@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from jaxnorm.cli.errors import UserError
+from jaxnorm.cli.outputs import write_csv
 from jaxnorm.cli.tables import Grid, show
 
 if TYPE_CHECKING:
@@ -116,11 +115,3 @@ def run_and_report(
     written = " and ".join(str(args.out / name) for name in files)
     print(f"{verb}; wrote {written}.", file=sys.stderr)
     return 130 if interrupted else 0
-
-
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes rows of the same keys, under a header of these."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxnorm.cli import arguments, outputs
+from jaxnorm.cli import arguments
 from jaxnorm.cli.compare.results import Result, make_grid, make_rows
 from jaxnorm.cli.compare.settings import FULL, NORMS, NUM_GROUPS, SHORT, Setting, list_settings
 from jaxnorm.cli.errors import UserError, require
-from jaxnorm.cli.jobs import Job, Progress, run_jobs, write_csv
+from jaxnorm.cli.jobs import Job, Progress, run_jobs
+from jaxnorm.cli.outputs import prepare_folder, write_csv
 from jaxnorm.cli.tables import show
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     left_out = fill_in(args)
     check_hidden(args)
-    outputs.prepare_folder(args.out, CSV, PICTURE)
+    prepare_folder(args.out, CSV, PICTURE)
     data = load_file(args.data) if args.data else load_digits()
     splits = {seed: split_dataset(data, seed) for seed in args.seeds}
     examples = len(next(iter(splits.values())).x_train)

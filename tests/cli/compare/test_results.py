@@ -17,7 +17,7 @@ from jaxnorm.cli.compare.results import (
     summarize,
 )
 from jaxnorm.cli.compare.settings import NORMS, Setting
-from jaxnorm.cli.jobs import write_csv
+from jaxnorm.cli.outputs import write_csv
 from jaxnorm.cli.tables import make_table
 from tests.cli.compare.rows import HEADER, make_result
 
