@@ -90,7 +90,8 @@ def make_table(grid: Grid, width: int) -> Table:
 
     table = Table(title=Text(grid.title), title_justify="left")
     # Where there is no room for all, names are broken into lines before texts are.
-    widest = [max(map(len, column)) for column in zip(*grid.rows, strict=True)]
+    columns = zip(*(grid.rows or [grid.header]), strict=True)
+    widest = [max(map(len, column)) for column in columns]
     fit = sum(widest) + 3 * len(widest) + 1 <= width
     for i, name in enumerate(grid.header):
         justify = "left" if i < grid.labels else "right"

@@ -1,6 +1,9 @@
 """What the benchmark shows: means, tables, pictures."""
 
+import io
+
 import pytest
+from rich.console import Console
 
 from jaxnorm.cli.bench import norms
 from jaxnorm.cli.bench.cases import list_cases
@@ -8,7 +11,7 @@ from jaxnorm.cli.bench.picture import draw_cells
 from jaxnorm.cli.machine import describe_machine
 from jaxnorm.cli.peers.case import NORMS, Case
 from jaxnorm.cli.peers.jax_libraries import load_jaxnorm
-from jaxnorm.cli.tables import Grid, geometric_mean, number, to_markdown
+from jaxnorm.cli.tables import Grid, geometric_mean, make_table, number, to_markdown
 from tests.cli.bench.cells import LAYER, make_cell
 
 
@@ -95,6 +98,24 @@ def test_the_geometric_mean_of_nothing_is_none():
 def test_markdown_aligns_labels_left_and_numbers_right():
     grid = Grid("Title", ("a", "b"), [("x", "1"), ("x", "2")], labels=1)
     assert to_markdown(grid) == "Title:\n\n| a | b |\n| :-- | --: |\n| x | 1 |\n| x | 2 |"
+
+
+def test_tables_break_names_before_numbers_and_letters_only_where_they_must():
+    rows = [("layer", "12.34", "5.678"), ("layer", "9.876", "1.234")]
+    grid = Grid("Title", ("norm", "flax.linen / jaxnorm", "jaxnorm ms"), rows, labels=1)
+
+    def lines_of(grid, width):
+        console = Console(file=io.StringIO(), width=width)
+        console.print(make_table(grid, width))
+        return console.file.getvalue().splitlines()
+
+    for width in (80, 30, 25):
+        body = [line for line in lines_of(grid, width) if line.startswith("│")]
+        cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in body]
+        assert cells == [["layer", "12.34", "5.678"], ["", "9.876", "1.234"]]
+    # Too narrow: nothing is cut off at the right.
+    assert all(line.endswith("│") for line in lines_of(grid, 20) if line.startswith("│"))
+    assert len(lines_of(grid._replace(rows=[]), 80)) == 5
 
 
 def test_the_machine_is_described_with_versions():
