@@ -8,6 +8,7 @@ from jaxnorm._core.combine import mix_moments as mix_moments
 from jaxnorm._core.combine import update_moments as update_moments
 from jaxnorm._core.moments import Moments as Moments
 from jaxnorm._core.moments import moments as moments
+from jaxnorm._core.plain import plain as plain
 from jaxnorm._core.standardize import standardize as standardize
 from jaxnorm.functional.batch import batch_norm as batch_norm
 from jaxnorm.functional.feature import layer_norm as layer_norm
@@ -47,6 +48,7 @@ __all__ = [
     "merge_moments",
     "mix_moments",
     "moments",
+    "plain",
     "rms_norm",
     "scaled_weight_standardize",
     "segment_batch_norm",

@@ -24,6 +24,7 @@ POINTS = {
     "zero_variance": "finite gradients at zero variance and at zero input",
     "shift": "sum(dx) = 0 over each pool",
     "scale": "sum(dx * x_hat) = 0 over each pool",
+    "plain": "inside `plain()` the textbook formula in everyday operations",
     "errors": "arguments that do not fit, with the exact text",
 }
 

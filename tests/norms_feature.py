@@ -23,7 +23,7 @@ FEATURE = [
         public="layer_norm",
         function=first(jaxnorm.layer_norm, axis=(2, -3), feature_axes=(2, 1)),
         pools=over(1, 2),
-        feature_axes=(2, 1),
+        feature_axes=(1, 2),
         shapes={
             "plain": (8, 3, 4, 8),
             "five": (2, 5, 1, 3),

@@ -104,9 +104,7 @@ def expand(parameter, shape, feature_axes):
     if parameter.ndim == len(shape):
         return parameter
     axes = [a % len(shape) for a in feature_axes]
-    order = np.argsort(axes)
-    full = [shape[a] if a in axes else 1 for a in range(len(shape))]
-    return parameter.transpose(order).reshape(full)
+    return parameter.reshape([shape[a] if a in axes else 1 for a in range(len(shape))])
 
 
 def affine(y, gamma, beta, mask, feature_axes, gamma_offset=0.0):
@@ -163,8 +161,7 @@ def reduce_to(full, parameter, feature_axes):
         axes = tuple(a for a in range(full.ndim) if shape[a] == 1)
         return full.sum(axes, keepdims=True)
     axes = [a % full.ndim for a in feature_axes]
-    ascending = full.sum(tuple(a for a in range(full.ndim) if a not in axes))
-    return ascending.transpose(np.argsort(np.argsort(axes)))
+    return full.sum(tuple(a for a in range(full.ndim) if a not in axes))
 
 
 def running_average(start, batches, axes, momentum, unbiased, epsilon=None):

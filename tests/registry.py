@@ -24,6 +24,7 @@ OTHERS = {
     "moments": "computes statistics",
     "merge_moments": "combines statistics",
     "mix_moments": "combines statistics",
+    "plain": "how all are computed",
     "unstandardize": "undoes a normalization",
     "update_moments": "combines statistics",
     "Whitening": "the statistics themselves",

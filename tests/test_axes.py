@@ -76,19 +76,40 @@ def test_empty_arrays(shape):
         assert jax.grad(lambda x, a=axis: jnp.sum(jaxnorm.layer_norm(x, axis=a)))(x).shape == shape
 
 
-@pytest.mark.parametrize("axes", list(itertools.permutations((1, 2, 3))), ids=str)
-def test_gamma_and_beta_in_the_order_of_the_feature_axes(axes, rng):
+def test_feature_axes_are_a_set(rng):
+    """Whatever their order and signs, gamma and beta have the sizes in ascending order."""
     x = jnp.asarray(rng.normal(size=SHAPE), jnp.float32)
-    sizes = tuple(SHAPE[a] for a in axes)
-    gamma, beta = rng.normal(size=(2, *sizes)).astype(np.float32)
-    hat = normalized(x, (0,))
-    expected = reference.affine(hat, gamma, beta, None, axes)
-    y, _ = jaxnorm.batch_norm(x, gamma, beta, axis=0, feature_axes=axes)
-    np.testing.assert_allclose(y, expected, atol=2e-5)
-    # Without feature_axes a gamma has the order of the axes that are not pooled.
-    if axes == (1, 2, 3):
-        y, _ = jaxnorm.batch_norm(x, gamma, beta, axis=0)
-        np.testing.assert_allclose(y, expected, atol=2e-5)
+    gamma, beta = rng.normal(size=(2, *SHAPE[1:])).astype(np.float32)
+    orders = [
+        tuple(a - sign for a, sign in zip(axes, signs, strict=True))
+        for axes in itertools.permutations((1, 2, 3))
+        for signs in ((0, 0, 0), (4, 4, 4), (4, 0, 0))
+    ]
+
+    @jax.jit
+    def results(x, gamma, beta):
+        batch = [jaxnorm.batch_norm(x, gamma, beta, axis=0, feature_axes=o)[0] for o in orders]
+        layer = [jaxnorm.layer_norm(x, gamma, beta, axis=o, epsilon=1e-5) for o in orders]
+        default, _ = jaxnorm.batch_norm(x, gamma, beta, axis=0)
+        return [*batch, default], layer
+
+    for pooled, ys in zip(((0,), (1, 2, 3)), results(x, gamma, beta), strict=True):
+        for y in ys:
+            np.testing.assert_allclose(y, normalized(x, pooled) * gamma + beta, atol=2e-5)
+
+
+def test_gamma_in_another_order_of_axes_is_an_error():
+    with pytest.raises(ValueError, match=r"expected \(3, 4\), .*\(1, 2\) in ascending order"):
+        jaxnorm.layer_norm(jnp.ones((2, 3, 4)), jnp.ones((4, 3)), axis=(2, 1))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 5])
+def test_gamma_and_beta_of_rank_0_are_one_value_for_all(rank, rng):
+    x = jnp.asarray(rng.normal(size=(4,) * rank), jnp.float32)
+    expected = 2 * normalized(x, (rank - 1,)) + 3
+    np.testing.assert_allclose(jaxnorm.layer_norm(x, 2.0, 3.0, epsilon=1e-5), expected, atol=1e-5)
+    gradient = jax.grad(lambda g: jaxnorm.layer_norm(x, g, epsilon=1e-5)[..., 0].sum())(2.0)
+    np.testing.assert_allclose(gradient, normalized(x, (rank - 1,))[..., 0].sum(), atol=4e-6)
 
 
 def test_full_rank_gamma_and_beta_of_every_shape(rng):

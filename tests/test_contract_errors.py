@@ -48,8 +48,9 @@ def test_parameter_that_does_not_fit(norm, parameter):
     ):
         text = (
             f"{name} of shape {wrong} does not fit an input of shape {shape}: expected {expected}, "
-            f"the sizes of the feature axes {axes}, or rank {len(shape)} with every size 1 or the "
-            f"input's. Pass feature_axes to say which axes {name} varies along."
+            f"the sizes of the feature axes {axes} in ascending order, or rank {len(shape)} with "
+            f"every size 1 or the input's, or one value of rank 0. Pass feature_axes to say which "
+            f"axes {name} varies along."
         )
         with pytest.raises(ValueError, match=message(text)):
             norm(jnp.ones(shape), **{parameter: jnp.ones(wrong)})
@@ -61,6 +62,15 @@ def test_epsilon_that_makes_no_sense(norm, epsilon):
     text = f"epsilon must be finite and at least 0, got {epsilon!r}."
     with pytest.raises(ValueError, match=message(text)):
         norm(jnp.ones(norm.shapes["five"]), epsilon=epsilon)
+
+
+@registry.norms("errors")
+def test_epsilon_that_is_no_number(norm):
+    x = jnp.ones(norm.shapes["five"])
+    with pytest.raises(TypeError, match=message("epsilon must be a number, got 'a'.")):
+        norm(x, epsilon="a")
+    with pytest.raises(TypeError, match="epsilon must be known when the function is traced"):
+        jax.eval_shape(lambda epsilon: norm(x, epsilon=epsilon), 1e-3)
 
 
 @registry.norms("masks")

@@ -137,6 +137,20 @@ def test_equals_flax_linen_with_the_same_parameters(name, rng):
     chex.assert_trees_all_close(*gradients, atol=2e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("axes", [(-1, -2), (-2, -1), (2, 1), (1, -1)], ids=str)
+def test_parameters_lie_as_in_flax_linen_whatever_the_order_of_axes(axes, rng):
+    """On square features a checkpoint in another order would load silently transposed."""
+    x = draw(rng, (2, 4, 4))
+    theirs = nn.LayerNorm(reduction_axes=axes, feature_axes=axes)
+    ours = jnn.LayerNorm(reduction_axes=axes, feature_axes=axes, param_names=("scale", "bias"))
+    variables = randomized(theirs.init(KEY, x), rng)
+    chex.assert_trees_all_close(
+        ours.apply(variables, x), theirs.apply(variables, x), atol=5e-5, rtol=1e-5
+    )
+    wide = jax.eval_shape(ours.init, KEY, draw(rng, (2, 3, 4)))["params"]
+    assert wide["scale"].shape == wide["bias"].shape == (3, 4)
+
+
 def test_evaluation_equals_flax_linen(rng):
     x = draw(rng)
     theirs = nn.BatchNorm(use_running_average=True)

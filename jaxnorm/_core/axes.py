@@ -17,7 +17,7 @@ DTypeLike = jax.typing.DTypeLike
 def canonical_axes(
     axes: Axes, shape: tuple[int, ...], name: str = "axis", *, allow_empty: bool = False
 ) -> tuple[int, ...]:
-    """Returns `axes` as non-negative ints in the order given, each checked against `shape`."""
+    """Returns the set `axes` as ascending non-negative ints, each checked against `shape`."""
     given = (axes,) if not isinstance(axes, Sequence) else tuple(axes)
     rank = len(shape)
     result = []
@@ -39,7 +39,7 @@ def canonical_axes(
         )
     if not result and not allow_empty:
         raise ValueError(f"{name}={axes!r} is empty; give at least one axis.")
-    return tuple(result)
+    return tuple(sorted(result))
 
 
 def canonical_axis(axis: int, shape: tuple[int, ...], name: str) -> int:
@@ -69,9 +69,10 @@ def expand_parameter(
 ) -> jax.Array:
     """Reshapes `parameter` (gamma or beta) to the rank of an input of shape `shape`.
 
-    A parameter of the input's rank is broadcast as it is; otherwise its shape must be the input's
-    sizes along `feature_axes`, in the order given. Without `feature_axes` they are `default_axes`,
-    or the last axis for a parameter of rank 1 that does not have as many axes as those.
+    A parameter of the input's rank is broadcast as it is, one of rank 0 is one value for all;
+    otherwise its shape must be the input's sizes along `feature_axes`, in ascending order. Without
+    `feature_axes` they are `default_axes`, or the last axis for a parameter of rank 1 where those
+    are several.
     """
     value = jnp.asarray(parameter)
     rank = len(shape)
@@ -82,16 +83,17 @@ def expand_parameter(
     else:
         axes = default_axes
     expected = tuple(shape[a] for a in axes)
+    if value.ndim == 0:
+        return value.reshape((1,) * rank)
     if value.shape == expected:
-        order = sorted(range(len(axes)), key=axes.__getitem__)
-        full = tuple(shape[a] if a in axes else 1 for a in range(rank))
-        return jnp.transpose(value, order).reshape(full)
+        return value.reshape(tuple(shape[a] if a in axes else 1 for a in range(rank)))
     if value.ndim == rank and all(p in (1, s) for p, s in zip(value.shape, shape, strict=True)):
         return value
     raise ValueError(
         f"{name} of shape {value.shape} does not fit an input of shape {shape}: expected "
-        f"{expected}, the sizes of the feature axes {axes}, or rank {rank} with every size 1 or "
-        f"the input's. Pass feature_axes to say which axes {name} varies along."
+        f"{expected}, the sizes of the feature axes {axes} in ascending order, or rank {rank} with "
+        f"every size 1 or the input's, or one value of rank 0. Pass feature_axes to say which axes "
+        f"{name} varies along."
     )
 
 
@@ -140,7 +142,15 @@ def result_dtype(x: jax.Array, dtype: DTypeLike | None) -> jnp.dtype:
 
 def check_epsilon(epsilon: float) -> float:
     """Returns `epsilon` as a float that is finite and not negative."""
-    value = float(epsilon)
+    try:
+        value = float(epsilon)
+    except jax.errors.ConcretizationTypeError:
+        raise TypeError(
+            "epsilon must be known when the function is traced, got a traced array: give a Python "
+            "float, or name it in static_argnames of jax.jit."
+        ) from None
+    except (TypeError, ValueError):
+        raise TypeError(f"epsilon must be a number, got {epsilon!r}.") from None
     if not 0 <= value < math.inf:
         raise ValueError(f"epsilon must be finite and at least 0, got {epsilon!r}.")
     return value

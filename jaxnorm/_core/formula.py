@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnorm._core.plain import is_plain
 from jaxnorm._core.pool import Pool, keep, subtract, unit_axes
 from jaxnorm._core.statistics import Centered
 
@@ -49,7 +50,9 @@ def apply_affine(y, gamma, beta, gamma_offset: float, round_to=None) -> jax.Arra
 
     `round_to` is a narrower dtype that `y` is rounded to before gamma is applied.
     """
-    if round_to is not None and round_to != y.dtype:
+    if round_to is not None and is_plain():
+        y = y.astype(round_to).astype(y.dtype)
+    elif round_to is not None and round_to != y.dtype:
         # A cast there and back would be removed by XLA, which may keep excess precision.
         info = jnp.finfo(round_to)
         y = lax.reduce_precision(y, info.nexp, info.nmant)
@@ -73,7 +76,9 @@ def result(x, gamma, beta, mask, stats: Centered, options: Options) -> jax.Array
     else:
         centered = subtract(x, mask, options.pool, stats.shift, stats.offset)
         inv = options.pool.spread(inverse_root(stats.var, options.epsilon), x.shape)
-        # Gamma first: where it varies as the statistics do, that is one product for each of them.
-        scale = inv.astype(centered.dtype) * full_gamma(gamma, options.gamma_offset, centered.dtype)
+        scale = inv.astype(centered.dtype)
+        if gamma is not None or options.gamma_offset:
+            # Gamma first: where it varies as the statistics do, one product for each of them.
+            scale = scale * full_gamma(gamma, options.gamma_offset, centered.dtype)
         y = apply_affine(centered * scale, None, beta, 0.0)
     return keep(mask, y).astype(options.dtype)

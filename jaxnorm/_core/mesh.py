@@ -28,6 +28,14 @@ def is_manual(x: jax.Array) -> bool:
     return jax.sharding.AxisType.Manual in jax.typeof(x).sharding.mesh.axis_types
 
 
+def varying(x: jax.Array) -> frozenset[str]:
+    """Returns along which mapped axes the type of `x` says that it varies between devices.
+
+    None where types do not say, as in `jax.vmap` and in `jax.shard_map(..., check_vma=False)`.
+    """
+    return jax.typeof(x).mat.varying
+
+
 def spec_of(x: jax.Array) -> jax.sharding.PartitionSpec:
     """Returns how the type of `x` says that it is divided; None along each axis if it does not."""
     return jax.typeof(x).sharding.spec

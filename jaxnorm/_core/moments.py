@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm._core import axes as _axes
-from jaxnorm._core import collectives
 from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm._core.collectives import AxisIndexGroups
-from jaxnorm._core.pool import Pool, compute_dtype
-from jaxnorm._core.residuals import save, save_only_statistics
+from jaxnorm._core.pool import Pool, compute_dtype, pool_of
+from jaxnorm._core.residuals import recomputed, save
 from jaxnorm._core.statistics import Centered, find
 
 
@@ -35,10 +34,8 @@ class Moments(NamedTuple):
 def to_moments(stats: Centered, count: jax.Array, axes: Sequence[int]) -> Moments:
     """Returns public moments, without the reduced axes."""
     squeeze = functools.partial(jnp.squeeze, axis=tuple(axes))
-    if stats.shift is None or stats.offset is None:
-        mean = jnp.zeros_like(stats.var)
-    else:
-        mean = stats.shift + stats.offset
+    parts = [part for part in (stats.shift, stats.offset) if part is not None]
+    mean = sum(parts[1:], parts[0]) if parts else jnp.zeros_like(stats.var)
     return Moments(squeeze(mean), squeeze(stats.var), squeeze(count) if count.ndim else count)
 
 
@@ -79,10 +76,9 @@ def moments(
     """
     x = _axes.check_input(x)
     axes = _axes.canonical_axes(axis, x.shape)
-    names = _axes.check_axis_name(axis_name)
     if mask is not None:
         mask = _axes.expand_mask(mask, x.shape)
-    pool = Pool(axes, None, names, collectives.freeze_groups(axis_index_groups))
+    pool = pool_of(axes, axis_name, axis_index_groups)
     return pooled_moments(x, mask, pool)
 
 
@@ -91,7 +87,7 @@ def pooled_moments(x, mask, pool: Pool) -> Moments:
     if x.size == 0:
         return empty_moments(x, pool)
 
-    @functools.partial(jax.checkpoint, policy=save_only_statistics)
+    @recomputed
     def compute(x):
         stats, count = find(x, mask, pool, None)
         return to_moments(Centered(*map(save, stats)), count, pool.axes)

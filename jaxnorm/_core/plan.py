@@ -44,6 +44,10 @@ class Plan(NamedTuple):
 
 # Where the backend is not known, and for derivatives of derivatives.
 PORTABLE = Plan()
+# Inside `plain()`.
+PLAIN = Plan(staged=False)
+# Beside a collective a pass over the input is cheap.
+MAPPED = Plan("quick")
 
 
 def plan_for(platform: str | None, one_device: bool) -> Plan:

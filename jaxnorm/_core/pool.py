@@ -8,9 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from jaxnorm._core.axes import check_axis_name
+from jaxnorm._core.collectives import AxisIndexGroups, freeze_groups
 from jaxnorm._core.mesh import splits_evenly, undivided
+from jaxnorm._core.plain import is_plain
 from jaxnorm._core.plan import PORTABLE, Plan
 
 
@@ -83,13 +87,29 @@ class Pool(NamedTuple):
 
     def varies_within(self, gamma: Any) -> bool:
         """Whether gamma takes several values within a pool, so that sums of it mix them."""
-        varies = jnp.ndim(gamma) and any(gamma.shape[a] != 1 for a in self.axes)
-        return not self.axes or bool(varies)
+        sizes = np.shape(gamma)
+        return not self.axes or any(sizes[a] != 1 for a in self.axes if sizes)
 
     def renumber(self, number: Callable[[int], int]) -> Pool:
         """Returns the same pool for arrays whose axes are numbered anew."""
         groups = None if self.groups is None else (number(self.groups[0]), self.groups[1])
         return self._replace(axes=tuple(map(number, self.axes)), groups=groups)
+
+
+def pool_of(
+    axes: tuple[int, ...],
+    axis_name: str | Sequence[str] | None,
+    axis_index_groups: AxisIndexGroups,
+    groups: tuple[int, int] | None = None,
+) -> Pool:
+    """Returns the pool along `axes` and over mapped axes, checked to be bound."""
+    names, index_groups = check_axis_name(axis_name), freeze_groups(axis_index_groups)
+    if index_groups is not None and not names:
+        raise ValueError(
+            f"axis_index_groups={axis_index_groups!r} are groups of indices of axis_name, which is "
+            "not given; give both or neither."
+        )
+    return Pool(axes, groups, names, index_groups)
 
 
 def split_axis(x: Any, axis: int, parts: int) -> Any:
@@ -119,6 +139,8 @@ def reduced_shape(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
 
 def reduce_precision(x: jax.Array, dropped_bits: int) -> jax.Array:
     """Returns `x` with its last bits rounded away."""
+    if is_plain():
+        return x
     if jnp.iscomplexobj(x):
         return lax.complex(
             reduce_precision(x.real, dropped_bits), reduce_precision(x.imag, dropped_bits)
@@ -134,6 +156,8 @@ def snap(offset: jax.Array) -> jax.Array:
     multiplies by the reciprocal of the count, and long sums are rounded. Snapped to it, the
     remainder is exactly 0.
     """
+    if is_plain():
+        return offset
     if jnp.iscomplexobj(offset):
         return lax.complex(snap(offset.real), snap(offset.imag))
     value = lax.stop_gradient(offset)

@@ -6,13 +6,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnorm._core import axes as _axes
-from jaxnorm._core import moments as _moments
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
-from jaxnorm._core.formula import apply_affine, inverse_root
+from jaxnorm._core.formula import apply_affine, full_gamma, inverse_root
 from jaxnorm._core.moments import Moments
-from jaxnorm._core.pool import keep, widen
+from jaxnorm._core.pool import compute_dtype, keep, real_dtype, widen
+from jaxnorm._core.residuals import recomputed
 
 
 def standardize(
@@ -36,7 +37,8 @@ def standardize(
       x: floating-point or complex array of rank 1 or more.
       moments: `Moments`, or a `(mean, var, count)` tuple. Mean and variance have the shape of `x`
         without the axes in `axis`, or the rank of `x` (broadcast). The count is not used.
-      gamma: scale; has the shape of `x` along `feature_axes`, or the rank of `x` (broadcast).
+      gamma: scale; has the sizes of `x` along `feature_axes` in ascending order, or the rank of
+        `x` (broadcast), or rank 0.
       beta: offset; like `gamma`.
       axis: the axes that the moments were reduced over.
       feature_axes: the axes that gamma and beta vary along. Default: all that are not in `axis`
@@ -82,7 +84,7 @@ def expand_moment(value, shape, axes, name) -> jax.Array:
     value = jnp.asarray(value)
     kept = tuple(s for a, s in enumerate(shape) if a not in axes)
     if value.shape == kept:
-        return jnp.expand_dims(value, tuple(sorted(axes)))
+        return jnp.expand_dims(value, tuple(axes))
     if value.ndim == len(shape) and all(
         v in (1, s) for v, s in zip(value.shape, shape, strict=True)
     ):
@@ -96,12 +98,19 @@ def expand_moment(value, shape, axes, name) -> jax.Array:
 @functools.partial(jax.jit, static_argnums=(6, 7, 8), inline=True)
 def standardize_full(x, mean, var, gamma, beta, mask, epsilon, gamma_offset, dtype) -> jax.Array:
     """`standardize` with moments, parameters and mask of the rank of `x`."""
+    wide = compute_dtype(x.dtype)
+    scales_as_var = gamma is None or np.broadcast_shapes(var.shape, gamma.shape) == var.shape
 
-    @functools.partial(jax.checkpoint, policy=_moments.save_only_statistics)
     def compute(x, mean, var, gamma, beta):
-        y = widen(x, mask)
-        inv = inverse_root(var.astype(y.real.dtype), epsilon).astype(y.dtype)
-        y = apply_affine((y - mean.astype(y.dtype)) * inv, gamma, beta, gamma_offset)
+        scale = inverse_root(var.astype(real_dtype(x.dtype)), epsilon).astype(wide)
+        if scales_as_var and (gamma is not None or gamma_offset):
+            scale = scale * full_gamma(gamma, gamma_offset, wide)
+        y = (widen(x, mask) - mean.astype(wide)) * scale
+        left = (None, 0.0) if scales_as_var else (gamma, gamma_offset)
+        y = apply_affine(y, left[0], beta, left[1])
         return keep(mask, y).astype(dtype)
 
+    # Where the one product over the array is of the input's own size, nothing else is kept.
+    if not (scales_as_var and x.dtype == wide):
+        compute = recomputed(compute)
     return compute(x, mean, var, gamma, beta)

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm._core import collectives
-from jaxnorm._core.plan import PORTABLE, Plan
+from jaxnorm._core.plain import is_plain
+from jaxnorm._core.plan import PLAIN, PORTABLE, Plan
 from jaxnorm._core.pool import (
     Pool,
     abs2,
@@ -41,7 +42,7 @@ class Centered(NamedTuple):
 
     At mean/std 1e6 a float32 mean is off by up to 0.03 standard deviations. `x - shift` is nearly
     exact where the shift is large, and `offset` is the mean of that remainder. Without centering
-    both are None, and `var` is the mean square.
+    both are None, and `var` is the mean square; inside `plain()` the offset is.
     """
 
     shift: Any
@@ -53,8 +54,25 @@ def find(
     x: jax.Array, mask: jax.Array | None, pool: Pool, near: jax.Array | None, plan: Plan = PORTABLE
 ) -> tuple[Centered, jax.Array]:
     """Returns the statistics of `x` and the count, found in the plan's way."""
+    if is_plain():
+        return textbook(x, mask, pool)
     way = {"quick": quick, "sampled": sampled, "two_passes": two_passes}[plan.way]
     return way(x, mask, pool, near, plan)
+
+
+def textbook(x, mask, pool: Pool) -> tuple[Centered, jax.Array]:
+    """Returns the mean, sum(x) / n, and the variance, sum(|x - mean|^2) / n.
+
+    The three ways find the same, and the mean in two parts.
+    """
+    (total,), count = _across(
+        (pool.sum(widen(x, mask), PLAIN),), local_count(x, mask, pool), mask, pool
+    )
+    number = count if mask is None else jnp.maximum(count, 1)
+    mean = total / number.astype(total.dtype)
+    squares = pool.sum(abs2(keep(mask, subtract(x, mask, pool, mean))), PLAIN)
+    (squares,), _ = _across((squares,), None, mask, pool)
+    return Centered(mean, None, squares / number), count
 
 
 def two_passes(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
@@ -62,7 +80,7 @@ def two_passes(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Arr
     del near
     shift, count = mean_of(x, mask, pool, plan)
     (x, mask), shift = plan.next_pass((x, mask), shift)
-    return about(shift, count, x, mask, pool, plan), count
+    return about(shift, count, x, mask, pool, plan)
 
 
 def sampled(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
@@ -72,7 +90,7 @@ def sampled(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]
     shift, _ = mean_of(_sample(x, pool, plan), None, pool, plan)
     count = local_count(x, mask, pool)
     (x, _), shift = plan.next_pass((x, None), shift)
-    return about(shift, count, x, None, pool, plan), count
+    return about(shift, count, x, None, pool, plan)
 
 
 def quick(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
@@ -81,7 +99,6 @@ def quick(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
     They can where no mean is further than a few deviations from `near`. The condition stands around
     the statistics alone, without axes of size 1, which XLA for TPU pads a hundredfold.
     """
-    count = local_count(x, mask, pool, plan)
     shape = pool.statistic_shape(x.shape)
     if near is not None:
         near = reduce_precision(near.astype(compute_dtype(x.dtype)), 3)
@@ -92,7 +109,7 @@ def quick(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
 
     def sums_about(shift: jax.Array | None) -> Centered:
         (again, kept), shift = plan.next_pass((x, mask), shift)
-        return flat(about(shift, count, again, kept, pool, plan))
+        return flat(about(shift, count, again, kept, pool, plan)[0])
 
     def is_trusted(stats: Centered) -> jax.Array:
         shift, offset, var = stats
@@ -117,15 +134,19 @@ def quick(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
         return stats
 
     # Plain sums are a library's on CPU.
-    stats = flat(about(near, count, x, mask, pool, plan, plain=True))
+    stats, count = about(near, None, x, mask, pool, plan, plain=True)
+    stats = flat(stats)
     stats = lax.cond(is_trusted(stats), lambda stats: stats, again, stats)
     return Centered(*(s.reshape(shape) for s in stats)), count
 
 
-def about(shift, count, x, mask, pool: Pool, plan: Plan, *, plain: bool = False) -> Centered:
-    """Returns the statistics from sums of x - shift (None: 0) and of its square.
+def about(
+    shift, count, x, mask, pool: Pool, plan: Plan, *, plain: bool = False
+) -> tuple[Centered, jax.Array]:
+    """Returns the statistics from sums of x - shift (None: 0) and of its square, and the count.
 
-    Dividing before adding, if not `plain`, keeps sums of huge values finite.
+    A `count` of None is found as well, with the sums. Dividing before adding, if not `plain`, keeps
+    sums of huge values finite.
     """
     scale = 1.0 if plain else 1 / pool.size(x.shape)
 
@@ -135,10 +156,9 @@ def about(shift, count, x, mask, pool: Pool, plan: Plan, *, plain: bool = False)
     first = pool.sum(rest(x, mask, shift) * scale, plan)
     (x, mask), again = plan.next_pass((x, mask), shift)
     second = pool.sum(abs2(rest(x, mask, again)) * scale, plan)
-    if pool.names:
-        first, second = collectives.psum(_apart(first, second), pool.names, pool.index_groups)
-        # Saved, or the backward pass would send them again.
-        first, second = save(first), save(second)
+    sums, own = (first, second), (local_count(x, mask, pool, plan) if count is None else None)
+    (first, second), total = _across(sums, own, mask, pool)
+    count = total if count is None else count
     divisor = jnp.maximum(count, 1) * scale
     offset = first / divisor.astype(first.dtype)
     # Where the squares overflow the variance is infinite, not inf - inf.
@@ -147,7 +167,7 @@ def about(shift, count, x, mask, pool: Pool, plan: Plan, *, plain: bool = False)
     is_constant = var <= 64 * jnp.finfo(var.dtype).eps * square
     offset = jnp.where(is_constant, snap(offset), offset)
     offset = offset if plain else bounded(offset)
-    return Centered(jnp.zeros_like(offset) if shift is None else shift, offset, var)
+    return Centered(jnp.zeros_like(offset) if shift is None else shift, offset, var), count
 
 
 def bounded(mean: jax.Array, dropped_bits: int = 0) -> jax.Array:
@@ -168,6 +188,7 @@ def mean_square(x, mask, pool: Pool, plan: Plan = PORTABLE) -> tuple[Centered, j
     """Returns the mean of |x|^2 in place of the statistics, and the count."""
     count = local_count(x, mask, pool, plan)
     total = pool.sum(abs2(widen(x, mask)), plan)
+    (total,), count = _across((total,), count, mask, pool)
     return Centered(None, None, total / (count if mask is None else jnp.maximum(count, 1))), count
 
 
@@ -186,25 +207,36 @@ def mean_of(x, mask, pool: Pool, plan: Plan) -> tuple[jax.Array, jax.Array]:
     a mean that one fusion rounds and another contracts into a fused multiply-add would no longer
     belong to its remainder. Reducing the precision works on the bits and cannot be contracted.
     """
-    x = lax.stop_gradient(x)
+    x = x if is_plain() else lax.stop_gradient(x)
     count = local_count(x, mask, pool, plan)
     wide = widen(x, mask)
     # Divided by the size, not by the count, the sum and the count cross devices together.
-    inverse = 1 / jnp.asarray(pool.size(x.shape), wide.real.dtype)
+    shards = collectives.shards(pool.names, pool.index_groups)
+    inverse = 1 / jnp.asarray(pool.size(x.shape) * shards, wide.real.dtype)
     mean = pool.sum(wide * inverse.astype(wide.dtype), plan)
-    if pool.names and mask is None:
-        shards = collectives.shards(pool.names, pool.index_groups)
-        mean = mean / jnp.asarray(shards, mean.dtype)
-        (mean,) = collectives.psum(_apart(mean), pool.names, pool.index_groups)
-        count = count * jnp.asarray(shards, count.dtype)
-    elif pool.names:
-        sums = (*_apart(mean), count)
-        mean, count = collectives.psum(sums, pool.names, pool.index_groups)
+    (mean,), count = _across((mean,), count, mask, pool)
     if mask is not None:
         mean = mean / (jnp.maximum(count, 1) * inverse).astype(mean.dtype)
     # Saved where they are made: what follows needs them, and so do its derivatives.
-    shift = save(lax.stop_gradient(bounded(mean, 3)))
+    shift = mean if is_plain() else save(lax.stop_gradient(bounded(mean, 3)))
     return shift, count if mask is None else save(count)
+
+
+def _across(sums, count, mask, pool: Pool) -> tuple[tuple[jax.Array, ...], Any]:
+    """Returns the sums, and the count if it is given, of all devices that pool together.
+
+    In one collective; saved, or the backward pass would send them again.
+    """
+    if not pool.names:
+        return sums, count
+    parts = _apart(*sums) if mask is None or count is None else (*_apart(*sums), count)
+    totals = [save(v) for v in collectives.psum(parts, pool.names, pool.index_groups)]
+    if len(parts) > len(sums):
+        *totals, count = totals
+    elif count is not None:
+        shards = collectives.shards(pool.names, pool.index_groups)
+        count = count * jnp.asarray(shards, count.dtype)
+    return tuple(totals), count
 
 
 def _apart(*sums: jax.Array) -> tuple[jax.Array, ...]:

@@ -19,7 +19,7 @@ from jaxnorm._core.formula import Options, apply_affine, normalized
 from jaxnorm._core.mesh import count_shards, is_manual, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.normalize import normalize, specs, statistics_of
-from jaxnorm._core.pool import Pool, compute_dtype, keep, split_axis
+from jaxnorm._core.pool import Pool, compute_dtype, keep, pool_of, split_axis
 from jaxnorm._core.standardize import expand_moment, standardize_full
 from jaxnorm._core.statistics import Centered
 from jaxnorm.functional._corrections import Correction, Limit, Statistics, correction_of
@@ -74,8 +74,7 @@ def make_options(
     dtype: DTypeLike | None,
 ) -> Options:
     """Returns the checked options of a batch norm."""
-    names = _axes.check_axis_name(axis_name)
-    pool = Pool(axes, None, names, collectives.freeze_groups(axis_index_groups))
+    pool = pool_of(axes, axis_name, axis_index_groups)
     return Options(pool, _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype))
 
 
@@ -178,7 +177,7 @@ def _near(inputs: Inputs) -> jax.Array | None:
 
 @functools.partial(jax.jit, static_argnums=2, inline=True)
 def _normalize_corrected(inputs: Inputs, correction: Correction, options: Options):
-    @functools.partial(jax.checkpoint, policy=residuals.save_only_statistics)
+    @residuals.recomputed
     def compute(inputs, correction):
         inputs = _widened(inputs)
         stats, count = statistics_of(inputs.x, inputs.mask, options, _near(inputs))
@@ -195,7 +194,7 @@ def _normalize_segments(inputs, ids, correction, number, batch_axis, options: Op
     options = options._replace(pool=pool)
     inputs = inputs._replace(mask=_both(inputs.mask, pool.holds(inputs.x.ndim)))
 
-    @functools.partial(jax.checkpoint, policy=residuals.save_only_statistics)
+    @residuals.recomputed
     def compute(inputs):
         inputs = _widened(inputs)
         stats, count = statistics.find(inputs.x, inputs.mask, pool, None)

@@ -26,12 +26,11 @@ class Blend(NamedTuple):
     def apply(self, stats: Centered, running: Moments, epsilon: float) -> tuple[Centered, Any, Any]:
         """Returns the statistics that normalize, and what then scales and shifts the result."""
         del epsilon
-        assert stats.shift is not None and stats.offset is not None
-        real = stats.var.dtype
+        real, kind = stats.var.dtype, stats.shift.dtype
         w = jnp.asarray(self.weight, real)
-        kind = stats.offset.dtype
-        apart = running.mean.astype(kind) - stats.shift
-        offset = w.astype(kind) * stats.offset + (1 - w).astype(kind) * apart
+        offset = (1 - w).astype(kind) * (running.mean.astype(kind) - stats.shift)
+        if stats.offset is not None:
+            offset = w.astype(kind) * stats.offset + offset
         var = w * stats.var + (1 - w) * running.var.astype(real)
         return Centered(stats.shift, offset, var), None, None
 
@@ -44,12 +43,12 @@ class Renorm(NamedTuple):
 
     def apply(self, stats: Centered, running: Moments, epsilon: float) -> tuple[Centered, Any, Any]:
         """Returns the statistics that normalize, and what then scales and shifts the result."""
-        assert stats.shift is not None and stats.offset is not None
-        real, kind = stats.var.dtype, stats.offset.dtype
+        real, kind = stats.var.dtype, stats.shift.dtype
         r_max, d_max = (jnp.asarray(v, real) for v in (self.r_max, self.d_max))
         inverse = inverse_root(running.var.astype(real), epsilon)
         r = jnp.sqrt(stats.var + epsilon) * inverse
-        d = ((stats.shift - running.mean.astype(kind)) + stats.offset) * inverse.astype(kind)
+        d = stats.shift - running.mean.astype(kind)
+        d = (d if stats.offset is None else d + stats.offset) * inverse.astype(kind)
         d = _clip(d, d_max)
         r, d = lax.stop_gradient((jnp.clip(r, 1 / r_max, r_max), d))
         return stats, r, d

@@ -87,7 +87,7 @@ def check_layout(shape, axis, feature_axes, num_groups) -> Layout:
             f"the input of shape {shape}; choose a divisor of {units}."
         )
     kept = _axes.other_axes((*axes, *features), len(shape))
-    return Layout(kept, tuple(sorted(axes)), features, groups)
+    return Layout(kept, axes, features, groups)
 
 
 def check_arrays(shape, layout: Layout, gamma, beta, mask):
@@ -100,7 +100,7 @@ def check_arrays(shape, layout: Layout, gamma, beta, mask):
         mask = _axes.expand_mask(mask, shape)
         if any(mask.shape[a] != 1 for a in layout.features):
             raise ValueError(
-                f"mask of shape {jnp.shape(mask)} varies along feature_axes={layout.features} of "
+                f"mask of shape {mask.shape} varies along feature_axes={layout.features} of "
                 f"the input of shape {shape}; whitening combines the units of an example, so that "
                 "it needs all or none of them: give the mask size 1 there."
             )

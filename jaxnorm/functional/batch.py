@@ -7,13 +7,12 @@ from collections.abc import Sequence
 import jax
 
 from jaxnorm._core import axes as _axes
-from jaxnorm._core import collectives
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.formula import Options
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.normalize import normalize
-from jaxnorm._core.pool import Pool
+from jaxnorm._core.pool import pool_of
 
 
 def batch_norm(
@@ -37,7 +36,8 @@ def batch_norm(
 
     Args:
       x: floating-point or complex array of rank 1 or more.
-      gamma: scale; has the shape of `x` along `feature_axes`, or the rank of `x` (broadcast).
+      gamma: scale; has the sizes of `x` along `feature_axes` in ascending order, or the rank of
+        `x` (broadcast), or rank 0.
       beta: offset; like `gamma`.
       axis: the axes pooled, in any order and sign.
       feature_axes: the axes that gamma and beta vary along. Default: all that are not in `axis`
@@ -70,8 +70,7 @@ def batch_norm(
     x = _axes.check_input(x)
     axes = _axes.canonical_axes(axis, x.shape)
     kept = _axes.other_axes(axes, x.ndim)
-    names = _axes.check_axis_name(axis_name)
-    pool = Pool(axes, None, names, collectives.freeze_groups(axis_index_groups))
+    pool = pool_of(axes, axis_name, axis_index_groups)
     options = Options(pool, _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype))
     if gamma is not None:
         gamma = _axes.expand_parameter(gamma, x.shape, feature_axes, kept, "gamma")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
+from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.formula import Options
 from jaxnorm._core.normalize import normalize
-from jaxnorm._core.pool import Pool
+from jaxnorm._core.pool import pool_of
 
 
 def layer_norm(
@@ -20,6 +23,8 @@ def layer_norm(
     feature_axes: Axes | None = None,
     epsilon: float = 1e-6,
     mask: ArrayLike | None = None,
+    axis_name: str | Sequence[str] | None = None,
+    axis_index_groups: AxisIndexGroups = None,
     gamma_offset: float = 0.0,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
@@ -30,7 +35,8 @@ def layer_norm(
 
     Args:
       x: floating-point or complex array of rank 1 or more.
-      gamma: scale; has the shape of `x` along `feature_axes`, or the rank of `x` (broadcast).
+      gamma: scale; has the sizes of `x` along `feature_axes` in ascending order, or the rank of
+        `x` (broadcast), or rank 0.
       beta: offset; like `gamma`.
       axis: the axes pooled, in any order and sign.
       feature_axes: the axes that gamma and beta vary along. Default: those in `axis` (the last
@@ -38,6 +44,9 @@ def layer_norm(
       epsilon: added to the variance.
       mask: boolean, broadcasts against `x`; elements where it is False are not pooled and give 0.
       gamma_offset: added to gamma in float32 or wider; 1.0 for a gamma that starts at zero.
+      axis_name: mapped axes (of `jax.vmap` or `jax.shard_map`) to pool over as well, as for
+        features that are divided over devices.
+      axis_index_groups: groups of indices of `axis_name` that pool together.
       dtype: of the result; default: that of `x`.
 
     Returns:
@@ -47,6 +56,7 @@ def layer_norm(
       TypeError: `x` or `dtype` is of integers, or `mask` is not boolean.
       ValueError: an axis is out of range or given twice, gamma, beta or mask does not fit, or
         epsilon is negative.
+      NameError: an `axis_name` is not bound.
 
     Example:
       >>> import jax.numpy as jnp, jaxnorm
@@ -58,7 +68,16 @@ def layer_norm(
     the root of the sum by the count has its root in the wrong place.
     """
     return _normalize_features(
-        x, gamma, beta, axis, feature_axes, epsilon, mask, dtype, gamma_offset=float(gamma_offset)
+        x,
+        gamma,
+        beta,
+        axis,
+        feature_axes,
+        epsilon,
+        mask,
+        (axis_name, axis_index_groups),
+        dtype,
+        gamma_offset=float(gamma_offset),
     )
 
 
@@ -71,6 +90,8 @@ def rms_norm(
     feature_axes: Axes | None = None,
     epsilon: float = 1e-6,
     mask: ArrayLike | None = None,
+    axis_name: str | Sequence[str] | None = None,
+    axis_index_groups: AxisIndexGroups = None,
     gamma_offset: float = 0.0,
     cast_before_gamma: bool = False,
     dtype: DTypeLike | None = None,
@@ -81,7 +102,8 @@ def rms_norm(
 
     Args:
       x: floating-point or complex array of rank 1 or more.
-      gamma: scale; has the shape of `x` along `feature_axes`, or the rank of `x` (broadcast).
+      gamma: scale; has the sizes of `x` along `feature_axes` in ascending order, or the rank of
+        `x` (broadcast), or rank 0.
       beta: offset; like `gamma`.
       axis: the axes pooled, in any order and sign.
       feature_axes: the axes that gamma and beta vary along. Default: those in `axis` (the last
@@ -91,6 +113,9 @@ def rms_norm(
       gamma_offset: added to gamma in float32 or wider; 1.0 is Gemma's rule, all in float32 and
         cast last.
       cast_before_gamma: round to the dtype of `x` before gamma is applied, which is Llama's rule.
+      axis_name: mapped axes (of `jax.vmap` or `jax.shard_map`) to pool over as well, as for
+        features that are divided over devices.
+      axis_index_groups: groups of indices of `axis_name` that pool together.
       dtype: of the result; default: that of `x`.
 
     Returns:
@@ -100,6 +125,7 @@ def rms_norm(
       TypeError: `x` or `dtype` is of integers, or `mask` is not boolean.
       ValueError: an axis is out of range or given twice, gamma, beta or mask does not fit, or
         epsilon is negative.
+      NameError: an `axis_name` is not bound.
 
     Example:
       >>> import jax.numpy as jnp, jaxnorm
@@ -116,6 +142,7 @@ def rms_norm(
         feature_axes,
         epsilon,
         mask,
+        (axis_name, axis_index_groups),
         dtype,
         gamma_offset=float(gamma_offset),
         center=False,
@@ -123,7 +150,9 @@ def rms_norm(
     )
 
 
-def _normalize_features(x, gamma, beta, axis, feature_axes, epsilon, mask, dtype, **options):
+def _normalize_features(
+    x, gamma, beta, axis, feature_axes, epsilon, mask, mapped, dtype, **options
+):
     x = _axes.check_input(x)
     axes = _axes.canonical_axes(axis, x.shape)
     if gamma is not None:
@@ -132,7 +161,6 @@ def _normalize_features(x, gamma, beta, axis, feature_axes, epsilon, mask, dtype
         beta = _axes.expand_parameter(beta, x.shape, feature_axes, axes, "beta")
     if mask is not None:
         mask = _axes.expand_mask(mask, x.shape)
-    options = Options(
-        Pool(axes), _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype), **options
-    )
+    pool = pool_of(axes, *mapped)
+    options = Options(pool, _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype), **options)
     return normalize(x, gamma, beta, mask, options)[0]

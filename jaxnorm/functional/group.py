@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
+from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.formula import Options
 from jaxnorm._core.mesh import splits_evenly
 from jaxnorm._core.normalize import normalize
-from jaxnorm._core.pool import Pool, split_axis
+from jaxnorm._core.pool import pool_of, split_axis
 
 
 def group_norm(
@@ -23,6 +26,8 @@ def group_norm(
     axis: Axes | None = None,
     epsilon: float = 1e-6,
     mask: ArrayLike | None = None,
+    axis_name: str | Sequence[str] | None = None,
+    axis_index_groups: AxisIndexGroups = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
     """Normalizes each example within groups of neighbouring channels.
@@ -33,7 +38,7 @@ def group_norm(
 
     Args:
       x: floating-point or complex array of rank 1 or more.
-      gamma: scale; one value per channel, or the rank of `x` (broadcast).
+      gamma: scale; one value per channel, or the rank of `x` (broadcast), or rank 0.
       beta: offset; like `gamma`.
       num_groups: into how many groups the channels are divided; must divide them. Default 32.
       group_size: channels per group, instead of `num_groups`.
@@ -41,6 +46,9 @@ def group_norm(
       axis: the axes pooled beside the group's channels. Default: all but axis 0 and the channels.
       epsilon: added to the variance.
       mask: boolean, broadcasts against `x`; elements where it is False are not pooled and give 0.
+      axis_name: mapped axes (of `jax.vmap` or `jax.shard_map`) to pool over as well, as for
+        positions that are divided over devices.
+      axis_index_groups: groups of indices of `axis_name` that pool together.
       dtype: of the result; default: that of `x`.
 
     Returns:
@@ -50,6 +58,7 @@ def group_norm(
       TypeError: `x` or `dtype` is of integers, `mask` is not boolean, or a number is no integer.
       ValueError: the groups do not divide the channels or are given twice, an axis is out of range
         or given twice, gamma, beta or mask does not fit, or epsilon is negative.
+      NameError: an `axis_name` is not bound.
 
     Example:
       >>> import jax.numpy as jnp, jaxnorm
@@ -74,14 +83,15 @@ def group_norm(
         beta = _axes.expand_parameter(beta, x.shape, None, (channel,), "beta")
     if mask is not None:
         mask = _axes.expand_mask(mask, x.shape)
-    pool = Pool(pooled, (channel, groups))
+    pool = pool_of(pooled, axis_name, axis_index_groups, (channel, groups))
     options = Options(pool, _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype))
     # Groups of nothing but channels are rows, which takes fewer passes over memory; but not where
     # that moved the input between devices.
     if any(x.shape[a] != 1 for a in pooled) or not splits_evenly(x, channel, groups):
         return normalize(x, gamma, beta, mask, options)[0]
+    pool = pool._replace(axes=(channel + 1,), groups=None)
     rows = (split_axis(array, channel, groups) for array in (x, gamma, beta, mask))
-    return normalize(*rows, options._replace(pool=Pool((channel + 1,))))[0].reshape(x.shape)
+    return normalize(*rows, options._replace(pool=pool))[0].reshape(x.shape)
 
 
 def _count_groups(num_groups, group_size, shape, channel) -> int:
@@ -110,6 +120,8 @@ def instance_norm(
     channel_axis: int = -1,
     epsilon: float = 1e-6,
     mask: ArrayLike | None = None,
+    axis_name: str | Sequence[str] | None = None,
+    axis_index_groups: AxisIndexGroups = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
     """Normalizes each channel of each example over its positions.
@@ -119,12 +131,15 @@ def instance_norm(
 
     Args:
       x: floating-point or complex array of rank 1 or more.
-      gamma: scale; one value per channel, or the rank of `x` (broadcast).
+      gamma: scale; one value per channel, or the rank of `x` (broadcast), or rank 0.
       beta: offset; like `gamma`.
       axis: the axes pooled. Default: all but axis 0 and the channels.
       channel_axis: the axis of the channels.
       epsilon: added to the variance.
       mask: boolean, broadcasts against `x`; elements where it is False are not pooled and give 0.
+      axis_name: mapped axes (of `jax.vmap` or `jax.shard_map`) to pool over as well, as for
+        positions that are divided over devices.
+      axis_index_groups: groups of indices of `axis_name` that pool together.
       dtype: of the result; default: that of `x`.
 
     Returns:
@@ -134,6 +149,7 @@ def instance_norm(
       TypeError: `x` or `dtype` is of integers, or `mask` is not boolean.
       ValueError: there is no axis to pool, an axis is out of range or given twice, gamma, beta or
         mask does not fit, or epsilon is negative.
+      NameError: an `axis_name` is not bound.
 
     Example:
       >>> import jax.numpy as jnp, jaxnorm
@@ -165,5 +181,6 @@ def instance_norm(
         beta = _axes.expand_parameter(beta, x.shape, None, (channel,), "beta")
     if mask is not None:
         mask = _axes.expand_mask(mask, x.shape)
-    options = Options(Pool(axes), _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype))
+    pool = pool_of(axes, axis_name, axis_index_groups)
+    options = Options(pool, _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype))
     return normalize(x, gamma, beta, mask, options)[0]

@@ -45,7 +45,8 @@ def batch_renorm(
       x: floating-point or complex array of rank 1 or more.
       running: running `Moments`, or a `(mean, var, count)` tuple; mean and variance have the shape
         of `x` without the axes in `axis`. The count is not used.
-      gamma: scale; has the shape of `x` along `feature_axes`, or the rank of `x` (broadcast).
+      gamma: scale; has the sizes of `x` along `feature_axes` in ascending order, or the rank of
+        `x` (broadcast), or rank 0.
       beta: offset; like `gamma`.
       r_max: largest correction of the scale, at least 1; may be traced.
       d_max: largest correction of the mean, in running standard deviations; may be traced.
@@ -110,7 +111,8 @@ def blended_batch_norm(
       x: floating-point or complex array of rank 1 or more.
       running: running `Moments`, or a `(mean, var, count)` tuple; mean and variance have the shape
         of `x` without the axes in `axis`. The count is not used.
-      gamma: scale; has the shape of `x` along `feature_axes`, or the rank of `x` (broadcast).
+      gamma: scale; has the sizes of `x` along `feature_axes` in ascending order, or the rank of
+        `x` (broadcast), or rank 0.
       beta: offset; like `gamma`.
       weight: of the batch's moments, in [0, 1]; may be traced.
       axis: the axes pooled, in any order and sign.

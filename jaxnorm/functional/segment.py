@@ -38,8 +38,8 @@ def segment_batch_norm(
       x: floating-point or complex array of rank 1 or more.
       segment_ids: integers of shape (number of examples,), in [0, num_segments); an example with
         another id is left out as if masked.
-      gamma: scale; has the shape of `x` along `feature_axes`, or the rank of `x` (broadcast): one
-        for each domain is `gamma[segment_ids]` at that rank.
+      gamma: scale; has the sizes of `x` along `feature_axes` in ascending order, or the rank of
+        `x` (broadcast; one for each domain is `gamma[segment_ids]` at that rank), or rank 0.
       beta: offset; like `gamma`.
       num_segments: how many segments there can be.
       axis: the axes pooled, `batch_axis` among them.

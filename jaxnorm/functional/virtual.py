@@ -35,7 +35,8 @@ def ghost_batch_norm(
 
     Args:
       x: floating-point or complex array of rank 1 or more.
-      gamma: scale; has the shape of `x` along `feature_axes`, or the rank of `x` (broadcast).
+      gamma: scale; has the sizes of `x` along `feature_axes` in ascending order, or the rank of
+        `x` (broadcast), or rank 0.
       beta: offset; like `gamma`.
       num_virtual_batches: into how many parts the batch is divided, over all devices together.
       axis: the axes pooled, `batch_axis` among them.

@@ -167,7 +167,7 @@ def _spectral_norm(w, u, features, n_steps, epsilon):
         right = lax.fori_loop(0, n_steps, step, right)
         left = unit(_product(matrix, right, 1))
 
-        @functools.partial(jax.checkpoint, policy=residuals.save_only_statistics)
+        @residuals.recomputed
         def divide(w, left, right):
             # Widened once: the gradients of its two uses are added before they are rounded.
             wide = w.astype(dtype)

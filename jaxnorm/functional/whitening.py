@@ -18,7 +18,7 @@ from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.formula import apply_affine
 from jaxnorm._core.mesh import without_explicit_axes
 from jaxnorm._core.plan import PORTABLE
-from jaxnorm._core.pool import Pool, compute_dtype, keep, snap, widen
+from jaxnorm._core.pool import Pool, compute_dtype, keep, pool_of, snap, widen
 from jaxnorm.functional._layout import Layout, check_arrays, check_layout
 from jaxnorm.functional._matrix_root import inverse_root, inverse_root_by_iteration
 
@@ -66,7 +66,8 @@ def whiten(
 
     Args:
       x: floating-point or complex array of rank 2 or more.
-      gamma: scale; has the shape of `x` along `feature_axes`, or the rank of `x` (broadcast).
+      gamma: scale; has the sizes of `x` along `feature_axes` in ascending order, or the rank of
+        `x` (broadcast), or rank 0.
       beta: offset; like `gamma`.
       axis: the axes pooled, in any order and sign: those of the examples.
       feature_axes: the axes of the units, in any order and sign.
@@ -112,8 +113,7 @@ def whiten(
     if steps < 0:
         raise ValueError(f"num_iterations must be at least 0, got {num_iterations!r}.")
     gamma, beta, mask = check_arrays(x.shape, layout, gamma, beta, mask)
-    names = _axes.check_axis_name(axis_name)
-    pool = Pool(layout.pooled, None, names, collectives.freeze_groups(axis_index_groups))
+    pool = pool_of(layout.pooled, axis_name, axis_index_groups)
     epsilon, dtype = _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype)
     return _whiten(
         x, gamma, beta, mask, layout, pool, steps if method == "iterative" else None, epsilon, dtype
@@ -139,7 +139,8 @@ def decorrelate(
       x: floating-point or complex array of rank 2 or more.
       whitening: a `Whitening` or a `(mean, projection, count)` tuple, as `whiten` returns it. The
         count is not used.
-      gamma: scale; has the shape of `x` along `feature_axes`, or the rank of `x` (broadcast).
+      gamma: scale; has the sizes of `x` along `feature_axes` in ascending order, or the rank of
+        `x` (broadcast), or rank 0.
       beta: offset; like `gamma`.
       axis: the axes that were pooled.
       feature_axes: the axes of the units.
@@ -243,7 +244,7 @@ def _project(projection: jax.Array, centered: jax.Array, layout: Layout) -> jax.
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6, 7, 8), inline=True)
 def _whiten(x, gamma, beta, mask, layout: Layout, pool: Pool, steps, epsilon, dtype):
-    @functools.partial(jax.checkpoint, policy=residuals.save_only_statistics)
+    @residuals.recomputed
     def compute(x, gamma, beta):
         rows = layout.to_rows(x)
         kept = None if mask is None else layout.mask_to_rows(mask, x.shape)
@@ -314,7 +315,7 @@ def _products(centered: jax.Array, layout: Layout) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=(6, 7), inline=True)
 def _decorrelate(x, mean, projection, gamma, beta, mask, layout: Layout, dtype):
-    @functools.partial(jax.checkpoint, policy=residuals.save_only_statistics)
+    @residuals.recomputed
     def compute(x, mean, projection, gamma, beta):
         wide = compute_dtype(x.dtype)
         full = jnp.expand_dims(mean.astype(wide), layout.axes)

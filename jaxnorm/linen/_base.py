@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes
+from jaxnorm._core.collectives import AxisIndexGroups
 
 
 class AffineModule(nn.Module, kw_only=True):
@@ -50,7 +55,7 @@ class AffineModule(nn.Module, kw_only=True):
 
         The parameters have the sizes `leading`, and then those of `x` along `axes`.
         """
-        sizes = jnp.shape(x)
+        sizes = np.shape(x)
         features = _axes.canonical_axes(axes, sizes, "feature_axes")
         shape = (*leading, *(sizes[a] for a in features))
         gamma_name, beta_name = self.param_names
@@ -59,3 +64,21 @@ class AffineModule(nn.Module, kw_only=True):
         if beta is None and self.use_beta:
             beta = self.param(beta_name, self.beta_init, shape, self.param_dtype)
         return gamma, beta
+
+
+class MappedModule(AffineModule, kw_only=True):
+    """Base of the modules that can pool over mapped axes.
+
+    Attributes:
+      axis_name: mapped axes to pool over as well; not while initializing.
+      axis_index_groups: groups of indices of `axis_name` that pool together.
+    """
+
+    axis_name: str | Sequence[str] | None = None
+    axis_index_groups: AxisIndexGroups = None
+
+    def mapped(self) -> dict[str, Any]:
+        """Returns the options of a function that pools over mapped axes."""
+        if self.is_initializing():
+            return {}
+        return {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}

@@ -7,10 +7,10 @@ import jax
 
 from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm.functional import feature
-from jaxnorm.linen._base import AffineModule
+from jaxnorm.linen._base import MappedModule
 
 
-class LayerNorm(AffineModule, kw_only=True):
+class LayerNorm(MappedModule, kw_only=True):
     """Layer normalization; see `jaxnorm.layer_norm`.
 
     The same in training and at test time: it keeps no statistics.
@@ -19,6 +19,8 @@ class LayerNorm(AffineModule, kw_only=True):
       reduction_axes: the axes pooled.
       feature_axes: the axes that gamma and beta vary along.
       gamma_offset: added to gamma; give `gamma_init=nn.initializers.zeros` with 1.0.
+      axis_name: mapped axes to pool over as well, for features divided over devices.
+      axis_index_groups: groups of indices of `axis_name` that pool together.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnn
@@ -56,12 +58,13 @@ class LayerNorm(AffineModule, kw_only=True):
             feature_axes=features,
             epsilon=self.epsilon,
             mask=mask,
+            **self.mapped(),
             gamma_offset=self.gamma_offset,
             dtype=self.dtype,
         )
 
 
-class RMSNorm(AffineModule, kw_only=True):
+class RMSNorm(MappedModule, kw_only=True):
     """Root mean square normalization; see `jaxnorm.rms_norm`. Has no beta by default.
 
     Attributes:
@@ -69,6 +72,8 @@ class RMSNorm(AffineModule, kw_only=True):
       feature_axes: the axes that gamma and beta vary along.
       gamma_offset: added to gamma; 1.0 with `gamma_init=nn.initializers.zeros` is Gemma's rule.
       cast_before_gamma: round to the input's dtype before gamma is applied, Llama's rule.
+      axis_name: mapped axes to pool over as well, for features divided over devices.
+      axis_index_groups: groups of indices of `axis_name` that pool together.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnn
@@ -108,6 +113,7 @@ class RMSNorm(AffineModule, kw_only=True):
             feature_axes=features,
             epsilon=self.epsilon,
             mask=mask,
+            **self.mapped(),
             gamma_offset=self.gamma_offset,
             cast_before_gamma=self.cast_before_gamma,
             dtype=self.dtype,

@@ -8,10 +8,10 @@ import jax
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm.functional import group
-from jaxnorm.linen._base import AffineModule
+from jaxnorm.linen._base import MappedModule
 
 
-class GroupNorm(AffineModule, kw_only=True):
+class GroupNorm(MappedModule, kw_only=True):
     """Group normalization; see `jaxnorm.group_norm`.
 
     Attributes:
@@ -19,6 +19,8 @@ class GroupNorm(AffineModule, kw_only=True):
       group_size: channels per group, instead of `num_groups`.
       channel_axis: the axis of the channels.
       reduction_axes: the axes pooled beside the group's channels; default: all but axis 0.
+      axis_name: mapped axes to pool over as well, for positions divided over devices.
+      axis_index_groups: groups of indices of `axis_name` that pool together.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnn
@@ -60,16 +62,19 @@ class GroupNorm(AffineModule, kw_only=True):
             axis=axes,
             epsilon=self.epsilon,
             mask=mask,
+            **self.mapped(),
             dtype=self.dtype,
         )
 
 
-class InstanceNorm(AffineModule, kw_only=True):
+class InstanceNorm(MappedModule, kw_only=True):
     """Instance normalization; see `jaxnorm.instance_norm`.
 
     Attributes:
       channel_axis: the axis of the channels.
       reduction_axes: the axes pooled; default: all but axis 0 and the channels.
+      axis_name: mapped axes to pool over as well, for positions divided over devices.
+      axis_index_groups: groups of indices of `axis_name` that pool together.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnn
@@ -107,5 +112,6 @@ class InstanceNorm(AffineModule, kw_only=True):
             channel_axis=channel,
             epsilon=self.epsilon,
             mask=mask,
+            **self.mapped(),
             dtype=self.dtype,
         )

@@ -1,0 +1,116 @@
+"""Inside `plain()` every norm is its textbook formula, in everyday operations alone."""
+
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.jet import jet
+
+import jaxnorm
+from tests import registry
+
+# What programs that read jaxprs need not know: all of ours, and how others are kept exact and lean.
+FORBIDDEN = {
+    "cond",
+    "optimization_barrier",
+    "checkpoint",
+    "remat2",
+    "reduce_precision",
+    "name",
+}
+
+
+def primitives(jaxpr):
+    """The names of the primitives of a jaxpr and of those inside it."""
+    found = set()
+    for equation in jaxpr.eqns:
+        found.add(equation.primitive.name)
+        for inner in jax.tree.leaves(list(equation.params.values())):
+            inner = getattr(inner, "jaxpr", inner)
+            found |= primitives(inner) if hasattr(inner, "eqns") else set()
+    return found
+
+
+@registry.norms("plain")
+def test_equals_its_formula_in_everyday_operations(norm, rng):
+    """Values and gradients, of two passes: data have a mean of a quarter of their deviation."""
+    x, gamma, beta, mask = norm.draw(rng, norm.shapes["plain"], mask=True)
+    dy = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
+    given = [(name, v) for name, v in (("gamma", gamma), ("beta", beta)) if v is not None]
+
+    def both(x, parameters):
+        y, transpose = jax.vjp(lambda x, p: norm(x, mask=mask, **p), x, parameters)
+        return y, *transpose(dy)
+
+    with jaxnorm.plain():
+        program = jax.make_jaxpr(both)(x, dict(given))
+        plain = jax.jit(both)(x, dict(given))
+    found = primitives(program.jaxpr)
+    assert not found & FORBIDDEN
+    assert not {name for name in found if name.startswith("normalize")}
+    outside = jax.jit(both)(x, dict(given))
+    exact = norm.expected(x, gamma, beta, mask)
+    np.testing.assert_allclose(plain[0], exact, atol=4e-6 * max(1, np.abs(exact).max() / 3))
+    for value, other in zip(jax.tree.leaves(plain), jax.tree.leaves(outside), strict=True):
+        np.testing.assert_allclose(value, other, atol=2e-5 * max(1, np.abs(other).max()), rtol=0)
+
+
+def test_no_cache_mixes_what_was_traced_inside_and_outside():
+    x = jnp.arange(8.0).reshape(2, 4)
+    traced = []
+
+    @jax.jit
+    def norm(x):
+        traced.append(None)
+        return jaxnorm.layer_norm(x)
+
+    def is_plain():
+        return "normalize_tangent" not in str(
+            jax.make_jaxpr(lambda x: jax.jvp(norm, (x,), (x,)))(x)
+        )
+
+    assert not is_plain()
+    with jaxnorm.plain():
+        assert is_plain()
+        with jaxnorm.plain():
+            assert is_plain()
+        assert is_plain()
+        seen = []
+        other = threading.Thread(target=lambda: seen.append(is_plain()))
+        other.start()
+        other.join()
+        assert seen == [False]
+    assert not is_plain()
+    count = len(traced)
+    norm(x)
+    with jaxnorm.plain():
+        norm(x)
+    assert len(traced) == count  # each is traced once, and found again
+    with pytest.raises(RuntimeError, match="inside"), jaxnorm.plain():
+        raise RuntimeError("inside")
+    assert not is_plain()
+
+
+def test_taylor_mode(rng):
+    """jet's coefficients, of which the second is the second derivative along a line."""
+    x, v = (jnp.asarray(a, jnp.float32) for a in rng.normal(size=(2, 3, 5)))
+    norms = {
+        "layer": jaxnorm.layer_norm,
+        "rms": jaxnorm.rms_norm,
+        "batch": lambda x: jaxnorm.batch_norm(x, axis=0)[0],
+        "group": lambda x: jaxnorm.group_norm(x, num_groups=5),
+        "weight": lambda x: jaxnorm.weight_norm(x, axis=0),
+    }
+    for norm in norms.values():
+        with jaxnorm.plain():
+            y, (first, second) = jet(norm, (x,), ((v, jnp.zeros_like(v)),))
+
+        def along(t, norm=norm):
+            return norm(x + t * v)
+
+        slope = jax.jacfwd(along)
+        np.testing.assert_allclose(y, along(0.0), atol=1e-5)
+        np.testing.assert_allclose(first, slope(0.0), atol=1e-4)
+        np.testing.assert_allclose(second, jax.jacfwd(slope)(0.0), atol=2e-3)
