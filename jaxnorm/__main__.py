@@ -6,9 +6,12 @@ import sys
 from collections.abc import Sequence
 
 import jaxnorm
-from jaxnorm.cli import axes, bench, compare, exact
+from jaxnorm.cli import axes
 from jaxnorm.cli.arguments import Parser
+from jaxnorm.cli.bench import command as bench
+from jaxnorm.cli.compare import command as compare
 from jaxnorm.cli.errors import UserError
+from jaxnorm.cli.exact import command as exact
 
 # Each has add_parser(subparsers), which sets `run`: a function of the parsed arguments that
 # returns the exit status.

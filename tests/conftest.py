@@ -31,17 +31,17 @@ def rng():
 @pytest.fixture
 def reused(monkeypatch):
     """Leaves the allocator of the process as it is for the other tests; holds what is asked for."""
-    from jaxnorm.cli import bench_timing
+    from jaxnorm.cli.bench import timing
 
     asked = []
-    monkeypatch.setattr(bench_timing, "reuse_pages", lambda: asked.append(True))
+    monkeypatch.setattr(timing, "reuse_pages", lambda: asked.append(True))
     return asked
 
 
 @pytest.fixture(scope="session")
 def images_file(tmp_path_factory):
     """The images that the comparison of normalizations is tested with."""
-    from tests.compare import make_images
+    from tests.cli.compare.rows import make_images
 
     path = tmp_path_factory.mktemp("data") / "squares.npz"
     x, y = make_images()

@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 
 import jaxnorm.linen as jnn
-from jaxnorm.cli import bench_compiled_nets as nets
-from jaxnorm.cli.bench_compiled import compile_norm
-from jaxnorm.cli.bench_compiled_chips import make_target
-from jaxnorm.cli.bench_models import PACKAGES
-from jaxnorm.cli.bench_nets import CLASSES, make_norm, make_update
+from jaxnorm.cli.bench import nets
+from jaxnorm.cli.bench.chips import make_target
+from jaxnorm.cli.bench.compiled import compile_norm, make_step
+from jaxnorm.cli.bench.nets import CLASSES, PACKAGES, make_norm, make_update
 from jaxnorm.cli.errors import UserError
-from jaxnorm.cli.peers import Case
-from jaxnorm.cli.peers_jax import foreign_code, load_flax, load_jaxnorm
+from jaxnorm.cli.peers.case import Case
+from jaxnorm.cli.peers.jax_libraries import load_flax, load_jaxnorm
+from jaxnorm.cli.peers.jax_peer import foreign_code
 
 ROWS, FEW_ROWS, IMAGES = (8, 128, 256), (8, 16, 128), (8, 8, 8, 64)
 HEADS = 2
@@ -74,7 +74,7 @@ class Recurrent(nn.Module):
 
 
 def compile_block(target, norm, shape, dtype, layers):
-    step = nets.make_step(Case(norm, shape, dtype), layers, PACKAGES["jaxnorm"], target)
+    step = make_step(Case(norm, shape, dtype), layers, PACKAGES["jaxnorm"], target)
     return [target.compile(*step)]
 
 

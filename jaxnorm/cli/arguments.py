@@ -1,13 +1,16 @@
-"""Types of command line arguments, and a parser whose errors are one line."""
+"""Arguments of the command line: how they are read, and a parser whose errors are one line."""
 
 from __future__ import annotations
 
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jaxnorm.cli.errors import UserError
+
+Read = Callable[[str], Any]
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,50 +21,30 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-def positive_int(text: str) -> int:
-    """Reads a whole number of at least 1."""
-    return _whole_number(text, 1, "a positive whole number")
+def _reader(convert: Read, fits: Callable[[Any], bool], expected: str) -> Read:
+    """Returns a function that reads an argument, and says what was expected if it does not fit."""
+
+    def read(text: str) -> Any:
+        try:
+            value = convert(text)
+        except ValueError:
+            value = None
+        if value is None or not fits(value):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        return value
+
+    return read
 
 
-def whole_number(text: str) -> int:
-    """Reads a whole number from 0 to 2^32 - 1, the range of seeds."""
-    return _whole_number(text, 0, "a whole number from 0 to 4294967295")
+integer = _reader(int, lambda value: True, "a whole number")
+positive_int = _reader(int, lambda value: 1 <= value < 2**32, "a positive whole number")
+# The range of seeds.
+whole_number = _reader(int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
+positive_float = _reader(float, lambda value: 0 < value < math.inf, "a positive number")
+share = _reader(float, lambda value: 0 < value <= 1, "a number above 0 and up to 1")
 
 
-def _whole_number(text: str, smallest: int, expected: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if not smallest <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
-    return value
-
-
-def positive_float(text: str) -> float:
-    """Reads a finite number above 0."""
-    value = _number(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
-    return value
-
-
-def share(text: str) -> float:
-    """Reads a number above 0 and up to 1."""
-    value = _number(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number above 0 and up to 1, got {text!r}")
-    return value
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def one_of(*names: str) -> Callable[[str], str]:
+def one_of(*names: str) -> Read:
     """Returns a reader of one of the given names."""
 
     def read(text: str) -> str:
@@ -72,14 +55,55 @@ def one_of(*names: str) -> Callable[[str], str]:
     return read
 
 
-def comma_list(read: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    """Returns a reader of values separated by commas, each read by `read` and given once."""
+def add_list(
+    parser: argparse.ArgumentParser,
+    name: str,
+    read: Read,
+    text: str,
+    *,
+    metavar: str = "A",
+    repeats: bool = False,
+    **options: Any,
+) -> None:
+    """Adds an option of several values, written with commas, spaces or both between them.
 
-    def read_list(text: str) -> tuple[Any, ...]:
-        values = tuple(read(part.strip()) for part in text.split(","))
-        for value in values:
-            if values.count(value) > 1:
-                raise argparse.ArgumentTypeError(f"{value!r} is given twice")
-        return values
+    Args:
+      parser: of the command.
+      name: of the option.
+      read: reads one value.
+      text: what the help says.
+      metavar: what the help calls a value.
+      repeats: whether a value may be given twice.
+      **options: of `add_argument`; a default that is text is read as if it were typed.
+    """
 
-    return read_list
+    class Join(argparse.Action):
+        def __call__(self, parser, namespace, values, option_string=None):
+            joined = tuple(value for part in values or () for value in part)
+            twice = [value for value in joined if joined.count(value) > 1]
+            if twice and not repeats:
+                raise argparse.ArgumentError(self, f"{twice[0]!r} is given twice")
+            setattr(namespace, self.dest, joined)
+
+    def read_part(part: str) -> tuple[Any, ...]:
+        # "a, b" is two parts for the shell, the first with a comma at its end.
+        return tuple(read(value.strip()) for value in part.strip(",").split(","))
+
+    kind: Any = read_part
+    parser.add_argument(
+        name, nargs="+", action=Join, type=kind, metavar=metavar, help=text, **options
+    )
+
+
+def add_report(parser: argparse.ArgumentParser, folder: str) -> None:
+    """Adds the options of every command that prints tables: how, and where its files go."""
+    parser.add_argument(
+        "--markdown", action="store_true", help="print the tables as Markdown, for a README"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(folder),
+        metavar="FOLDER",
+        help=f"output folder (default: {folder})",
+    )

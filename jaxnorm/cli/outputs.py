@@ -1,9 +1,12 @@
-"""The folder that a command writes its files to."""
+"""The folder that a command writes its files to, and its CSV file."""
 
 from __future__ import annotations
 
+import csv
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxnorm.cli.errors import UserError
 
@@ -27,3 +30,11 @@ def prepare_folder(folder: Path, *names: str) -> None:
                 path.open("ab").close()
     except OSError as error:
         raise UserError(f"cannot write to {path}: {error.strerror}") from error
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes rows of the same keys, under a header of these."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)

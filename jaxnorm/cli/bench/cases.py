@@ -1,0 +1,81 @@
+"""The cases that `bench` measures: normalizations, shapes and dtypes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from jaxnorm.cli.errors import UserError
+from jaxnorm.cli.peers.case import Case, Data
+
+# Batch norm in steady state, and in its first step: running mean 0 and variance 1.
+NORMS = ("layer", "rms", "batch", "batch-first", "group", "instance")
+# Tokens (rows, features) and images (N, H, W, C), in float32: 8 kB; 1.5 to 3 MB; more than
+# 16 MB, so that the halves of bfloat16 are still large; and what fills a GPU or TPU.
+TOKENS = {
+    "small": (16, 128),
+    "medium": (1024, 768),
+    "large": (12608, 768),
+    "huge": (16384, 4096),
+}
+IMAGES = {
+    "small": (4, 4, 4, 32),
+    "medium": (8, 28, 28, 64),
+    "large": (32, 56, 56, 64),
+    "huge": (64, 56, 56, 256),
+}
+SIZES = tuple(TOKENS)
+LARGE_BYTES = 8e6  # inputs of this size and more count for the means
+# What --compile-for compiles for, and how many of them.
+CHIPS, MOST_DEVICES = ("v5e", "v5p", "v6e", "h100"), 8
+FEWEST_AXES = {"layer": 2, "rms": 2, "batch": 2, "batch-first": 2, "group": 2, "instance": 3}
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """Reads a shape such as 32x56x56x64, features or channels last."""
+    try:
+        shape = tuple(int(size) for size in text.split("x"))
+    except ValueError:
+        shape = ()
+    if len(shape) < 2 or min(shape) < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected two or more positive sizes, such as 128x64, got {text!r}"
+        )
+    return shape
+
+
+def name_size(shape: tuple[int, ...]) -> str | None:
+    """Returns the name of the size that has the shape."""
+    return next((size for size in SIZES if shape in (TOKENS[size], IMAGES[size])), None)
+
+
+def list_cases(
+    norms: Sequence[str],
+    sizes: Sequence[str],
+    shapes: Sequence[tuple[int, ...]] | None,
+    dtypes: Sequence[str],
+) -> list[Case]:
+    """Returns every combination; `shapes` takes the place of `sizes`.
+
+    Raises:
+      UserError: a shape has too few axes for a norm.
+    """
+    cases = []
+    for norm in norms:
+        named = TOKENS if norm in ("layer", "rms") else IMAGES
+        for shape in shapes or [named[size] for size in sizes]:
+            cases += [Case(norm, shape, dtype) for dtype in dtypes]
+            if len(shape) < FEWEST_AXES[norm]:
+                raise UserError(
+                    f"{norm} norm needs a shape of {FEWEST_AXES[norm]} or more sizes, batch "
+                    f"first and channels last, got {cases[-1].shape_text}; see --norms"
+                )
+    return cases
+
+
+def make_data(case: Case) -> Data:
+    """Returns the arrays of a case, with means as the channels of a trained network have them.
+
+    Standard normal numbers would flatter whoever takes sums of squares and mends the rest.
+    """
+    return Data(case, spread=1, steady=case.norm == "batch")

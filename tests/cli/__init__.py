@@ -1,0 +1,1 @@
+"""Tests of the commands, a folder for each that has one."""
