@@ -16,6 +16,7 @@ from jaxnorm._core.formula import Options
 from jaxnorm._layers import banks, running, sources
 from jaxnorm._layers.decisions import Decisions
 from jaxnorm._layers.layer import Context, FirstState, Layer, State
+from jaxnorm._layers.narrow import warn_if_narrow
 from jaxnorm._layers.sources import Limit, Statistics
 from jaxnorm.functional import _batch_core as core
 from jaxnorm.functional.virtual import check_virtual
@@ -145,6 +146,8 @@ class BatchLayer(Layer):
         y = sources.choose(decisions.evaluate, results)
         if not tracks:
             return y, None
+        if not context.accumulates:
+            warn_if_narrow(state["mean"].dtype, self.momentum, context)
         pooled = jax.lax.stop_gradient(pooled or core.batch_moments(inputs, batch, options))
         if self.num_domains is not None and domain is not None:
             pooled = banks.as_bank(pooled, domain, self.num_domains)

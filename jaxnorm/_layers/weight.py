@@ -166,7 +166,8 @@ class SpectralNormLayer(WeightLayer):
         if not update:
             return self.weight(value, own), None
         weight, u, sigma = self._divide(value, own["u"], self.n_steps)
-        return weight, {"u": u, "sigma": jax.lax.stop_gradient(sigma)}
+        new = {"u": u, "sigma": jax.lax.stop_gradient(sigma)}
+        return weight, {name: value.astype(own[name].dtype) for name, value in new.items()}
 
     def first_u(self, value: jax.Array, key: jax.Array) -> jax.Array:
         """Returns the u that a parameter starts with, iterated from a random one."""

@@ -16,6 +16,7 @@ from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.pool import compute_dtype, real_dtype
 from jaxnorm._layers.layer import Context, FirstState, Layer, State
+from jaxnorm._layers.narrow import warn_if_narrow
 from jaxnorm.functional import whitening
 from jaxnorm.functional._layout import Layout, check_layout
 from jaxnorm.functional.whitening import Method, Whitening
@@ -96,6 +97,7 @@ class WhiteningLayer(Layer):
         if context.initializing:
             return y, None
         batch = jax.lax.stop_gradient(batch)
+        warn_if_narrow(running.mean.dtype, self.momentum, context)
         if traced:
             # Statistics of no examples change nothing.
             batch = batch._replace(count=jnp.where(evaluate, 0, batch.count))

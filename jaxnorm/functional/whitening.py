@@ -226,8 +226,9 @@ def update_whitening(
         projection = projection * factor.astype(projection.dtype)
 
     def move(old, new, count):
-        moved = momentum * old + (1 - momentum) * new.astype(old.dtype)
-        return jnp.where(count > 0, moved, old)
+        wide = compute_dtype(old.dtype)
+        moved = momentum * old.astype(wide) + (1 - momentum) * new.astype(wide)
+        return jnp.where(count > 0, moved, old.astype(wide)).astype(old.dtype)
 
     return Whitening(
         move(running.mean, batch.mean, count),

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from jaxnorm._core.combine import update_moments
 from jaxnorm._core.moments import Moments
+from jaxnorm._core.pool import compute_dtype
 from jaxnorm._layers.running import ACCUMULATORS
 
 Stats = Mapping[str, Any]
@@ -32,7 +34,8 @@ def accumulate(batch_stats: Stats) -> dict[str, Any]:
       batch_stats: the collection of a model's variables; modules may share it and be stacked.
 
     Returns:
-      A new collection, with the same structure after every call of the model.
+      A new collection, with the same structure after every call of the model; the accumulators are
+      float32 or wider.
 
     Raises:
       ValueError: there is no running mean and variance in it.
@@ -58,7 +61,7 @@ def accumulate(batch_stats: Stats) -> dict[str, Any]:
         del path
         nonlocal found
         found = True
-        mean, var = node["mean"], node["var"]
+        mean, var = (_wide(node[name]) for name in ("mean", "var"))
         zeros = (jnp.zeros_like(mean), jnp.zeros_like(var), jnp.zeros_like(var))
         return node | dict(zip(ACCUMULATORS, zeros, strict=True))
 
@@ -84,8 +87,8 @@ def settle(
       debias: as the modules have it.
 
     Returns:
-      The collection as it was before `accumulate`, updated once. Statistics that nothing was
-      accumulated for stay as they are.
+      The collection as it was before `accumulate`, updated once, in float32 or wider. Statistics
+      that nothing was accumulated for stay as they are.
 
     Raises:
       ValueError: there are no accumulators in it, or `momentum` lies outside [0, 1].
@@ -100,13 +103,19 @@ def settle(
         rest = {name: value for name, value in node.items() if name not in ACCUMULATORS}
         if len(rest) == len(node):
             return node
-        mean, var = node["mean"], node["var"]
-        running = Moments(mean, var, node.get("count", jnp.zeros_like(var)))
+        mean, var = (_wide(node[name]) for name in ("mean", "var"))
+        running = Moments(mean, var, _wide(node.get("count", jnp.zeros_like(var))))
         batch = Moments(*(node[name] for name in ACCUMULATORS))
         new = update_moments(running, batch, momentum=momentum, unbiased=unbiased, debias=debias)
         return rest | {k: v for k, v in new._asdict().items() if k in rest}
 
     return map_running(batch_stats, update)
+
+
+def _wide(value: Any) -> jax.Array:
+    """Returns a statistic in float32 or wider, whatever a model keeps it in."""
+    value = jnp.asarray(value)
+    return value.astype(compute_dtype(value.dtype))
 
 
 def map_running(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnorm._core.pool import compute_dtype
 from jaxnorm._layers.batch import BatchLayer
 from jaxnorm.linen.batch import BatchNorm
 from jaxnorm.tools._accumulate import accumulate, accumulators, map_running
@@ -53,8 +54,8 @@ def recalibrate(
       progress: show a progress bar (needs rich).
 
     Returns:
-      The new collection `batch_stats`. A layer that is used twice gets the moments of all that
-      reaches it.
+      The new collection `batch_stats`, in float32 or wider. A layer that is used twice gets the
+      moments of all that reaches it.
 
     Raises:
       ValueError: there is no batch; `passes` is below 1, or above 1 for batches that can be
@@ -155,7 +156,7 @@ def _replace(stats, population):
         moments = population[path]
         seen = moments.count > 0
         new = {
-            name: jnp.where(seen, value.astype(node[name].dtype), node[name])
+            name: _replaced(node[name], value, seen)
             for name, value in (("mean", moments.mean), ("var", moments.var))
         }
         if "count" in node:
@@ -164,3 +165,9 @@ def _replace(stats, population):
         return node | new
 
     return map_running(stats, replace)
+
+
+def _replaced(old, new, seen):
+    """Returns `new` where elements were seen, in float32 or wider."""
+    wide = compute_dtype(old.dtype)
+    return jnp.where(seen, new.astype(wide), old.astype(wide))
