@@ -9,10 +9,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxnorm._core import collectives
 from jaxnorm._core.formula import Options, full_gamma, inverse_root, normalized
 from jaxnorm._core.plan import Plan
-from jaxnorm._core.pool import compute_dtype, keep, reduced_shape, subtract, sum_axes, widen
+from jaxnorm._core.pool import compute_dtype, keep, reduced_shape, sum_axes, widen
 from jaxnorm._core.statistics import Centered, local_count
 
 
@@ -42,22 +41,6 @@ def tangent(x, gamma, mask, shift, offset, var, dx, dgamma, dbeta, *, options: O
     if dbeta is not None:
         dy = dy + dbeta.astype(x_hat.dtype)
     return keep(mask, dy).astype(options.dtype), doffset, dvar
-
-
-def statistics_tangent(x, mask, stats: Centered, count, dx, options: Options):
-    """Returns the tangents of offset and var: P(dx) and 2 P(Re((x - mean)* dx)).
-
-    By everyday operations, which know complex numbers and mapped axes.
-    """
-    pool, dx = options.pool, widen(dx, mask)
-    rest = keep(mask, subtract(x, mask, pool, stats.shift, stats.offset))
-    product = (rest.conj() * dx).real if jnp.iscomplexobj(rest) else rest * dx
-    sums = (pool.sum(product), pool.sum(dx)) if options.center else (pool.sum(product),)
-    if pool.names:
-        sums = collectives.psum(sums, pool.names, pool.index_groups)
-    count = jnp.maximum(count, 1)
-    dvar, *doffset = (s / count.astype(s.dtype) for s in sums)
-    return (doffset[0] if doffset else None), 2 * dvar
 
 
 def cotangents(

@@ -12,21 +12,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.interpreters import ad
 from jax.sharding import PartitionSpec
 
 from jaxnorm._core import moments as _moments
-from jaxnorm._core.derivatives import cotangents, statistics_tangent, tangent
-from jaxnorm._core.formula import Options, full_gamma, inverse_root, result
-from jaxnorm._core.mesh import is_manual, spec_of, splits_evenly, varying, without_explicit_axes
+from jaxnorm._core.derivatives import cotangents, tangent
+from jaxnorm._core.formula import Options, result
+from jaxnorm._core.mapped import find_mapped, sent_once
+from jaxnorm._core.mesh import is_manual, spec_of, splits_evenly, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.plain import is_plain
-from jaxnorm._core.plan import MAPPED, PORTABLE, Plan
+from jaxnorm._core.plan import Plan
 from jaxnorm._core.pool import Pool, compute_dtype, real_dtype, reduced_shape
 from jaxnorm._core.primitive import Operation, Shape
 from jaxnorm._core.residuals import recomputed, save
-from jaxnorm._core.statistics import Centered, find, local_count, mean_square
+from jaxnorm._core.statistics import Centered, find, local_count
 
 
 @functools.partial(jax.jit, static_argnames="options", inline=True)
@@ -62,8 +62,7 @@ def statistics_of(x, mask, options: Options, near=None) -> tuple[Centered, jax.A
         _, *stats = _forward(x, None, None, mask, near, options=options, alone=False)
         count = local_count(x, mask, options.pool)
     else:
-        pooled = _pooled.fun if is_plain() else _pooled
-        *stats, count = pooled(x, mask, near, options)
+        stats, count = find_mapped(x, mask, near, options)
     return Centered(*map(save, stats)), count
 
 
@@ -91,74 +90,18 @@ def _recomputed(x, gamma, beta, mask, near, options: Options) -> tuple[jax.Array
     @recomputed
     def compute(x, gamma, beta):
         stats, count = statistics_of(x, mask, options, near)
-        y = result(x, gamma, *_sent_once(gamma, beta, mask, stats, options), options)
+        bias, given = sent_once(gamma, beta, stats, options)
+        y = result(x, gamma, bias, mask, given, options)
         return y, _moments.to_moments(stats, count, options.pool.axes)
 
     return compute(x, gamma, beta)
-
-
-def _sent_once(gamma, beta, mask, stats: Centered, options: Options):
-    """Returns beta, the mask and the statistics, for derivatives that devices exchange once.
-
-    The cotangent of the offset is that of beta times -scale. So the offset is held fixed, and its
-    derivative goes the way of beta's; the values stay.
-    """
-    pool = options.pool
-    if not pool.names or pool.groups is not None or beta is None or stats.offset is None:
-        return beta, mask, stats
-    if any(map(pool.varies_within, (gamma, beta))):
-        return beta, mask, stats
-    beta = beta.astype(stats.offset.dtype)
-    offset, fixed = lax.stop_gradient((stats.offset, beta))
-    scale = inverse_root(stats.var, options.epsilon).astype(beta.dtype)
-    scale = scale * full_gamma(gamma, options.gamma_offset, beta.dtype)
-    return (
-        fixed + ((beta - fixed) - (stats.offset - offset) * scale),
-        mask,
-        stats._replace(offset=offset),
-    )
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _pooled(x, mask, near, options: Options):
-    """Returns shift, offset, var and the count, found by everyday operations.
-
-    Over mapped axes quick sums save a collective: the condition is the same on all devices, but
-    where groups of them pool apart. `near` must be the same there too, as its type tells.
-    """
-    names, plan = options.pool.names, PORTABLE
-    if names and options.pool.index_groups is None:
-        plan = MAPPED
-        if near is not None and not varying(x).issuperset(names):
-            near = None
-        elif near is not None and varying(near).intersection(names):
-            near = None
-    stats, count = _statistics(x, mask, near, options, plan)
-    return (*stats, count)
-
-
-@_pooled.defjvp
-def _pooled_jvp(options: Options, primals, tangents):
-    x, mask, near = primals
-    shift, offset, var, count = (save(v) for v in _pooled(x, mask, near, options))
-    doffset, dvar = statistics_tangent(
-        x, mask, Centered(shift, offset, var), count, tangents[0], options
-    )
-    dshift = None if shift is None else jnp.zeros_like(shift)
-    return (shift, offset, var, count), (dshift, doffset, dvar, jnp.zeros_like(count))
-
-
-def _statistics(x, mask, near, options: Options, plan: Plan) -> tuple[Centered, jax.Array]:
-    if options.center:
-        return find(x, mask, options.pool, near, plan)
-    return mean_square(x, mask, options.pool, plan)
 
 
 def forward(x, gamma, beta, mask, near, *, options: Options, plan: Plan, alone: bool):
     """Returns y and the statistics: shift, offset and var. If `alone`, nothing else needs those."""
     if alone and options.pool.is_row(x.shape):
         plan = plan.of_rows()
-    stats, _ = _statistics(x, mask, near, options, plan)
+    stats, _ = find(x, mask, options.pool, near, plan, center=options.center)
     (x, mask), again = plan.next_pass((x, mask), stats)
     return (result(x, gamma, beta, mask, again, options), *stats)
 

@@ -169,6 +169,20 @@ def snap(offset: jax.Array) -> jax.Array:
     return offset + (snapped - value)
 
 
+def bounded(mean: jax.Array, dropped_bits: int = 0) -> jax.Array:
+    """Returns `mean`, rounded, nowhere so large that x - mean is infinite for a finite x.
+
+    Beyond that bound the rounding of x alone has squares that are not finite, so that whatever is
+    subtracted, the variance is infinite and the result 0.
+    """
+    if jnp.iscomplexobj(mean):
+        return reduce_precision(mean, dropped_bits)
+    largest = float(jnp.finfo(mean.dtype).max) * float(jnp.finfo(mean.dtype).eps) / 4
+    # With a clamp XLA on GPU would not compute rows in one kernel, so the rounding lies in between.
+    rounded = reduce_precision(jnp.maximum(mean, -largest), dropped_bits)
+    return jnp.minimum(rounded, largest)
+
+
 def sum_axes(x: jax.Array, axes: Sequence[int], plan: Plan = PORTABLE) -> jax.Array:
     """Returns the sum over `axes`, which stay with size 1.
 

@@ -12,6 +12,7 @@ They keep the rank of the input, with size 1 along the pooled axes, one entry fo
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ from jaxnorm._core.plan import PLAIN, PORTABLE, Plan
 from jaxnorm._core.pool import (
     Pool,
     abs2,
+    bounded,
     compute_dtype,
     keep,
     real_dtype,
@@ -51,9 +53,11 @@ class Centered(NamedTuple):
 
 
 def find(
-    x: jax.Array, mask: jax.Array | None, pool: Pool, near: jax.Array | None, plan: Plan = PORTABLE
+    x, mask, pool: Pool, near, plan: Plan = PORTABLE, *, center: bool = True
 ) -> tuple[Centered, jax.Array]:
     """Returns the statistics of `x` and the count, found in the plan's way."""
+    if not center:
+        return mean_square(x, mask, pool, plan)
     if is_plain():
         return textbook(x, mask, pool)
     way = {"quick": quick, "sampled": sampled, "two_passes": two_passes}[plan.way]
@@ -65,9 +69,8 @@ def textbook(x, mask, pool: Pool) -> tuple[Centered, jax.Array]:
 
     The three ways find the same, and the mean in two parts.
     """
-    (total,), count = _across(
-        (pool.sum(widen(x, mask), PLAIN),), local_count(x, mask, pool), mask, pool
-    )
+    total, count = pool.sum(widen(x, mask), PLAIN), local_count(x, mask, pool)
+    (total,), count = _across((total,), count, mask, pool)
     number = count if mask is None else jnp.maximum(count, 1)
     mean = total / number.astype(total.dtype)
     squares = pool.sum(abs2(keep(mask, subtract(x, mask, pool, mean))), PLAIN)
@@ -113,9 +116,8 @@ def quick(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
         if near is not None:
             # So far off `near` can be that x - near kept nothing of x, nor of its mean.
             is_lost = jnp.any((stats.shift != 0) & ~_is_close(stats, 300))
-            mean = lax.cond(
-                is_lost, lambda _: flat(mean_of(x, mask, pool, plan)[0]), lambda mean: mean, mean
-            )
+            found = functools.partial(mean_of, x, mask, pool, plan)
+            mean = lax.cond(is_lost, lambda _: flat(found()[0]), lambda mean: mean, mean)
         (rest, kept), shift = plan.next_pass((x, mask), bounded(mean, 3).reshape(shape))
         return flat(about(shift, count, rest, kept, pool, plan)[0])
 
@@ -165,21 +167,7 @@ def about(
     return Centered(jnp.zeros_like(offset) if shift is None else shift, offset, var), count
 
 
-def bounded(mean: jax.Array, dropped_bits: int = 0) -> jax.Array:
-    """Returns `mean`, rounded, nowhere so large that x - mean is infinite for a finite x.
-
-    Beyond that bound the rounding of x alone has squares that are not finite, so that whatever is
-    subtracted, the variance is infinite and the result 0.
-    """
-    if jnp.iscomplexobj(mean):
-        return reduce_precision(mean, dropped_bits)
-    largest = float(jnp.finfo(mean.dtype).max) * float(jnp.finfo(mean.dtype).eps) / 4
-    # With a clamp XLA on GPU would not compute rows in one kernel, so the rounding lies in between.
-    rounded = reduce_precision(jnp.maximum(mean, -largest), dropped_bits)
-    return jnp.minimum(rounded, largest)
-
-
-def mean_square(x, mask, pool: Pool, plan: Plan = PORTABLE) -> tuple[Centered, jax.Array]:
+def mean_square(x, mask, pool: Pool, plan: Plan) -> tuple[Centered, jax.Array]:
     """Returns the mean of |x|^2 in place of the statistics, and the count."""
     count = local_count(x, mask, pool, plan)
     total = pool.sum(abs2(widen(x, mask)), plan)
