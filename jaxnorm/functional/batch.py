@@ -6,13 +6,10 @@ from collections.abc import Sequence
 
 import jax
 
-from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
-from jaxnorm._core.formula import Options
 from jaxnorm._core.moments import Moments
-from jaxnorm._core.normalize import normalize
-from jaxnorm._core.pool import pool_of
+from jaxnorm.functional import _batch_core as core
 
 
 def batch_norm(
@@ -67,15 +64,6 @@ def batch_norm(
 
     Reference: Ioffe & Szegedy 2015, Batch Normalization, arXiv:1502.03167.
     """
-    x = _axes.check_input(x)
-    axes = _axes.canonical_axes(axis, x.shape)
-    kept = _axes.other_axes(axes, x.ndim)
-    pool = pool_of(axes, axis_name, axis_index_groups)
-    options = Options(pool, _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype))
-    if gamma is not None:
-        gamma = _axes.expand_parameter(gamma, x.shape, feature_axes, kept, "gamma")
-    if beta is not None:
-        beta = _axes.expand_parameter(beta, x.shape, feature_axes, kept, "beta")
-    if mask is not None:
-        mask = _axes.expand_mask(mask, x.shape)
-    return normalize(x, gamma, beta, mask, options)
+    inputs, axes = core.check_inputs(x, gamma, beta, mask, axis, feature_axes)
+    options = core.make_options(inputs.x, axes, epsilon, axis_name, axis_index_groups, dtype)
+    return core.normalize_by_batch(inputs, core.Batch(), None, options)
