@@ -1,19 +1,27 @@
 """Every code block of the README runs; the lines that install are run by `.ci/run`."""
 
 import doctest
+import itertools
 import pathlib
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
+import jaxnorm
+import jaxnorm.linen
+import jaxnorm.plot
+import jaxnorm.tools
 from jaxnorm.__main__ import main
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 TEXT = README.read_text(encoding="utf-8")
+PROJECT = tomllib.loads((README.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+TABLE = re.search(r"^\| technique \|.*\n(?:\|.*\n)+", TEXT, re.MULTILINE)[0].splitlines(True)
 
 
 def blocks(language):
@@ -30,14 +38,13 @@ def test_examples_give_the_results_shown():
     assert results.failed == 0
 
 
-def test_scripts_run(tmp_path):
-    for code in blocks("python"):
-        if ">>>" in code:
-            continue  # Run by the test above.
-        script = tmp_path / "script.py"
-        script.write_text(code, encoding="utf-8")
-        done = subprocess.run([sys.executable, script], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+def test_python_is_shown_as_examples_that_run():
+    assert all(code.startswith(">>> ") for code in blocks("python"))
+
+
+def test_it_is_read_in_two_minutes():
+    """At most 11 kB beside the table of techniques, of a row for each."""
+    assert len(TEXT.replace("".join(TABLE), "").encode()) <= 11_000
 
 
 def commands():
@@ -47,7 +54,18 @@ def commands():
                 yield shlex.split(part)
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if "jaxnorm" in c], ids=" ".join)
+def modules_in(command):
+    """What a command runs by `python -m`."""
+    return [name for flag, name in itertools.pairwise(command) if flag == "-m"]
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if "pip" in c], ids=" ".join)
+def test_what_is_installed_is_an_extra(command):
+    (extra,) = re.findall(r"\.\[(\w+)\]", " ".join(command))
+    assert extra in PROJECT["optional-dependencies"]
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if modules_in(c) == ["jaxnorm"]])
 def test_commands_of_the_package_exist(command, capsys):
     arguments = command[command.index("jaxnorm") + 1 :]
     with pytest.raises(SystemExit) as stop:
@@ -56,10 +74,19 @@ def test_commands_of_the_package_exist(command, capsys):
     assert "usage" in capsys.readouterr().out
 
 
-def test_tools_of_the_development_line_are_in_the_dev_extra():
-    extra = re.search(
-        r"^dev = \[(.*?)^\]", (README.parent / "pyproject.toml").read_text(), re.M | re.S
-    )
-    used = {"ruff", "pyright", "pytest"}
-    assert used <= set(re.findall(r'"([\w-]+)', extra[1]))
-    assert {pathlib.Path(c[0]).name for c in commands()} <= used | {"python3", "python"}
+def test_tools_of_the_development_lines_are_in_the_dev_extra():
+    dev = {re.match(r"[\w-]+", r)[0] for r in PROJECT["optional-dependencies"]["dev"]}
+    programs = {pathlib.Path(c[0]).name for c in commands()} - {"python3", "python"}
+    modules = {m for c in commands() for m in modules_in(c)} - {"venv", "pip", "jaxnorm"}
+    assert programs | modules == {"ruff", "pyright", "pytest", "pdoc"} <= dev
+
+
+def test_the_documentation_has_everything_public(tmp_path):
+    (command,) = (c for c in commands() if "pdoc" in c)
+    command = [sys.executable, *command[1:], "--output-directory", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    for package in (jaxnorm, jaxnorm.linen, jaxnorm.tools, jaxnorm.plot):
+        page = tmp_path.joinpath(*package.__name__.split(".")).with_suffix(".html")
+        anchors = set(re.findall(r'id="([^"]+)"', page.read_text(encoding="utf-8")))
+        assert set(package.__all__) <= anchors
