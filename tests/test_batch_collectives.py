@@ -7,6 +7,7 @@ import re
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import nbformat
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -15,7 +16,7 @@ import jaxnorm.linen as jnn
 from tests.hlo import collectives
 
 P = PartitionSpec
-README = pathlib.Path(__file__).parents[1] / "README.md"
+NOTEBOOK = pathlib.Path(__file__).parents[1] / "notebooks" / "06_exact_lean_fast.ipynb"
 CHANNELS = 6
 FLOATS = 4 * CHANNELS  # bytes of one statistic of all channels
 
@@ -69,10 +70,11 @@ def communication(norm, mapped, masked=False):
     )
 
 
-def readme_row(name):
-    """The row of the README's table: the number and bytes forward, then backward."""
+def documented_row(name):
+    """The row of the notebook's table: the number and bytes forward, then backward."""
+    text = "\n".join(cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells)
     row = rf"^\| {re.escape(name)} \| (\d+) \| (\d+) C \| (\d+) \| (\d+) C \|$"
-    return [int(n) for n in re.search(row, README.read_text(encoding="utf-8"), re.M).groups()]
+    return [int(n) for n in re.search(row, text, re.M).groups()]
 
 
 def as_row(forward, backward):
@@ -81,7 +83,7 @@ def as_row(forward, backward):
 
 
 @pytest.mark.parametrize("mapped", [False, True], ids=["sharded jit", "shard_map"])
-def test_a_synchronised_layer_sends_what_the_readme_says(mapped):
+def test_a_synchronised_layer_sends_what_the_notebook_says(mapped):
     """Over named axes one small all-reduce each way, of sums that a check on the data accepts.
 
     The backward one carries gamma's and beta's derivatives as well. A sharded jit has no check on
@@ -91,9 +93,9 @@ def test_a_synchronised_layer_sends_what_the_readme_says(mapped):
     forward, backward, both = communication(jnn.BatchNorm(axis_name=name), mapped)
     once = [("all-reduce", 2 * FLOATS)]
     assert forward == (once if mapped else [("all-reduce", FLOATS), *once])
-    assert as_row(forward, backward) == readme_row(f"jaxnorm, {way}")
+    assert as_row(forward, backward) == documented_row(f"jaxnorm, {way}")
     flax_forward, flax_backward, flax_both = communication(nn.BatchNorm(axis_name=name), mapped)
-    assert as_row(flax_forward, flax_backward) == readme_row(f"flax.linen, {way}")
+    assert as_row(flax_forward, flax_backward) == documented_row(f"flax.linen, {way}")
     assert {kind for kind, _ in backward + both} == {"all-reduce"}
     # In one program XLA may send the backward pass's with the forward ones, never more.
     for one, parts in ((both, forward + backward), (flax_both, flax_forward + flax_backward)):
@@ -107,7 +109,7 @@ def test_a_mask_adds_counts_and_no_collective(mapped):
     forward, backward, _ = communication(norm, mapped, masked=True)
     assert [kind for kind, _ in forward] == ["all-reduce"] * (1 if mapped else 2)
     assert [kind for kind, _ in backward] == ["all-reduce"]
-    # As the README says: at most two counts per channel.
+    # As the notebook says: at most two counts per channel.
     assert sum(size for _, size in forward) <= (3 if mapped else 3 + 2) * FLOATS
     assert sum(size for _, size in backward) == 2 * FLOATS
 

@@ -7,10 +7,11 @@ import socket
 import subprocess
 import sys
 
+import nbformat
 import numpy as np
 
 WORKER = pathlib.Path(__file__).with_name("distributed_worker.py")
-README = WORKER.parents[1] / "README.md"
+NOTEBOOK = WORKER.parents[1] / "notebooks" / "06_exact_lean_fast.ipynb"
 SECONDS = 300
 
 
@@ -64,10 +65,10 @@ def test_two_processes_equal_one(tmp_path):
     assert np.abs(one["None ['batch_stats']['BatchNorm_0']['mean']"]).max() > 0.1
 
 
-def test_the_script_of_the_readme_in_two_processes(tmp_path):
+def test_the_script_of_the_notebook_in_two_processes(tmp_path):
     """Both print the same running mean, which is that of the whole batch."""
-    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
-    (code,) = (code for code in blocks if "jax.distributed" in code)
+    text = "\n".join(cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells)
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
     script = tmp_path / "script.py"
     script.write_text(code, encoding="utf-8")
     environment = {

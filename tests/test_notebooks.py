@@ -1,6 +1,8 @@
 """The notebooks: what each must hold, what is saved in them, and that they run."""
 
 import os
+import re
+import tomllib
 from pathlib import Path
 
 import jax
@@ -18,13 +20,16 @@ NAMES = [
     "05_why_it_trains_faster",
     "06_exact_lean_fast",
 ]
-COLAB = "https://colab.research.google.com/github/jaxnorm/jaxnorm/blob/main/notebooks"
-INSTALL = """\
+PYPROJECT = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8"))
+REPOSITORY = PYPROJECT["project"]["urls"]["Repository"]
+OWNED = REPOSITORY.removeprefix("https://github.com/")
+COLAB = f"https://colab.research.google.com/github/{OWNED}/blob/main/notebooks"
+INSTALL = f"""\
 # Installs jaxnorm where it is missing, as on Colab; does nothing elsewhere.
 import importlib.util
 
 if importlib.util.find_spec("jaxnorm") is None:
-    %pip install --quiet "jaxnorm[demo] @ git+https://github.com/jaxnorm/jaxnorm\""""
+    %pip install --quiet "jaxnorm[demo] @ git+{REPOSITORY}\""""
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -55,6 +60,13 @@ def test_a_notebook_begins_with_badge_and_guarded_install(path):
     assert f"[![Open In Colab]({badge})]({COLAB}/{path.name})" in first.source
     assert first.source.startswith(f"# {path.stem[:2]} ")
     assert second.source == INSTALL
+
+
+@every_notebook
+def test_all_addresses_are_of_the_repository_in_pyproject(path):
+    text = "".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
+    hosts = r"(?:github\.com|githubusercontent\.com|research\.google\.com/github)/([\w.-]+/[\w.-]+)"
+    assert set(re.findall(hosts, text)) == {OWNED}
 
 
 @every_notebook

@@ -11,7 +11,7 @@ from jaxnorm import tools
 
 
 class Classifier(nn.Module):
-    """The worked example of the README."""
+    """Two dense layers with batch norm."""
 
     momentum: float
 
