@@ -55,7 +55,7 @@ def recalibrate(
 
     Returns:
       The new collection `batch_stats`, in float32 or wider. A layer that is used twice gets the
-      moments of all that reaches it.
+      moments of all that reaches it; each layer under `nn.scan` or `nn.vmap` those of its own.
 
     Raises:
       ValueError: there is no batch; `passes` is below 1, or above 1 for batches that can be
