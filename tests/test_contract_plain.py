@@ -2,6 +2,7 @@
 
 import threading
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from jax.experimental.jet import jet
 
 import jaxnorm
+import jaxnorm.linen as jnn
 from tests import registry
 
 # What programs that read jaxprs need not know: all of ours, and how others are kept exact and lean.
@@ -55,6 +57,78 @@ def test_equals_its_formula_in_everyday_operations(norm, rng):
     np.testing.assert_allclose(plain[0], exact, atol=4e-6 * max(1, np.abs(exact).max() / 3))
     for value, other in zip(jax.tree.leaves(plain), jax.tree.leaves(outside), strict=True):
         np.testing.assert_allclose(value, other, atol=2e-5 * max(1, np.abs(other).max()), rtol=0)
+
+
+def is_everyday(function, *arguments):
+    found = primitives(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return not found & FORBIDDEN and not {p for p in found if p.startswith("normalize")}
+
+
+MODULES = {
+    "BatchNorm": lambda: jnn.BatchNorm(),
+    "BatchNorm renorm": lambda: jnn.BatchNorm(train_statistics="renorm", num_virtual_batches=2),
+    "BatchNorm mixture": lambda: jnn.BatchNorm(train_statistics=0.5, momentum=None),
+    "LayerNorm": lambda: jnn.LayerNorm(),
+    "RMSNorm": lambda: jnn.RMSNorm(cast_before_gamma=True, dtype=jnp.bfloat16),
+    "GroupNorm": lambda: jnn.GroupNorm(num_groups=2),
+    "InstanceNorm": lambda: jnn.InstanceNorm(),
+    "DecorrelatedBatchNorm": lambda: jnn.DecorrelatedBatchNorm(method="iterative"),
+    "WeightNorm": lambda: jnn.WeightNorm(nn.Dense(3)),
+    "SpectralNorm": lambda: jnn.SpectralNorm(nn.Dense(3)),
+    "WeightStandardization": lambda: jnn.WeightStandardization(nn.Dense(3)),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_in_both_modes(name, rng):
+    """Evaluation of batch norm is everyday outside too."""
+    module = MODULES[name]()
+    x = jnp.asarray(rng.normal(size=(4, 3, 6)), jnp.float32)
+    modes = [{}]
+    if "Batch" in name:
+        modes = [{"use_running_average": mode} for mode in (True, False)]
+    elif name == "SpectralNorm":
+        modes = [{"update_stats": mode} for mode in (True, False)]
+    variables = module.init(jax.random.key(0), x, **modes[0])
+    for mode in modes:
+
+        def loss(variables, x, mode=mode):
+            y, _ = module.apply(variables, x, mutable=["batch_stats"], **mode)
+            return y.astype(jnp.float32).sum()
+
+        with jaxnorm.plain():
+            assert is_everyday(jax.grad(loss), variables, x)
+        evaluates = name.startswith("BatchNorm") and mode["use_running_average"]
+        assert is_everyday(jax.grad(loss), variables, x) == evaluates
+
+
+@pytest.mark.parametrize("kind", ["scan", "cond", "checkpoint", "jit of grad", "vmap"])
+def test_bodies_that_jax_traces_by_itself_are_plain_too(kind):
+    """The same function objects inside and outside: JAX keeps what it traced of them."""
+    x = jnp.arange(8.0).reshape(2, 4)
+
+    def norm(x):
+        return jaxnorm.layer_norm(x)
+
+    def body(x, _):
+        return norm(x), None
+
+    function = {
+        "scan": lambda x: jax.lax.scan(body, x, None, 2),
+        "cond": lambda x: jax.lax.switch(x[0, 0].astype(int), [norm, norm], x),
+        "checkpoint": jax.checkpoint(norm),
+        "jit of grad": jax.jit(jax.grad(lambda x: norm(x)[0, 0])),
+        "vmap": jax.vmap(norm),
+    }[kind]
+
+    def has_primitives():
+        found = primitives(jax.make_jaxpr(function)(x).jaxpr)
+        return bool({p for p in found if p.startswith("normalize")})
+
+    assert has_primitives()
+    with jaxnorm.plain():
+        assert not has_primitives()
+    assert has_primitives()
 
 
 def test_no_cache_mixes_what_was_traced_inside_and_outside():
