@@ -10,8 +10,6 @@ import pytest
 
 from tests import tpu_worker
 
-# libtpu serves one process of a machine at a time, unless it is told otherwise.
-pytestmark = pytest.mark.xdist_group("libtpu")
 SECONDS = 900
 
 
