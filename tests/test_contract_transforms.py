@@ -194,7 +194,7 @@ def test_remat_and_scan_over_layers(norm, rng):
         @quickly
         def scanned(x, stacked):
             return jax.value_and_grad(
-                lambda *given: jnp.sum(jnp.sin(jax.lax.scan(layer, *given)[0])), (0, 1)
+                lambda *given: jnp.sum(jnp.sin(jax.lax.scan(layer, *given, length=3)[0])), (0, 1)
             )(x, stacked)
 
         value, (dx, slopes) = scanned(x, stacked)
