@@ -45,13 +45,17 @@ def assert_exact(y, expected, *case):
     assert y.shape == expected.shape and excess(y, expected) <= 1, (excess(y, expected), *case)
 
 
+def x_is_small(shape):
+    return np.prod(shape) <= 10_000
+
+
 @registry.paths("exact", ("five", "many"), core=("plain",))
 def test_exact_at_every_mean(norm, shape, rng):
     compiled = programs.forward(norm)
     _, gamma, beta, _ = norm.draw(rng, shape)
     pools = norm.pools(shape)
     for name, values in patterns(rng, *pools.shape):
-        for mean in MEANS:
+        for mean in MEANS if name == "normal" or x_is_small(shape) else MEANS[::3]:
             x = place(values + mean, pools, shape)
             y = compiled(x, gamma, beta)
             assert_exact(y, norm.expected(x, gamma, beta), name, mean)

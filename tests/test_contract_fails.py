@@ -149,7 +149,7 @@ DEFECTS = {
     ],
     gradient_of_x: [
         (gradients.test_gradients_equal_the_closed_form, "plain"),
-        (gradients.test_gradients_without_parameters, "five"),
+        (gradients.test_without_parameters_and_epsilon,),
         (masks.test_masked_values_and_gradients_equal_the_packed_ones, "plain"),
         (gradients.test_half_precision_gradients,),
         (gradients.test_gradient_sums_to_zero,),
@@ -169,18 +169,20 @@ DEFECTS = {
     curvature: [(transforms.test_first_and_second_derivatives,)],
     second_rounding: [
         (dtypes.test_half_is_rounded_once,),
-        (dtypes.test_float16_near_its_largest_value,),
     ],
     sums_in_half: [(gradients.test_half_precision_gradients,)],
     dtype_of_result: [
         (dtypes.test_dtypes_of_results_and_gradients,),
         (dtypes.test_half_is_rounded_once,),
     ],
-    dtype_ignored: [(dtypes.test_the_result_is_cast_once_to_the_dtype_given,)],
-    infinite_slope: [(gradients.test_finite_at_zero_variance_and_zero_input,)],
+    dtype_ignored: [(dtypes.test_float16_near_its_largest_value,)],
+    infinite_slope: [
+        (gradients.test_finite_at_zero_variance_and_zero_input,),
+        (gradients.test_without_parameters_and_epsilon,),
+    ],
     more_kept: [
         (memory.test_only_the_input_and_statistics_are_kept,),
-        (memory.test_little_is_held_by_what_runs,),
+        (memory.test_what_runs_holds_what_its_program_hands_over,),
         (memory.test_little_is_kept_with_a_mask_in_every_dtype,),
     ],
     any_epsilon: [(errors.test_epsilon_that_makes_no_sense, -1e-6)],

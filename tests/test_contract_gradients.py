@@ -9,13 +9,13 @@ from tests.test_contract_dtypes import assert_one_rounding, half_spacing
 from tests.test_contract_exact import assert_exact
 
 
-def assert_gradients_close(norm, x, gamma, beta, mask, rng, compiled=None):
+def assert_gradients_close(norm, x, gamma, beta, mask, rng, compiled=None, **options):
     """Compares the value, and the gradients of a random projection, with the closed form."""
     dy = jnp.asarray(rng.normal(size=x.shape), x.dtype)
-    y, got = (compiled or programs.derivatives(norm))(x, gamma, beta, mask, dy)
+    y, got = (compiled or programs.derivatives(norm, **options))(x, gamma, beta, mask, dy)
     if "exact" not in norm.exempt:
-        assert_exact(y, norm.expected(x, gamma, beta, mask))
-    expected = norm.expected_vjp(x, gamma, beta, mask, dy)
+        assert_exact(y, norm.expected(x, gamma, beta, mask, **options))
+    expected = norm.expected_vjp(x, gamma, beta, mask, dy, **options)
     # dx is the difference of terms as large as g = dy * gamma / sigma, each within the 4e-6 that
     # x_hat is, so its error is measured by the largest g, not by what the difference leaves.
     scale = max(1.0, np.abs(expected[0]).max())
@@ -35,26 +35,41 @@ def test_gradients_equal_the_closed_form(norm, shape, rng):
         assert_gradients_close(norm, x + mean, gamma, beta, None, rng)
 
 
-@registry.paths("gradients", ("five",))
-def test_gradients_without_parameters(norm, shape, rng):
-    x, *_ = norm.draw(rng, shape)
-    assert_gradients_close(norm, x, None, None, None, rng)
+@registry.norms("gradients")
+def test_without_parameters_and_epsilon(norm, rng):
+    """Values and gradients, which are finite at zero variance and at zero input, too."""
+    options = {"epsilon": 0.0} if "epsilon" in norm.takes else {}
+    shape = norm.shapes["five"]
+    x, *_, mask = norm.draw(rng, shape, mask=True)
+    compiled = programs.derivatives(norm, **options)
+    for given in {id(mask): mask, id(None): None}.values() if in_core(norm) else (mask,):
+        assert_gradients_close(norm, x, None, None, given, rng, **options)
+        if "zero_variance" not in norm.exempt:
+            assert_finite(compiled, shape, None, None, given, rng)
+
+
+def in_core(norm):
+    return norm.name in registry.CORE
 
 
 @registry.norms("gradients")
 def test_half_precision_gradients(norm, rng):
-    check_half_precision(norm, norm.shapes["large"], jnp.bfloat16, rng)
+    # Masked where masks are taken; test_contract_masks.py asks the program for more.
+    shape = norm.shapes["large"]
+    check_half_precision(norm, shape, jnp.bfloat16, rng, masked=True)
+    if in_core(norm) and "mask" in norm.takes:
+        check_half_precision(norm, shape, jnp.bfloat16, rng)
 
 
-def check_half_precision(norm, shape, dtype, rng):
+def check_half_precision(norm, shape, dtype, rng, masked=False):
     """Checks that gradients are accumulated in float32, and rounded once."""
-    x, gamma, beta, _ = norm.draw(rng, shape, dtype)
+    x, gamma, beta, mask = norm.draw(rng, shape, dtype, mask=masked)
     gamma, beta = (None if p is None else p.astype(dtype) for p in (gamma, beta))
     dy = jnp.asarray(rng.normal(size=shape), dtype)
-    y, got = programs.derivatives(norm)(x, gamma, beta, None, dy)
+    y, got = programs.derivatives(norm)(x, gamma, beta, mask, dy)
     if "dtypes" not in norm.exempt:
-        assert_one_rounding(y, norm.expected(x, gamma, beta), dtype)
-    expected = norm.expected_vjp(x, gamma, beta, None, dy)
+        assert_one_rounding(y, norm.expected(x, gamma, beta, mask), dtype)
+    expected = norm.expected_vjp(x, gamma, beta, mask, dy)
     for value, exact in zip(got, expected, strict=True):
         if value is not None:
             # A float32 sum rounded once: summed in bfloat16, the parameters' gradients at the
@@ -67,27 +82,18 @@ def check_half_precision(norm, shape, dtype, rng):
 
 @registry.norms("zero_variance")
 def test_finite_at_zero_variance_and_zero_input(norm, rng):
-    compiled = programs.derivatives(norm)
-    check_finite(norm, norm.shapes["plain"], rng, compiled, masked=(False, True))
-
-
-@registry.norms("zero_variance")
-def test_finite_at_zero_variance_with_an_epsilon_of_zero(norm, rng):
-    if "epsilon" not in norm.takes:
-        return
-    masked = (False, True) if norm.name in registry.CORE else ("mask" in norm.takes,)
-    check_finite(norm, norm.shapes["five"], rng, programs.derivatives(norm, epsilon=0.0), masked)
-
-
-def check_finite(norm, shape, rng, compiled, masked):
+    shape = norm.shapes["plain"]
     _, gamma, beta, mask = norm.draw(rng, shape, mask=True)
+    for given in (None,) if mask is None else (None, mask):
+        assert_finite(programs.derivatives(norm), shape, gamma, beta, given, rng)
+
+
+def assert_finite(compiled, shape, gamma, beta, mask, rng):
     dy = jnp.asarray(rng.normal(size=shape), jnp.float32)
     for constant in (0.0, -0.0, 1.0, 1e6, 1e-20, 1e-42):
         x = np.full(shape, constant, np.float32)
-        for is_masked in masked:
-            results = compiled(x, gamma, beta, mask if is_masked else None, dy)
-            for value in jax.tree.leaves(results):
-                assert np.isfinite(value).all(), constant
+        for value in jax.tree.leaves(compiled(x, gamma, beta, mask, dy)):
+            assert np.isfinite(value).all(), constant
 
 
 def large_gradient(norm, x, gamma, beta, rng):
