@@ -26,15 +26,15 @@ def assert_one_rounding(y, exact, dtype):
     assert (np.abs(y - exact) <= allowed).all(), np.abs(y - exact).max()
 
 
-@registry.norms("dtypes")
+@registry.norms("dtypes", core=True)
 def test_half_is_rounded_once(norm, rng):
-    # Masked, as the program is that test_contract_masks.py has for this dtype; bfloat16 is in
-    # test_contract_gradients.py.
+    # Masked, as the program is that test_contract_masks.py has for this dtype. For all norms,
+    # test_contract_gradients.py does this in bfloat16.
     shape, dtype = norm.shapes["plain"], jnp.float16
     x, gamma, beta, mask = norm.draw(rng, shape, dtype, mask=True)
     compiled = programs.derivatives(norm)
     for mean in (0.0, 100.0):
-        moved = x + jnp.asarray(mean, dtype)
+        moved = x + np.float16(mean)
         y, _ = compiled(moved, gamma, beta, mask, x)
         assert_one_rounding(y, norm.expected(moved, gamma, beta, mask), dtype)
 
@@ -122,9 +122,9 @@ def test_complex(norm, rng):
         return y, vjp(dy)[0], tangent
 
     def draw():
-        return jnp.asarray(rng.normal(size=shape) + 1j * rng.normal(size=shape), x.dtype)
+        return np.complex64(rng.normal(size=shape) + 1j * rng.normal(size=shape))
 
-    for given in (x, x.real.astype(x.dtype), x + jnp.asarray(1e4 - 2e4j, x.dtype)):
+    for given in (x, x.real.astype(x.dtype), x + np.complex64(1e4 - 2e4j)):
         dy, step = draw(), draw()
         y, dx, tangent = compiled(given, dy, step)
         assert y.dtype == dx.dtype == jnp.complex64

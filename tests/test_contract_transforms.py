@@ -80,9 +80,9 @@ def test_nested_vmap(norm, rng):
 def test_vmap_of_grad_and_grad_of_vmap(norm, rng):
     # gamma is shared; masks too, over examples that lie along an axis of their own.
     draws = [norm.draw(rng, norm.shapes["five"], mask=True) for _ in range(3)]
-    x = jnp.stack([d[0] for d in draws], 1)
+    x = np.stack([d[0] for d in draws], 1)
     _, gamma, beta, mask = draws[0]
-    dy = jnp.asarray(rng.normal(size=draws[0][0].shape), jnp.float32)
+    dy = rng.normal(size=draws[0][0].shape).astype(np.float32)
 
     def per_example(x, gamma, beta):
         mapped = jax.vmap(programs.derivatives(norm), in_axes=(1, *[None] * 4))
@@ -111,7 +111,7 @@ def test_vmap_of_grad_and_grad_of_vmap(norm, rng):
 def test_linearize_is_jvp(norm, rng):
     x, gamma, beta, mask = small(norm, rng)
     primals = (x, gamma, beta)
-    tangents = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), a.dtype), primals)
+    tangents = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(a.dtype), primals)
     f = lambda *args: norm(*args, mask)  # noqa: E731
 
     @jax.jit
@@ -133,9 +133,7 @@ def test_first_and_second_derivatives(norm, rng):
         x, gamma, beta, mask = norm.draw(rng, norm.shapes["five"], np.float64, mask=True)
         gamma, beta = (None if p is None else p.astype(np.float64) for p in (gamma, beta))
         primals = (x, gamma, beta)
-        dy, *tangents = (
-            None if a is None else jnp.asarray(rng.normal(size=a.shape)) for a in (x, *primals)
-        )
+        dy, *tangents = (None if a is None else rng.normal(size=a.shape) for a in (x, *primals))
         ways = ("forward over reverse", "reverse over reverse", "reverse over forward")
         if norm.name not in registry.CORE:
             ways = ways[:2]

@@ -4,7 +4,6 @@ import dataclasses
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
@@ -75,7 +74,7 @@ def check_sharded_jit(norm, axis, rng, f, options=None):
     allowed = set() if axis in norm.free_axes(shape) else {"all-reduce"}
     x, gamma, beta, mask = norm.draw(rng, shape, mask=True)
     compiled = jax.jit(f(norm, gamma, beta), out_shardings=sharding, compiler_options=options)
-    dy = jnp.asarray(rng.normal(size=x.shape), x.dtype)
+    dy = rng.normal(size=x.shape).astype(x.dtype)
     compiled = compiled.lower(*jax.device_put((x, dy, mask), sharding)).compile()
     assert collectives(compiled) <= allowed
     for mean in (0.0, 1e6):
@@ -106,7 +105,7 @@ def test_sharded_jit_of_what_composes_the_core(norm, axis, rng):
 @sharded_axes(core=True)
 def test_parameters_gradients_of_a_sharded_jit(norm, axis, rng):
     x, gamma, beta, _ = norm.draw(rng, norm.shapes["plain"])
-    dy = jnp.asarray(rng.normal(size=x.shape), x.dtype)
+    dy = rng.normal(size=x.shape).astype(x.dtype)
 
     def parameters(x, dy):
         return jax.vjp(lambda gamma, beta: norm(x, gamma, beta), gamma, beta)[1](dy)
@@ -141,7 +140,7 @@ def assert_explicit_axes_work(norm, axis, x, gamma, beta, mask, dy, f=None, opti
 @sharded_axes("explicit", core=True)
 def test_explicit_mesh_axes(norm, axis, rng):
     x, gamma, beta, mask = norm.draw(rng, norm.shapes["plain"], mask=True)
-    dy = jnp.asarray(rng.normal(size=x.shape), x.dtype)
+    dy = rng.normal(size=x.shape).astype(x.dtype)
     assert_explicit_axes_work(norm, axis, x, gamma, beta, mask, dy)
 
 
@@ -149,7 +148,7 @@ def test_explicit_mesh_axes(norm, axis, rng):
 def test_explicit_mesh_axes_of_what_composes_the_core(norm, axis, rng):
     """Along one axis; in turn, along each, the types of the results say where these lie."""
     x, gamma, beta, mask = norm.draw(rng, norm.shapes["plain"], mask=True)
-    dy = jnp.asarray(rng.normal(size=x.shape), x.dtype)
+    dy = rng.normal(size=x.shape).astype(x.dtype)
     f = masked_outputs(norm, gamma, beta)
     explicit = mesh(AxisType.Explicit)
     for along in range(x.ndim):
@@ -167,7 +166,7 @@ def test_explicit_mesh_axes_of_fewer_groups_than_devices(shape, rng):
     function = first(jaxnorm.group_norm, num_groups=2)
     norm = dataclasses.replace(norm, function=function, pools=in_groups(2))
     x, gamma, beta, mask = norm.draw(rng, shape, mask=True)
-    dy = jnp.asarray(rng.normal(size=x.shape), x.dtype)
+    dy = rng.normal(size=x.shape).astype(x.dtype)
     assert_explicit_axes_work(norm, 2, x, gamma, beta, mask, dy)
 
 
@@ -177,7 +176,7 @@ def test_explicit_mesh_axes_of_as_many_groups_as_devices(axis, rng):
     function = first(jaxnorm.group_norm, num_groups=8)
     norm = dataclasses.replace(norm, function=function, pools=in_groups(8))
     x, gamma, beta, mask = norm.draw(rng, (8, 3, 16), mask=True)
-    dy = jnp.asarray(rng.normal(size=x.shape), x.dtype)
+    dy = rng.normal(size=x.shape).astype(x.dtype)
     assert_explicit_axes_work(norm, axis, x, gamma, beta, mask, dy)
 
 
@@ -208,7 +207,7 @@ def mapped_over_devices(norm, axis, arguments):
 def test_shard_map_where_nothing_crosses_devices(norm, axis, rng):
     arguments = norm.draw(rng, norm.shapes["plain"], mask=True)
     x = arguments[0]
-    dy = jnp.asarray(rng.normal(size=x.shape), x.dtype)
+    dy = rng.normal(size=x.shape).astype(x.dtype)
     both = mapped_over_devices(norm, axis, arguments)
     if norm.name not in registry.CORE:
         # The program of each device is that of one; here it is traced.
