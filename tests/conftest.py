@@ -9,11 +9,16 @@ os.environ["XLA_FLAGS"] = (
 # Several workers compile for TPU at once; no chip is opened.
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 
+# Processes that tests start compile without LLVM's passes, as QUICKLY_COMPILED do; this one, which
+# may be such a process itself, decides by the test.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+
 import hypothesis
 import jax
 import numpy as np
 import pytest
 
+jax.config.update("jax_disable_most_optimizations", False)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
