@@ -6,12 +6,19 @@ import os
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+# Several workers compile for TPU at once; no chip is opened.
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+
+# Processes that tests start compile without LLVM's passes, as QUICKLY_COMPILED do; this one, which
+# may be such a process itself, decides by the test.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import hypothesis
 import jax
 import numpy as np
 import pytest
 
+jax.config.update("jax_disable_most_optimizations", False)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -20,6 +27,46 @@ hypothesis.settings.register_profile(
     "jaxnorm", derandomize=True, deadline=None, database=None, max_examples=10
 )
 hypothesis.settings.load_profile("jaxnorm")
+
+# Modules whose subject is what programs are made of, print, draw or learn, not how exactly they
+# compute. Theirs are compiled without LLVM's passes, which take half of the time.
+QUICKLY_COMPILED = (
+    "test_api",
+    "test_bake",
+    "test_batch_collectives",
+    "test_batch_modes",
+    "test_batch_transforms",
+    "test_bench",
+    "test_cli",
+    "test_compare",
+    "test_linen",
+    "test_plot",
+    "test_readme",
+    "test_recurrent",
+    "test_tools",
+    "test_training",
+    "test_weight_wrappers",
+)
+
+
+def pytest_itemcollected(item):
+    """Tests that share programs, of one entry of the registry or of one file, run in one worker."""
+    norm = getattr(item, "callspec", None) and item.callspec.params.get("norm")
+    module = item.module.__name__.rsplit(".", 1)[-1]
+    if module != "test_notebooks":
+        item.add_marker(pytest.mark.xdist_group(getattr(norm, "name", module)))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_as_needed(request):
+    """Leaves LLVM's passes out where they are not needed."""
+    if request.module.__name__.rsplit(".", 1)[-1].startswith(QUICKLY_COMPILED):
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+        jax.clear_caches()
+    else:
+        yield
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ BATCH = [
         function=first(jaxnorm.batch_norm, axis=0),
         pools=over(0),
         feature_axes=(-1,),
-        shapes={"plain": (8, 16), "five": (5, 3), "many": (100_000, 2), "large": (4096, 256)},
+        shapes={"plain": (8, 16), "five": (5, 3), "many": (100_000, 2), "large": (2048, 128)},
     ),
     Norm(
         name="batch_norm_conv",
@@ -130,7 +130,7 @@ BATCH = [
         function=first(jaxnorm.ghost_batch_norm, num_virtual_batches=2, axis=0),
         pools=two_parts,
         feature_axes=(-1,),
-        shapes={"plain": (8, 16), "five": (10, 3), "many": (200_000, 2), "large": (4096, 256)},
+        shapes={"plain": (8, 16), "five": (10, 3), "many": (200_000, 2), "large": (2048, 128)},
         batch_size="2*b",
     ),
     Norm(
@@ -139,7 +139,7 @@ BATCH = [
         function=segment_batch_norm,
         pools=two_segments,
         feature_axes=(-1,),
-        shapes={"plain": (8, 16), "five": (10, 3), "many": (200_000, 2), "large": (4096, 256)},
+        shapes={"plain": (8, 16), "five": (10, 3), "many": (200_000, 2), "large": (2048, 128)},
         # Which segment each example belongs to, too.
         statistics=lambda shape: 5 * 2 * shape[1] + 2 * shape[0],
     ),
@@ -159,7 +159,7 @@ BATCH = [
         feature_axes=(-1,),
         formula=renormalized,
         vjp=renormalized_vjp,
-        shapes={"plain": (8, 16), "five": (5, 3), "many": (100_000, 2), "large": (4096, 256)},
+        shapes={"plain": (8, 16), "five": (5, 3), "many": (100_000, 2), "large": (2048, 128)},
         # The running moments, too; they may be arrays of the whole batch's pools.
         statistics=lambda shape: 7 * shape[1],
         exempt={"constant": MOVED, "second_order": STOPPED},
@@ -172,7 +172,7 @@ BATCH = [
         feature_axes=(-1,),
         formula=blended,
         vjp=blended_vjp,
-        shapes={"plain": (8, 16), "five": (5, 3), "many": (100_000, 2), "large": (4096, 256)},
+        shapes={"plain": (8, 16), "five": (5, 3), "many": (100_000, 2), "large": (2048, 128)},
         # The running moments, too; they may be arrays of the whole batch's pools.
         statistics=lambda shape: 7 * shape[1],
         exempt={"constant": MOVED, "shift": MOVED, "scale": MOVED},
@@ -185,7 +185,7 @@ BATCH = [
         feature_axes=(-1,),
         formula=lambda v, epsilon: (v - 3.0) / np.sqrt(4.0 + epsilon),
         vjp=lambda v, g, epsilon: g / np.sqrt(4.0 + epsilon),
-        shapes={"plain": (8, 16), "five": (5, 3), "many": (100_000, 2), "large": (4096, 256)},
+        shapes={"plain": (8, 16), "five": (5, 3), "many": (100_000, 2), "large": (2048, 128)},
         exempt={"shift": GIVEN_MOMENTS, "scale": GIVEN_MOMENTS, "constant": GIVEN_MOMENTS},
     ),
 ]

@@ -94,7 +94,7 @@ WHITENING = [
         pools=over(0),
         feature_axes=(-1,),
         takes=TAKES,
-        shapes={"plain": (8, 16), "five": (5, 7), "many": (100_000, 2), "large": (4096, 256)},
+        shapes={"plain": (8, 16), "five": (5, 7), "many": (100_000, 2), "large": (2048, 128)},
         exempt={"masks": ALL_UNITS},
     ),
     Norm(

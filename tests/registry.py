@@ -1,8 +1,7 @@
 """Every public normalization, once. `tests/test_contract_*.py` runs the whole contract over it.
 
 A technique joins by one entry in `tests/norms_*.py`. A point of the contract that cannot apply to
-it stands in `exempt` with the reason. A further size that takes another path of the core is one
-more key of `PATHS` and one more shape per entry.
+it stands in `exempt` with the reason.
 """
 
 import pytest
@@ -14,9 +13,20 @@ from tests.norms_whitening import WHITENING
 
 NORMS = [*BATCH, *FEATURE, *WEIGHT, *WHITENING]
 
-# The shapes of an entry. "plain" is used throughout; values, gradients, masks and memory are also
-# tested at the others.
-PATHS = ("plain", "large")
+# The shapes of an entry: every test says at which it runs.
+PATHS = ("five", "plain", "many", "large")
+
+# What the others are made of: between them they take every path of the core. What does not differ
+# from one composition of the core to the next, and is long to compile, runs for these in full and
+# for the others once.
+CORE = {
+    "batch_norm",
+    "blended_batch_norm",
+    "group_norm",
+    "layer_norm_inner",
+    "rms_norm",
+    "weight_norm",
+}
 
 # Public, and no normalizations: what they are instead.
 OTHERS = {
@@ -34,31 +44,30 @@ OTHERS = {
 }
 
 
-# The same functions over other axes: not for what takes long and does not depend on the axes.
-VARIANTS = {
-    "batch_norm_conv",
-    "layer_norm_inner",
-    "rms_norm_offset",
-    "group_norm_channels_first",
-    "whiten_alone",
-}
+def applicable(point, core=None):
+    """All that `point` of the contract applies to; of `CORE` alone, or without it, if given."""
+    return [
+        norm
+        for norm in NORMS
+        if point not in norm.exempt and (core is None or core == (norm.name in CORE))
+    ]
 
 
-def norms(point, variants=True):
+def norms(point, core=None):
     """Parametrizes a test by `norm`, over all that `point` of the contract applies to."""
-    chosen = [n for n in NORMS if point not in n.exempt and (variants or n.name not in VARIANTS)]
+    chosen = applicable(point, core)
     return pytest.mark.parametrize("norm", chosen, ids=[norm.name for norm in chosen])
 
 
-def paths(point, names=PATHS, dtypes=None):
-    """Parametrizes a test by `norm` and `shape`, over every path of the core.
-
-    `dtypes` gives a `dtype` for each path, for what need not be tested in every combination.
-    """
-    chosen = [(n, p) for n in NORMS if point not in n.exempt for p in dtypes or names]
-    arguments = [(n, n.shapes[p], *([] if dtypes is None else [dtypes[p]])) for n, p in chosen]
+def paths(point, names, core=()):
+    """Parametrizes a test by `norm` and `shape`, at further ones for `CORE`."""
+    chosen = [
+        (norm, name)
+        for norm in applicable(point)
+        for name in (*names, *(core if norm.name in CORE else ()))
+    ]
     return pytest.mark.parametrize(
-        ("norm", "shape") if dtypes is None else ("norm", "shape", "dtype"),
-        arguments,
+        ("norm", "shape"),
+        [(norm, norm.shapes[name]) for norm, name in chosen],
         ids=[f"{norm.name}-{name}" for norm, name in chosen],
     )

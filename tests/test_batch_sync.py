@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxnorm
 import jaxnorm.linen as jnn
+from tests.sums import assert_parameter_gradients_close
 
 P = PartitionSpec
 # Statistics are summed in another order, and each result is rounded a few times by 6e-8; outputs
@@ -101,7 +102,10 @@ def test_equals_one_device(data, way, masked):
         x, mask, weights = jax.device_put((x, mask, weights), NamedSharding(mesh, spec))
         apply = one if names is None else under_shard_map(mesh, spec, names, masked)
     actual = jax.jit(functools.partial(value_and_gradients, apply))(x, mask, weights, gamma, beta)
-    chex.assert_trees_all_close(jax.device_get(actual), expected, **CLOSE)
+    (*actual, (dx, *sums)), (*expected, (dx_, *sums_)) = jax.device_get((actual, expected))
+    chex.assert_trees_all_close((actual, dx), (expected, dx_), **CLOSE)
+    y, dy = expected[0], np.where(mask, weights, 0) if masked else weights
+    assert_parameter_gradients_close(sums, sums_, dy, (y - np.asarray(beta)) / np.asarray(gamma))
 
 
 @pytest.mark.parametrize("way", ["shard_map", "vmap", "sharded jit"])

@@ -5,10 +5,12 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxnorm.linen as jnn
+from tests.sums import assert_parameter_gradients_close
 
 P = PartitionSpec
 # As in test_batch_sync: a few roundings of values below 10.
@@ -61,8 +63,12 @@ def test_equals_one_device(kind, rng):
     )
     place = NamedSharding(mesh, spec)
     actual = jax.jit(mapped)(*jax.device_put((x, dy, mask, domain), place))
-    chex.assert_trees_all_close(jax.device_get(actual), jax.device_get(expected), **CLOSE)
+    (y, gradient, new), (y_, gradient_, new_) = jax.device_get((actual, expected))
+    chex.assert_trees_all_close((y, new), (y_, new_), **CLOSE)
+    # gamma is 1 and beta 0, so that y is what gamma multiplies.
+    for d in (...,) if domain is None else range(3):
+        mine = np.asarray(mask & (True if domain is None else (domain == d)[:, None, None]))
+        of_domain = [[g["gamma"][d], g["beta"][d]] for g in (gradient, gradient_)]
+        assert_parameter_gradients_close(*of_domain, np.where(mine, dy, 0), y)
     if kind == "all masked":
-        chex.assert_trees_all_equal(
-            jax.device_get(actual[2]["batch_stats"]), variables["batch_stats"]
-        )
+        chex.assert_trees_all_equal(new["batch_stats"], variables["batch_stats"])

@@ -12,12 +12,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jaxnorm
 import jaxnorm.linen as jnn
 from tests.hlo import collectives
+from tests.sums import assert_parameter_gradients_close
 
 P = PartitionSpec
 # As in test_batch_sync: a few roundings of values below 10.
 CLOSE = {"rtol": 2e-6, "atol": 4e-6}
-# gamma's and beta's gradients add up 144 products of about 1, each rounded by 6e-8.
-CLOSE_SUMS = {"rtol": 2e-6, "atol": 1e-5}
 
 
 @pytest.fixture
@@ -56,10 +55,12 @@ def part_by_part(x, mask, dy, gamma, beta, parts):
     return (jnp.concatenate(y), moments, jnp.concatenate(dx)), [sum(dgamma), sum(dbeta)]
 
 
-def assert_close(actual, expected):
+def assert_close(actual, expected, mask, dy, gamma, beta):
     (actual, sums), (expected, expected_sums) = jax.device_get((actual, expected))
+    gamma, beta = jax.device_get((gamma, beta))
     chex.assert_trees_all_close(actual, expected, **CLOSE)
-    chex.assert_trees_all_close(sums, expected_sums, **CLOSE_SUMS)
+    dy = dy if mask is None else np.where(mask, dy, 0)
+    assert_parameter_gradients_close(sums, expected_sums, dy, (expected[0] - beta) / gamma)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -69,7 +70,7 @@ def test_equals_each_part_by_itself(data, parts, masked):
     mask = mask if masked else None
     actual = jax.jit(functools.partial(apply, num_virtual_batches=parts))(x, mask, *rest)
     expected = part_by_part(x, mask, *rest, parts=parts)
-    assert_close(actual, expected)
+    assert_close(actual, expected, mask, *rest)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda k: k.name)
@@ -81,7 +82,7 @@ def test_sharded_jit_on_eight_devices(data, parts, kind):
     expected = jax.jit(run)(*data)
     placed = (*jax.device_put(data[:3], NamedSharding(mesh, P("d"))), *data[3:])
     actual = jax.jit(run)(*placed)
-    assert_close(actual, expected)
+    assert_close(actual, expected, *data[1:])
 
     def forward(x, mask):
         return jaxnorm.ghost_batch_norm(x, axis=(0, 1), mask=mask, num_virtual_batches=parts)[0]
@@ -109,7 +110,7 @@ def test_shard_map_with_a_named_axis(data, parts):
     }
     placed = (*jax.device_put(data[:3], NamedSharding(mesh, P("d"))), *data[3:])
     actual = jax.jit(jax.shard_map(run, mesh=mesh, **specs))(*placed)
-    assert_close(actual, expected)
+    assert_close(actual, expected, *data[1:])
 
 
 def test_parts_that_do_not_fit_the_devices():

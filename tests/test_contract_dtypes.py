@@ -1,14 +1,13 @@
 """Contract 3: statistics in float32 or wider, one cast at the end, every inexact dtype."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from tests import registry
-from tests.test_contract_exact import excess, patterns, place
-
-HALF = (jnp.float16, jnp.bfloat16)
+from tests import programs, registry
+from tests.test_contract_exact import TOLERANCE, patterns, place
 
 
 def half_spacing(values, dtype):
@@ -27,68 +26,67 @@ def assert_one_rounding(y, exact, dtype):
     assert (np.abs(y - exact) <= allowed).all(), np.abs(y - exact).max()
 
 
-@registry.norms("dtypes")
-@pytest.mark.parametrize("dtype", HALF, ids=lambda d: d.__name__)
-def test_half_is_one_rounding_from_float32(norm, dtype, rng):
-    shape = norm.shapes["plain"]
+@registry.norms("dtypes", core=True)
+def test_half_is_rounded_once(norm, rng):
+    # Masked, as the program is that test_contract_masks.py has for this dtype. For all norms,
+    # test_contract_gradients.py does this in bfloat16.
+    shape, dtype = norm.shapes["plain"], jnp.float16
     x, gamma, beta, mask = norm.draw(rng, shape, dtype, mask=True)
-    small = [p if p is None else p.astype(dtype) for p in (gamma, beta)]
-
-    @jax.jit
-    def results(x):
-        single = x.astype(jnp.float32)
-        return [
-            (norm(x, gamma, beta), norm(single, gamma, beta)),
-            (norm(x, gamma, beta, mask), norm(single, gamma, beta, mask)),
-            (norm(x, *small), norm(single, *small)),
-        ]
-
+    compiled = programs.derivatives(norm)
     for mean in (0.0, 100.0):
-        for y, exact in results(x + jnp.asarray(mean, dtype)):
-            assert exact.dtype == jnp.float32
-            assert_one_rounding(y, exact, dtype)
+        moved = x + np.float16(mean)
+        y, _ = compiled(moved, gamma, beta, mask, x)
+        assert_one_rounding(y, norm.expected(moved, gamma, beta, mask), dtype)
 
 
 @registry.norms("dtypes")
 def test_float16_near_its_largest_value(norm, rng):
-    pools = norm.pools(norm.shapes["plain"])
-    count, size = pools.shape
-    compiled = jax.jit(norm)
+    shape = norm.shapes["five"]
+    pools = norm.pools(shape)
+    # Where it can be asked for, in float32: the result is not cast to float16 on the way.
+    dtype = jnp.float32 if "dtype" in norm.takes else jnp.float16
+    compiled = programs.forward(norm, **({"dtype": dtype} if "dtype" in norm.takes else {}))
     for values in (
-        np.full((count, size), 6e4),
-        np.where(rng.random((count, size)) < 0.5, -6e4, 6e4),
-        6e4 + 32 * rng.integers(-40, 40, (count, size)),
+        np.full(pools.shape, 6e4),
+        np.where(rng.random(pools.shape) < 0.5, -6e4, 6e4),
+        6e4 + 32 * rng.integers(-40, 40, pools.shape),
     ):
-        x = place(values, pools, norm.shapes["plain"]).astype(np.float16)
-        assert_one_rounding(compiled(x), norm.expected(x), jnp.float16)
+        x = place(values, pools, shape).astype(np.float16)
+        assert_one_rounding(compiled(x), norm.expected(x), dtype)
 
 
 @registry.norms("dtypes")
-def test_result_dtype_is_that_of_x_or_the_one_given(norm, rng):
+def test_dtypes_of_results_and_gradients(norm, rng):
     x, gamma, beta, mask = norm.draw(rng, norm.shapes["plain"], jnp.bfloat16, mask=True)
-    assert norm(x, gamma, beta, mask).dtype == jnp.bfloat16
-    if "dtype" not in norm.takes:
-        return
-    exact = norm(x, gamma, beta, mask, dtype=jnp.float32)
-    assert exact.dtype == jnp.float32
-    # The widest result is not cast to bfloat16 on the way.
-    assert excess(exact, norm.expected(x, gamma, beta, mask)) <= 1
-    single = x.astype(jnp.float32)
-    assert_one_rounding(norm(single, gamma, beta, dtype="float16"), norm(single, gamma, beta), "f2")
-
-
-@registry.norms("dtypes")
-def test_gradients_have_the_dtypes_of_their_inputs(norm, rng):
-    x, gamma, beta, _ = norm.draw(rng, norm.shapes["plain"], jnp.float16)
-    gamma = None if gamma is None else gamma.astype(jnp.bfloat16)
-
-    def loss(x, gamma, beta):
-        return jnp.sum(norm(x, gamma, beta).astype(jnp.float32) ** 2)
-
+    gamma = None if gamma is None else gamma.astype(jnp.float16)
     given = (x, gamma, beta)
-    for value, gradient in zip(given, jax.grad(loss, (0, 1, 2))(*given), strict=True):
+    y, gradients = jax.eval_shape(programs.derivatives(norm), *given, mask, x)
+    assert (y.shape, y.dtype) == (x.shape, jnp.bfloat16)
+    for value, gradient in zip(given, gradients, strict=True):
         if value is not None:
             assert gradient.dtype == value.dtype and gradient.shape == value.shape
+    if "dtype" in norm.takes:
+        for dtype in ("float16", jnp.float32):
+            wanted = functools.partial(norm, dtype=dtype)
+            y, gradients = jax.eval_shape(gradients_of(wanted), *given, mask)
+            assert y.dtype == jnp.dtype(dtype) and gradients[0].dtype == jnp.bfloat16
+
+
+def gradients_of(function):
+    def both(x, gamma, beta, mask):
+        y, vjp = jax.vjp(lambda *given: function(*given, mask), x, gamma, beta)
+        return y, vjp(y)
+
+    return both
+
+
+@registry.norms("dtypes", core=True)
+def test_the_result_is_cast_once_to_the_dtype_given(norm, rng):
+    if "dtype" not in norm.takes:
+        return
+    x, gamma, beta, mask = norm.draw(rng, norm.shapes["five"], mask=True)
+    y = programs.forward(norm, dtype="float16")(x, gamma, beta, mask)
+    assert_one_rounding(y, norm.expected(x, gamma, beta, mask), jnp.float16)
 
 
 @registry.norms("dtypes")
@@ -96,7 +94,7 @@ def test_float64(norm, rng):
     # The reference is evaluated in long double, wider than what it judges on most platforms, and
     # exact enough where it is not: it subtracts the mean of the remainder too.
     with jax.enable_x64(True):
-        compiled = jax.jit(norm)
+        compiled = programs.forward(norm)
         pools = norm.pools(norm.shapes["plain"])
         for name, values in patterns(rng, *pools.shape):
             for mean in (0.0, 1e2, -1e6):
@@ -113,40 +111,43 @@ def test_float64(norm, rng):
 
 @registry.norms("complex")
 def test_complex(norm, rng):
-    shape = norm.shapes["plain"]
+    shape = norm.shapes["five"]
     x, gamma, beta, mask = norm.draw(rng, shape, jnp.complex64, mask=True)
-    compiled = jax.jit(lambda x, mask: norm(x, gamma, beta, mask))
-    for mean in (0.0, 1e4 - 2e4j):
-        moved = x + jnp.asarray(mean, x.dtype)
-        y = compiled(moved, mask)
-        assert y.dtype == jnp.complex64
-        expected = norm.expected(moved, gamma, beta, mask)
-        assert np.abs(y - expected).max() <= 4e-6 * max(1, np.abs(expected).max() / 3)
-    # A real array, given as complex, has the real result.
-    real = np.asarray(norm(x.real, gamma, beta, mask))
-    np.testing.assert_allclose(compiled(x.real.astype(x.dtype), mask), real, atol=2e-6, rtol=0)
+
+    @jax.jit
+    def compiled(x, dy, step):
+        f = lambda x: norm(x, gamma, beta, mask)  # noqa: E731
+        y, vjp = jax.vjp(f, x)
+        tangent = jax.jvp(f, (x,), (step,))[1] if norm.name in registry.CORE else None
+        return y, vjp(dy)[0], tangent
+
+    def draw():
+        return np.complex64(rng.normal(size=shape) + 1j * rng.normal(size=shape))
+
+    for given in (x, x.real.astype(x.dtype), x + np.complex64(1e4 - 2e4j)):
+        dy, step = draw(), draw()
+        y, dx, tangent = compiled(given, dy, step)
+        assert y.dtype == dx.dtype == jnp.complex64
+        expected = norm.expected(given, gamma, beta, mask)
+        assert np.abs(y - expected).max() <= TOLERANCE * max(1, np.abs(expected).max() / 3)
+        if "stops gradients" in norm.exempt.get("second_order", ""):
+            continue  # its derivatives are not those of the values
+        # The derivative along the step, by differences of the reference.
+        wide, step = np.asarray(given, np.complex128), np.asarray(step, np.complex128)
+        ahead, behind = (norm.expected(wide + h * step, gamma, beta, mask) for h in (1e-4, -1e-4))
+        slope = (ahead - behind) / 2e-4
+        if tangent is not None:
+            np.testing.assert_allclose(tangent, slope, atol=2e-5 * np.abs(slope).max(), rtol=0)
+        # JAX's gradient of a real function of a complex input is du - i dv.
+        terms = np.asarray(dx, np.complex128) * step
+        moved = (np.asarray(dy) * slope).sum().real
+        np.testing.assert_allclose(moved, terms.sum().real, atol=1e-6 * np.abs(terms).sum())
+
+
+@registry.norms("complex", core=True)
+def test_complex128(norm, rng):
     with jax.enable_x64(True):
-        x = np.asarray(x, np.complex128)
-        y = jax.jit(norm)(x)
+        x = np.asarray(norm.draw(rng, norm.shapes["plain"], jnp.complex64)[0], np.complex128)
+        y = programs.forward(norm)(x)
         assert y.dtype == jnp.complex128
         np.testing.assert_allclose(y, norm.expected(x), atol=1e-13)
-
-
-@registry.norms("complex", variants=False)
-def test_complex_gradient_is_that_of_its_parts(norm, rng):
-    x, gamma, beta, mask = norm.draw(rng, norm.shapes["plain"], jnp.complex64, mask=True)
-    weight = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
-
-    def loss(x):
-        y = norm(x, gamma, beta, mask)
-        return jnp.sum(weight * (y.real**2 + y.real * y.imag))
-
-    # JAX's gradient of a real function of a complex input is du - i dv.
-    gradient = jax.jit(jax.grad(loss))(x)
-    du, dv = jax.jit(jax.grad(lambda u, v: loss(jax.lax.complex(u, v)), (0, 1)))(x.real, x.imag)
-    np.testing.assert_allclose(gradient, jax.lax.complex(du, -dv), atol=1e-5, rtol=1e-5)
-    # And it is the directional derivative, seen from forward mode.
-    step = jnp.asarray(rng.normal(size=x.shape) + 1j * rng.normal(size=x.shape), x.dtype)
-    _, moved = jax.jvp(loss, (x,), (step,))
-    terms = np.asarray(gradient) * np.asarray(step)
-    np.testing.assert_allclose(moved, terms.sum().real, atol=1e-6 * np.abs(terms).sum())

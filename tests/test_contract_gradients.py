@@ -1,31 +1,21 @@
 """Contract 8: gradients equal the closed form, are finite, and obey the two identities."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from tests import registry
-from tests.test_contract_dtypes import half_spacing
-
-
-def gradients(norm, x, gamma, beta, mask, dy, **options):
-    """dx, dgamma and dbeta, each None where the function does not take it."""
-
-    def f(x, gamma, beta):
-        return norm(x, gamma, beta, mask, **options)
-
-    return jax.vjp(f, x, gamma, beta)[1](dy)
+from tests import programs, registry
+from tests.test_contract_dtypes import assert_one_rounding, half_spacing
+from tests.test_contract_exact import assert_exact
 
 
-def assert_gradients_close(norm, x, gamma, beta, mask, rng, compiled=None):
-    """Compares the gradients of a random projection with the closed form."""
-    dy = jnp.asarray(rng.normal(size=x.shape), x.dtype)
-    compiled = compiled or jax.jit(functools.partial(gradients, norm))
-    got = compiled(x, gamma, beta, mask, dy)
-    expected = norm.expected_vjp(x, gamma, beta, mask, dy)
+def assert_gradients_close(norm, x, gamma, beta, mask, rng, compiled=None, **options):
+    """Compares the value, and the gradients of a random projection, with the closed form."""
+    dy = rng.normal(size=x.shape).astype(x.dtype)
+    y, got = (compiled or programs.derivatives(norm, **options))(x, gamma, beta, mask, dy)
+    if "exact" not in norm.exempt:
+        assert_exact(y, norm.expected(x, gamma, beta, mask, **options))
+    expected = norm.expected_vjp(x, gamma, beta, mask, dy, **options)
     # dx is the difference of terms as large as g = dy * gamma / sigma, each within the 4e-6 that
     # x_hat is, so its error is measured by the largest g, not by what the difference leaves.
     scale = max(1.0, np.abs(expected[0]).max())
@@ -38,27 +28,49 @@ def assert_gradients_close(norm, x, gamma, beta, mask, rng, compiled=None):
             np.testing.assert_allclose(value, exact, atol=4e-6 * largest * terms**0.5, rtol=4e-6)
 
 
-@registry.paths("gradients", ("five", "plain", "large"))
+@registry.paths("gradients", ("large",), core=("five", "plain"))
 def test_gradients_equal_the_closed_form(norm, shape, rng):
-    compiled = jax.jit(functools.partial(gradients, norm))
+    # Those that take masks are tested with them at the other sizes.
     for mean in (0.0, 1e3, -1e6):
         x, gamma, beta, _ = norm.draw(rng, shape)
-        assert_gradients_close(norm, x + mean, gamma, beta, None, rng, compiled)
+        assert_gradients_close(norm, x + mean, gamma, beta, None, rng)
 
 
-@registry.paths("gradients")
-def test_gradients_without_parameters(norm, shape, rng):
-    x, *_ = norm.draw(rng, shape)
-    assert_gradients_close(norm, x, None, None, None, rng)
+@registry.norms("gradients")
+def test_without_parameters_and_epsilon(norm, rng):
+    """Values and gradients, which are finite at zero variance and at zero input, too."""
+    options = {"epsilon": 0.0} if "epsilon" in norm.takes else {}
+    shape = norm.shapes["five"]
+    x, *_, mask = norm.draw(rng, shape, mask=True)
+    compiled = programs.derivatives(norm, **options)
+    for given in {id(mask): mask, id(None): None}.values() if in_core(norm) else (mask,):
+        assert_gradients_close(norm, x, None, None, given, rng, **options)
+        if "zero_variance" not in norm.exempt:
+            assert_finite(compiled, shape, None, None, given, rng)
 
 
-@registry.paths("gradients", dtypes={"plain": jnp.float16, "large": jnp.bfloat16})
-def test_half_precision_gradients_are_accumulated_in_float32(norm, shape, dtype, rng):
-    x, gamma, beta, _ = norm.draw(rng, shape, dtype)
+def in_core(norm):
+    return norm.name in registry.CORE
+
+
+@registry.norms("gradients")
+def test_half_precision_gradients(norm, rng):
+    # Masked where masks are taken; test_contract_masks.py asks the program for more.
+    shape = norm.shapes["large"]
+    check_half_precision(norm, shape, jnp.bfloat16, rng, masked=True)
+    if in_core(norm) and "mask" in norm.takes:
+        check_half_precision(norm, shape, jnp.bfloat16, rng)
+
+
+def check_half_precision(norm, shape, dtype, rng, masked=False):
+    """Checks that gradients are accumulated in float32, and rounded once."""
+    x, gamma, beta, mask = norm.draw(rng, shape, dtype, mask=masked)
     gamma, beta = (None if p is None else p.astype(dtype) for p in (gamma, beta))
-    dy = jnp.asarray(rng.normal(size=shape), dtype)
-    got = jax.jit(lambda *args: gradients(norm, *args))(x, gamma, beta, None, dy)
-    expected = norm.expected_vjp(x, gamma, beta, None, dy)
+    dy = rng.normal(size=shape).astype(dtype)
+    y, got = programs.derivatives(norm)(x, gamma, beta, mask, dy)
+    if "dtypes" not in norm.exempt:
+        assert_one_rounding(y, norm.expected(x, gamma, beta, mask), dtype)
+    expected = norm.expected_vjp(x, gamma, beta, mask, dy)
     for value, exact in zip(got, expected, strict=True):
         if value is not None:
             # A float32 sum rounded once: summed in bfloat16, the parameters' gradients at the
@@ -70,53 +82,50 @@ def test_half_precision_gradients_are_accumulated_in_float32(norm, shape, dtype,
 
 
 @registry.norms("zero_variance")
-@pytest.mark.parametrize("epsilon", [1e-6, 0.0])
-def test_finite_at_zero_variance_and_zero_input(norm, epsilon, rng):
-    shape = norm.shapes["plain"]
-    _, gamma, beta, mask = norm.draw(rng, shape, mask=True)
+def test_finite_at_zero_variance_and_zero_input(norm, rng):
+    compiled = programs.derivatives(norm)
+    for name, masked in (("plain", True), ("large", False)):
+        shape = norm.shapes[name]
+        _, gamma, beta, mask = norm.draw(rng, shape, mask=masked)
+        assert_finite(compiled, shape, gamma, beta, mask, rng)
 
-    @jax.jit
-    def derivatives(x, dy):
-        def loss(x, gamma, beta, m):
-            return jnp.sum(dy * norm(x, gamma, beta, m, epsilon=epsilon) ** 2)
 
-        first = [jax.grad(loss, (0, 1, 2))(x, gamma, beta, m) for m in (None, mask)]
-        if not epsilon:
-            return first
-        second = jax.jvp(jax.grad(loss), (x, gamma, beta, None), (dy, gamma, beta, None))
-        return first, second
-
-    dy = jnp.asarray(rng.normal(size=shape), jnp.float32)
+def assert_finite(compiled, shape, gamma, beta, mask, rng):
+    dy = rng.normal(size=shape).astype(np.float32)
     for constant in (0.0, -0.0, 1.0, 1e6, 1e-20, 1e-42):
-        for value in jax.tree.leaves(derivatives(jnp.full(shape, constant, jnp.float32), dy)):
+        x = np.full(shape, constant, np.float32)
+        for value in jax.tree.leaves(compiled(x, gamma, beta, mask, dy)):
             assert np.isfinite(value).all(), constant
 
 
-@registry.paths("shift", ("large",))
-def test_gradient_sums_to_zero(norm, shape, rng):
+def large_gradient(norm, x, gamma, beta, rng):
+    """dx in float64, by pools."""
+    dy = rng.normal(size=x.shape).astype(np.float32)
+    _, (dx, *_) = programs.derivatives(norm)(x, gamma, beta, None, dy)
+    return np.asarray(dx, np.float64).reshape(-1)[norm.pools(x.shape)]
+
+
+@registry.norms("shift")
+def test_gradient_sums_to_zero(norm, rng):
     # Adding a constant to a pool changes nothing: the gradient is orthogonal to it.
-    x, gamma, beta, _ = norm.draw(rng, shape)
-    dy = jnp.asarray(rng.normal(size=shape), jnp.float32)
-    pools = norm.pools(shape)
+    x, gamma, beta, _ = norm.draw(rng, norm.shapes["large"])
     for mean in (0.0, 1e4):
-        dx = np.asarray(gradients(norm, x + mean, gamma, beta, None, dy)[0], np.float64)
-        dx = dx.reshape(-1)[pools]
+        dx = large_gradient(norm, x + mean, gamma, beta, rng)
         # Each element carries about 1e-6 of the largest; their errors add up as a random walk.
-        allowed = 8e-6 * np.abs(dx).max() * pools.shape[1] ** 0.5
+        allowed = 8e-6 * np.abs(dx).max() * dx.shape[1] ** 0.5
         assert np.abs(dx.sum(1)).max() <= allowed
 
 
-@registry.paths("scale", ("large",))
-def test_gradient_is_orthogonal_to_the_normalized_input(norm, shape, rng):
-    # Scaling a pool (about its mean) changes nothing, if epsilon is negligible beside the variance.
-    x, gamma, beta, _ = norm.draw(rng, shape)
-    dy = jnp.asarray(rng.normal(size=shape), jnp.float32)
-    pools = norm.pools(shape)
-    dx = gradients(norm, x, gamma, beta, None, dy, epsilon=1e-12)[0]
-    dx = np.asarray(dx, np.float64).reshape(-1)[pools]
-    hat = norm.expected(x, epsilon=1e-12)
+@registry.norms("scale")
+def test_gradient_is_orthogonal_to_the_normalized_input(norm, rng):
+    # Scaling a pool (about its mean) changes nothing where epsilon is negligible beside the
+    # variance, which is 4e6 here.
+    x, gamma, beta, _ = norm.draw(rng, norm.shapes["large"])
+    x = x * 1000
+    dx = large_gradient(norm, x, gamma, beta, rng)
+    hat = norm.expected(x)
     if norm.gamma_offset:
         hat = hat / norm.gamma_offset
-    hat = hat.reshape(-1)[pools]
-    allowed = 8e-6 * np.abs(dx).max() * np.abs(hat).max() * pools.shape[1] ** 0.5
+    hat = hat.reshape(-1)[norm.pools(x.shape)]
+    allowed = 8e-6 * np.abs(dx).max() * np.abs(hat).max() * dx.shape[1] ** 0.5
     assert np.abs((dx * hat).sum(1)).max() <= allowed

@@ -5,10 +5,9 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from tests import registry
-from tests.test_contract_exact import excess
+from tests import programs, registry
+from tests.test_contract_exact import assert_exact
 from tests.test_contract_gradients import assert_gradients_close
 
 
@@ -20,84 +19,95 @@ def masks_of_every_shape(shape, rng):
         yield rng.random(shape[lead:]) < 0.8
 
 
-@registry.norms("masks")
+@registry.norms("masks", core=True)
 def test_every_broadcastable_mask_equals_packing(norm, rng):
     x, gamma, beta, _ = norm.draw(rng, norm.shapes["five"])
     masks = [np.asarray(m) for m in masks_of_every_shape(x.shape, rng)]
     results = jax.jit(lambda x, masks: [norm(x, gamma, beta, m) for m in masks])(x, masks)
     for mask, y in zip(masks, results, strict=True):
-        assert excess(y, norm.expected(x, gamma, beta, mask)) <= 1, mask.shape
+        assert_exact(y, norm.expected(x, gamma, beta, mask), mask.shape)
 
 
-@registry.paths("masks")
-@pytest.mark.parametrize("mean", [0.0, -1e4, 1e6])
-def test_masked_is_exact_at_every_mean(norm, shape, mean, rng):
-    x, gamma, beta, mask = norm.draw(rng, shape, mask=True)
-    x = x + mean
-    y = jax.jit(norm)(x, gamma, beta, mask)
-    assert excess(y, norm.expected(x, gamma, beta, mask)) <= 1
+@registry.norms("masks", core=False)
+def test_a_mask_of_fewer_axes_equals_packing(norm, rng):
+    x, gamma, beta, _ = norm.draw(rng, norm.shapes["five"])
+    mask = rng.random(x.shape[1:]) < 0.8
+    y = programs.forward(norm)(x, gamma, beta, mask)
+    assert_exact(y, norm.expected(x, gamma, beta, mask))
 
 
-@registry.paths("masks")
+@registry.paths("masks", ("five",), core=("plain", "large"))
+def test_masked_is_exact_at_every_mean(norm, shape, rng):
+    for mean in (0.0, -1e4, 1e6):
+        x, gamma, beta, mask = norm.draw(rng, shape, mask=True)
+        x = x + mean
+        y = programs.forward(norm)(x, gamma, beta, mask)
+        assert_exact(y, norm.expected(x, gamma, beta, mask), mean)
+
+
+@registry.paths("masks", ("plain",), core=("large",))
+def test_masked_values_and_gradients_equal_the_packed_ones(norm, shape, rng):
+    compiled = programs.derivatives(norm)
+    for mean in (0.0, -1e4, 1e6):
+        x, gamma, beta, mask = norm.draw(rng, shape, mask=True)
+        assert_gradients_close(norm, x + mean, gamma, beta, mask, rng, compiled)
+
+
+@registry.paths("masks", ("plain",), core=("large",))
 def test_full_and_empty_masks(norm, shape, rng):
     x, gamma, beta, _ = norm.draw(rng, shape)
-
-    @jax.jit
-    def results(x, mask):
-        y, vjp = jax.vjp(lambda x, gamma, beta: norm(x, gamma, beta, mask), x, gamma, beta)
-        return y, vjp(jnp.ones_like(y))
-
-    y, _ = results(x, np.ones(shape, bool))
-    assert excess(y, norm.expected(x, gamma, beta)) <= 1
-    nothing = results(x, np.zeros(shape, bool))
+    compiled = programs.derivatives(norm)
+    dy = np.ones_like(x)
+    y, _ = compiled(x, gamma, beta, np.ones(shape, bool), dy)
+    assert_exact(y, norm.expected(x, gamma, beta))
+    nothing = compiled(x, gamma, beta, np.zeros(shape, bool), dy)
     for value in jax.tree.leaves(nothing):
         np.testing.assert_array_equal(value, np.zeros_like(value))
 
 
-@registry.paths("masks", dtypes={"plain": jnp.float32, "large": jnp.bfloat16})
-def test_what_is_masked_reaches_nothing(norm, shape, dtype, rng):
-    x, gamma, beta, mask = norm.draw(rng, shape, dtype, mask=True)
-    mask = mask.at[(0,) * len(shape)].set(False)
-    pools = norm.pools(shape)
-    # One pool is masked altogether.
-    flat = np.array(mask).reshape(-1)
-    flat[pools[-1]] = False
-    mask = jnp.asarray(flat.reshape(shape))
+def assert_blind(compiled, x, gamma, beta, mask, dy, *rest):
+    """Asserts that what stands where the mask leaves out changes no bit of any result.
 
-    @jax.jit
-    def results(x, dy):
-        f = lambda x, gamma, beta: norm(x, gamma, beta, mask)  # noqa: E731
-        y, vjp = jax.vjp(f, x, gamma, beta)
-        _, tangent = jax.jvp(f, (x, gamma, beta), (dy, gamma, beta))
-        return y, vjp(dy), tangent
+    Returns the results.
+    """
+    x, dy, mask = map(np.asarray, (x, dy, mask))
 
-    dy = jnp.asarray(rng.normal(size=shape), dtype)
-    clean = results(jnp.where(mask, x, 0), jnp.where(mask, dy, 0))
-    for poison in (jnp.nan, jnp.inf, -jnp.inf, jnp.finfo(dtype).max):
-        dirty = results(jnp.where(mask, x, poison), jnp.where(mask, dy, poison))
-        for a, b in zip(jax.tree.leaves(dirty), jax.tree.leaves(clean), strict=True):
+    def results(there):
+        given = (np.where(mask, v, np.asarray(there, v.dtype)) for v in (x, dy))
+        x_there, dy_there = given
+        return compiled(x_there, gamma, beta, mask, dy_there, *rest)
+
+    clean = results(0)
+    for poison in (np.nan, np.inf, -np.inf, jnp.finfo(x.dtype).max):
+        for a, b in zip(*map(jax.tree.leaves, (results(poison), clean)), strict=True):
             np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-    y, (dx, *_), tangent = clean
-    for value in (y, dx, tangent):
-        assert np.isfinite(np.asarray(value, np.float32)).all()
-        assert not np.asarray(value)[~np.asarray(mask)].any()
-
-
-@registry.paths("masks")
-def test_masked_gradients_equal_the_packed_ones(norm, shape, rng):
-    x, gamma, beta, mask = norm.draw(rng, shape, mask=True)
-    assert_gradients_close(norm, x, gamma, beta, mask, rng)
+            assert np.isfinite(np.asarray(a, np.float32)).all()
+    return clean
 
 
 @registry.norms("masks")
-def test_second_derivatives_are_blind_to_what_is_masked(norm, rng):
-    x, gamma, beta, mask = norm.draw(rng, norm.shapes["five"], mask=True)
+def test_what_is_masked_reaches_nothing(norm, rng):
+    check_blindness(norm, norm.shapes["plain"], jnp.float32, rng)
 
-    @jax.jit
-    def curvature(x):
-        loss = lambda x: jnp.sum(norm(x, gamma, beta, mask) ** 3)  # noqa: E731
-        return jax.jvp(jax.grad(loss), (x,), (jnp.cos(jnp.arange(x.size)).reshape(x.shape),))[1]
 
-    clean = curvature(jnp.where(mask, x, 0))
-    np.testing.assert_array_equal(curvature(jnp.where(mask, x, jnp.nan)), clean)
-    assert np.isfinite(clean).all()
+@registry.norms("masks", core=True)
+def test_what_is_masked_reaches_nothing_in_float16(norm, rng):
+    check_blindness(norm, norm.shapes["plain"], jnp.float16, rng)
+
+
+@registry.norms("masks")
+def test_what_is_masked_in_large_arrays_reaches_nothing(norm, rng):
+    check_blindness(norm, norm.shapes["large"], jnp.bfloat16, rng, jnp.bfloat16)
+
+
+def check_blindness(norm, shape, dtype, rng, parameters=jnp.float32):
+    x, gamma, beta, mask = norm.draw(rng, shape, dtype, mask=True)
+    gamma, beta = (None if p is None else p.astype(parameters) for p in (gamma, beta))
+    mask = np.array(mask)
+    mask[(0,) * len(shape)] = False
+    # One pool is masked altogether.
+    mask.reshape(-1)[norm.pools(shape)[-1]] = False
+    dy = rng.normal(size=shape).astype(dtype)
+    y, (dx, *_) = assert_blind(programs.derivatives(norm), x, gamma, beta, mask, dy)
+    for value in (y, dx):
+        assert not np.asarray(value)[~mask].any()

@@ -6,9 +6,11 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.test_util import check_grads
 
-from tests import registry
+from tests import programs, registry
+from tests.test_contract_masks import assert_blind
+
+quickly = functools.partial(jax.jit, compiler_options=programs.QUICKLY)
 
 # Two float32 evaluations of values of size 3, each within the contract's 4e-6.
 close = functools.partial(chex.assert_trees_all_close, atol=8e-6, rtol=2e-6)
@@ -24,11 +26,7 @@ def assert_dx_close(dx, exact):
     close(dx, exact, atol=8e-6 * max(1.0, float(np.abs(exact).max())))
 
 
-def loss(norm, weight, x, gamma, beta, mask):
-    return jnp.sum(weight * norm(x, gamma, beta, mask))
-
-
-@registry.norms("transforms")
+@registry.norms("transforms", core=True)
 def test_vmap_over_any_axis_with_any_argument_shared(norm, rng):
     draws = [small(norm, rng) for _ in range(3)]
     xs, gammas, betas, masks = zip(*draws, strict=True)
@@ -66,7 +64,7 @@ def test_vmap_over_any_axis_with_any_argument_shared(norm, rng):
     close(mapped(xs, gammas, betas, masks), list(map(np.float32, expected.values())))
 
 
-@registry.norms("transforms")
+@registry.norms("transforms", core=True)
 def test_nested_vmap(norm, rng):
     draws = [small(norm, rng) for _ in range(6)]
     xs = jnp.stack([d[0] for d in draws]).reshape(2, 3, *draws[0][0].shape)
@@ -80,38 +78,40 @@ def test_nested_vmap(norm, rng):
 
 @registry.norms("transforms")
 def test_vmap_of_grad_and_grad_of_vmap(norm, rng):
-    draws = [small(norm, rng) for _ in range(3)]
-    x = jnp.stack([d[0] for d in draws], 1)
+    # gamma is shared; masks too, over examples that lie along an axis of their own.
+    draws = [norm.draw(rng, norm.shapes["five"], mask=True) for _ in range(3)]
+    x = np.stack([d[0] for d in draws], 1)
     _, gamma, beta, mask = draws[0]
-    weight = jnp.asarray(rng.normal(size=draws[0][0].shape), jnp.float32)
+    dy = rng.normal(size=draws[0][0].shape).astype(np.float32)
 
-    @jax.jit
-    def both(x, gamma, beta):
-        gradient = jax.grad(functools.partial(loss, norm, weight), (0, 1, 2))
-        per_example = jax.vmap(gradient, in_axes=(1, None, None, None))(x, gamma, beta, mask)
+    def per_example(x, gamma, beta):
+        mapped = jax.vmap(programs.derivatives(norm), in_axes=(1, *[None] * 4))
+        return mapped(x, gamma, beta, mask, dy)
 
-        def total(x, gamma, beta):
-            mapped = jax.vmap(norm, in_axes=(1, None, None, None))(x, gamma, beta, mask)
-            return jnp.sum(mapped * jnp.broadcast_to(weight, mapped.shape))
+    def total(x, gamma, beta):
+        y, vjp = jax.vjp(jax.vmap(norm, in_axes=(1, None, None, None)), x, gamma, beta, mask)
+        return y, vjp(jnp.broadcast_to(dy, y.shape))[:3]
 
-        return per_example, jax.grad(total, (0, 1, 2))(x, gamma, beta)
-
-    (dx, *dparams), (dx_total, *dparams_total) = both(x, gamma, beta)
-    exact = [norm.expected_vjp(d[0], gamma, beta, mask, weight) for d in draws]
+    y, (dx, *parameters) = quickly(per_example)(x, gamma, beta)
+    exact = [norm.expected_vjp(d[0], gamma, beta, mask, dy) for d in draws]
+    close(y, np.float32([norm.expected(d[0], gamma, beta, mask) for d in draws]))
     assert_dx_close(dx, np.stack([e[0] for e in exact]))
-    assert_dx_close(jnp.moveaxis(dx_total, 1, 0), dx)
-    for i, (each, total) in enumerate(zip(dparams, dparams_total, strict=True), 1):
+    for i, each in enumerate(parameters, 1):
         if each is not None:
             close(each, np.stack([e[i] for e in exact]).astype(np.float32), atol=1e-4)
-            close(total, each.sum(0), atol=1e-4)
+    if norm.name in registry.CORE:
+        _, (dx_total, *parameters_total) = quickly(total)(x, gamma, beta)
+        assert_dx_close(jnp.moveaxis(dx_total, 1, 0), dx)
+        for each, whole in zip(parameters, parameters_total, strict=True):
+            if each is not None:
+                close(whole, each.sum(0), atol=1e-4)
 
 
-@registry.norms("transforms")
-def test_forward_mode_is_the_transpose_of_reverse_mode(norm, rng):
+@registry.norms("transforms", core=True)
+def test_linearize_is_jvp(norm, rng):
     x, gamma, beta, mask = small(norm, rng)
     primals = (x, gamma, beta)
-    draw = lambda a: jnp.asarray(rng.normal(size=a.shape), a.dtype)  # noqa: E731
-    tangents, dy = jax.tree.map(draw, primals), draw(x)
+    tangents = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(a.dtype), primals)
     f = lambda *args: norm(*args, mask)  # noqa: E731
 
     @jax.jit
@@ -119,102 +119,98 @@ def test_forward_mode_is_the_transpose_of_reverse_mode(norm, rng):
         y, linear = jax.linearize(f, *primals)
         return jax.jvp(f, primals, tangents), (y, linear(*tangents))
 
-    (y, tangent), linearized = forward(primals, tangents)
-    chex.assert_trees_all_close(linearized, (y, tangent), atol=4e-6, rtol=4e-6)
-    close(y, np.float32(norm.expected(x, gamma, beta, mask)))
-    # <dy, J v> = <J^T dy, v>, with J^T from the closed form.
-    exact = norm.expected_vjp(x, gamma, beta, mask, dy)
-    terms = [
-        np.asarray(e * np.asarray(t)).ravel()
-        for e, t in zip(exact, tangents, strict=True)
-        if t is not None
-    ]
-    terms = np.concatenate(terms)
-    seen = float(np.sum(np.asarray(dy, np.float64) * np.asarray(tangent)))
-    np.testing.assert_allclose(seen, terms.sum(), atol=4e-6 * np.abs(terms).sum())
-
-
-@registry.norms("second_order", variants=False)
-def test_second_order_in_both_modes(norm, rng):
-    # Without a mask; those with one are in test_hessians_agree and in test_contract_masks.py.
-    with jax.enable_x64(True):
-        x, gamma, beta, _ = norm.draw(rng, norm.shapes["five"], np.float64)
-        arguments = [jnp.asarray(a, jnp.float64) for a in (x, gamma, beta) if a is not None]
-
-        @jax.jit
-        def f(*arguments):
-            given = iter(arguments)
-            x_gamma_beta = [None if a is None else next(given) for a in (x, gamma, beta)]
-            # A larger epsilon keeps the third derivatives small, which bound the error of the
-            # finite differences.
-            return norm(*x_gamma_beta, epsilon=0.1)
-
-        check_grads(f, arguments, order=2, modes=("fwd", "rev"), atol=1e-4, rtol=1e-4)
-
-
-@registry.norms("second_order", variants=False)
-def test_hessians_agree(norm, rng):
-    x, gamma, beta, mask = norm.draw(rng, norm.shapes["five"], mask=True)
-    weight = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
-
-    @jax.jit
-    def hessians(x):
-        f = lambda x: loss(norm, weight, x, gamma, beta, mask)  # noqa: E731
-        jacobians = [
-            jacobian(lambda x: norm(x, gamma, beta, mask)) for jacobian in (jax.jacfwd, jax.jacrev)
-        ]
-        second = [jax.jacfwd(jax.grad(f)), jax.jacrev(jax.grad(f)), jax.jacrev(jax.jacfwd(f))]
-        return [j(x) for j in jacobians], [h(x) for h in [jax.hessian(f), *second]]
-
-    first, second = hessians(x)
-    chex.assert_trees_all_close(*first, atol=8e-6, rtol=8e-6)
-    scale = max(1.0, float(jnp.abs(second[0]).max()))
-    for other in second[1:]:
-        chex.assert_trees_all_close(second[0] / scale, other / scale, atol=2e-5)
-
-
-@registry.norms("transforms", variants=False)
-def test_remat_and_scan_over_layers(norm, rng):
-    # In float64, as three layers amplify a rounding by the product of their slopes.
-    with jax.enable_x64(True):
-        check_remat_and_scan(norm, *small(norm, rng, np.float64))
-
-
-def check_remat_and_scan(norm, x, gamma, beta, mask):
-    stacked = jax.tree.map(lambda p: jnp.stack([p, 0.5 * p, p + 0.1]), (gamma, beta))
-
-    def layer(x, parameters):
-        return norm(jnp.tanh(x) + x, *parameters, mask)
-
-    def scanned(step, x, stacked):
-        return jax.lax.scan(lambda x, p: (step(x, p), None), x, stacked, length=3)[0]
-
-    def looped(x, stacked):
-        for i in range(3):
-            x = layer(x, jax.tree.map(lambda p, i=i: p[i], stacked))
-        return x
-
-    @jax.jit
-    def all_ways(x, stacked):
-        def derivatives(f):
-            return jax.value_and_grad(lambda *args: jnp.sum(jnp.sin(f(*args))), (0, 1))(x, stacked)
-
-        return [
-            derivatives(looped),
-            derivatives(functools.partial(scanned, layer)),
-            derivatives(functools.partial(scanned, jax.checkpoint(layer))),
-        ]
-
-    plain, scan, remat = all_ways(x, stacked)
-    # The gradients of gamma and beta are float32, as these are.
-    chex.assert_trees_all_close(plain, scan, remat, atol=1e-6, rtol=1e-6)
+    chex.assert_trees_all_close(*forward(primals, tangents), atol=4e-6, rtol=4e-6)
 
 
 @registry.norms("transforms")
-def test_eval_shape(norm, rng):
-    x, gamma, beta, mask = small(norm, rng, jnp.bfloat16)
-    result = jax.eval_shape(norm, x, gamma, beta, mask)
-    assert (result.shape, result.dtype) == (x.shape, jnp.bfloat16)
+def test_first_and_second_derivatives(norm, rng):
+    """In both modes, in float64: values and tangents, and where it applies, derivatives of those.
+
+    The closed form gives the first ones; its differences along a step give the second ones.
+    """
+    second_order = "second_order" not in norm.exempt
+    with jax.enable_x64(True):
+        x, gamma, beta, mask = norm.draw(rng, norm.shapes["five"], np.float64, mask=True)
+        gamma, beta = (None if p is None else p.astype(np.float64) for p in (gamma, beta))
+        primals = (x, gamma, beta)
+        dy, *tangents = (None if a is None else rng.normal(size=a.shape) for a in (x, *primals))
+        ways = ("forward over reverse", "reverse over reverse", "reverse over forward")
+        if norm.name not in registry.CORE:
+            ways = ways[:2]
+        program = programs.first_and_second(norm, ways if second_order else ())
+        compiled = quickly(program)
+        given = (*primals, mask, dy, tuple(tangents))
+        if mask is None:
+            y, tangent, curvatures = compiled(*given)
+        else:
+            y, tangent, curvatures = assert_blind(compiled, *given)
+        np.testing.assert_allclose(y, norm.expected(*primals, mask), atol=1e-12)
+        # <dy, J v> = <J^T dy, v>, with J^T from the closed form.
+        exact = norm.expected_vjp(*primals, mask, dy)
+        terms = np.concatenate([np.ravel(e * t) for e, t in pairs(exact, tangents)])
+        assert abs(np.sum(dy * tangent) - terms.sum()) <= 1e-12 * np.abs(terms).sum()
+        if second_order:
+            by_steps = differences(norm, primals, tangents, mask, dy)
+            scale = max(1.0, *(np.abs(e).max() for e in by_steps if e is not None))
+            for found in curvatures:
+                for value, wanted in pairs(found, by_steps):
+                    np.testing.assert_allclose(value, wanted, atol=1e-6 * scale, rtol=0)
+
+
+def pairs(left, right):
+    """The pairs of those given."""
+    return [(a, b) for a, b in zip(left, right, strict=True) if b is not None]
+
+
+def differences(norm, primals, tangents, mask, dy, step=1e-5):
+    """The derivative of the closed form's gradients along the tangents."""
+
+    def gradients(step):
+        moved = (
+            None if p is None else p + step * t for p, t in zip(primals, tangents, strict=True)
+        )
+        return norm.expected_vjp(*moved, mask, dy)
+
+    return [
+        None if ahead is None else (ahead - behind) / (2 * step)
+        for ahead, behind in zip(gradients(step), gradients(-step), strict=True)
+    ]
+
+
+@registry.norms("transforms")
+def test_remat_and_scan_over_layers(norm, rng):
+    """Layers in a scan that keeps their inputs alone, against the closed form layer by layer."""
+    # In float64, as three layers amplify a rounding by the product of their slopes.
+    with jax.enable_x64(True):
+        x, gamma, beta, mask = norm.draw(rng, norm.shapes["five"], np.float64, mask=True)
+        stacked = jax.tree.map(lambda p: np.stack([p, 0.5 * p, p + np.float32(0.1)]), (gamma, beta))
+
+        @jax.checkpoint
+        def layer(x, parameters):
+            return norm(jnp.tanh(x) + x, *parameters, mask), None
+
+        @quickly
+        def scanned(x, stacked):
+            return jax.value_and_grad(
+                lambda *given: jnp.sum(jnp.sin(jax.lax.scan(layer, *given, length=3)[0])), (0, 1)
+            )(x, stacked)
+
+        value, (dx, slopes) = scanned(x, stacked)
+        inputs, parameters = [np.asarray(x)], []
+        for i in range(3):
+            parameters.append(jax.tree.map(lambda p, i=i: p[i], stacked))
+            before = np.tanh(inputs[-1]) + inputs[-1]
+            inputs.append(norm.expected(before, *parameters[-1], mask))
+        np.testing.assert_allclose(value, np.sin(inputs[-1]).sum(), atol=1e-6, rtol=1e-6)
+        dy = np.cos(inputs[-1])
+        for i in reversed(range(3)):
+            before = np.tanh(inputs[i]) + inputs[i]
+            exact = norm.expected_vjp(before, *parameters[i], mask, dy)
+            for found, wanted in pairs(slopes, exact[1:]):
+                # The gradients of gamma and beta are float32, as these are.
+                np.testing.assert_allclose(found[i], wanted, atol=1e-6, rtol=1e-6)
+            dy = exact[0] * (2 - np.tanh(inputs[i]) ** 2)
+        np.testing.assert_allclose(dx, dy, atol=1e-6, rtol=1e-6)
 
 
 @registry.norms("transforms")
@@ -231,8 +227,8 @@ def test_export_with_a_symbolic_batch_size(norm, rng):
 
     exported = jax.export.export(jax.jit(forward_and_gradient))(symbolic)
     revived = jax.export.deserialize(exported.serialize())
-    for part in (x,) if norm.batch_axis is None else (x, x[:6]):
-        y, dx = revived.call(part)
-        close(y, np.float32(norm.expected(part, gamma, beta)))
-        exact = norm.expected_vjp(part, gamma, beta, None, jnp.cos(part))[0]
-        assert_dx_close(dx, exact)
+    part = x if norm.batch_axis is None else x[:6]
+    y, dx = quickly(revived.call)(part)
+    close(y, np.float32(norm.expected(part, gamma, beta)))
+    exact = norm.expected_vjp(part, gamma, beta, None, np.cos(part))[0]
+    assert_dx_close(dx, exact)

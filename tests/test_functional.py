@@ -192,11 +192,19 @@ def test_groups_of_nothing_but_channels(shape, channel_axis, axis, num_groups, r
     )
     kind = {"formula": reference.standardized, "pools": pools, "feature_axes": (channel,)}
     options = {"num_groups": num_groups, "channel_axis": channel_axis, "axis": axis}
-    for mask in masks:
-        for parameter_shape in ((12,), per_channel, shape):
-            parameters = [draw(rng, *parameter_shape) for _ in range(2)]
-            y = jaxnorm.group_norm(x, *parameters, mask=mask, **options)
-            close(y, reference.normalize(x, *parameters, mask, epsilon=1e-6, **kind))
+    # Each mask with one shape of the parameters, and each of these with a mask, in one program.
+    parameters = [
+        [draw(rng, *parameter_shape) for _ in range(2)]
+        for parameter_shape in ((12,), per_channel, shape, (12,))
+    ]
+    cases = [(*two, mask) for two, mask in zip(parameters, masks, strict=True)]
+    results = jax.jit(
+        lambda x, cases: [
+            jaxnorm.group_norm(x, gamma, beta, mask=mask, **options) for gamma, beta, mask in cases
+        ]
+    )(x, cases)
+    for y, case in zip(results, cases, strict=True):
+        close(y, reference.normalize(x, *case, epsilon=1e-6, **kind))
 
 
 def test_channel_parameters_stay_with_their_channels(rng):

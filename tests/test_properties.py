@@ -1,5 +1,7 @@
 """Invariances over freely drawn shapes, axes, dtypes and masks."""
 
+import functools
+
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
@@ -50,6 +52,7 @@ def amplification(x, axes, epsilon=1e-6, mask=None):
     return float(np.max(np.abs(x) / np.where(spread > 0, spread, np.inf), initial=1.0))
 
 
+@functools.cache
 def function_over(axes, rms=False):
     function = jaxnorm.rms_norm if rms else jaxnorm.layer_norm
     return jax.jit(lambda x, mask=None: function(x, axis=axes, mask=mask))

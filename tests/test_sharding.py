@@ -4,7 +4,6 @@ import dataclasses
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
@@ -13,6 +12,8 @@ from jax.sharding import PartitionSpec as P
 import jaxnorm
 from tests import registry
 from tests.norm import first, in_groups
+from tests.programs import QUICKLY
+from tests.test_contract_exact import assert_exact
 
 COLLECTIVES = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
 
@@ -30,83 +31,133 @@ def collectives(compiled):
 
 
 def outputs(norm, gamma, beta):
-    """The result, with a mask, and the gradients for x and for the parameters."""
+    """The result, with a mask, and the gradient for x."""
 
     def f(x, dy, mask):
         y, vjp = jax.vjp(lambda x: norm(x, gamma, beta), x)
         return y, norm(x, gamma, beta, mask), vjp(dy)[0]
 
+    return f
+
+
+def masked_outputs(norm, gamma, beta):
+    """The result with a mask, and its gradient for x: one pass forward and one backward."""
+
+    def f(x, dy, mask):
+        y, vjp = jax.vjp(lambda x: norm(x, gamma, beta, mask), x)
+        return y, vjp(dy)[0]
+
+    return f
+
+
+def sharded_axes(point="shards", free=False, core=None, first=False, last=False):
+    """Every norm with each axis that eight devices can share, of those not pooled if `free`.
+
+    With `first` or `last` one of them.
+    """
+    chosen = []
+    for norm in registry.applicable(point, core):
+        shape = norm.shapes["plain"]
+        axes = [a for a, size in enumerate(shape) if size % 8 == 0]
+        axes = [a for a in axes if not free or a in norm.free_axes(shape)]
+        chosen += [(norm, a) for a in (axes[:1] if first else axes[-1:] if last else axes)]
+    return pytest.mark.parametrize(
+        ("norm", "axis"), chosen, ids=[f"{norm.name}-{axis}" for norm, axis in chosen]
+    )
+
+
+def check_sharded_jit(norm, axis, rng, f, options=None):
+    """Checks `f` of `norm`, whose last result is dx and the one before it a masked y."""
+    shape = norm.shapes["plain"]
+    sharding = NamedSharding(mesh(), spec(len(shape), axis))
+    # Along an axis that no statistic crosses nothing is sent. Along the others a sum is.
+    allowed = set() if axis in norm.free_axes(shape) else {"all-reduce"}
+    x, gamma, beta, mask = norm.draw(rng, shape, mask=True)
+    compiled = jax.jit(f(norm, gamma, beta), out_shardings=sharding, compiler_options=options)
+    dy = rng.normal(size=x.shape).astype(x.dtype)
+    compiled = compiled.lower(*jax.device_put((x, dy, mask), sharding)).compile()
+    assert collectives(compiled) <= allowed
+    for mean in (0.0, 1e6):
+        assert_right(norm, x + mean, gamma, beta, mask, dy, compiled, sharding)
+
+
+def assert_right(norm, x, gamma, beta, mask, dy, f, sharding):
+    *y, dx = f(*jax.device_put((x, dy, mask), sharding))
+    masks = (None, mask) if len(y) == 2 else (mask,)
+    if "exact" not in norm.exempt:
+        for value, given in zip(y, masks, strict=True):
+            assert_exact(value, norm.expected(x, gamma, beta, given))
+    # Of the unmasked, where both are there.
+    exact = norm.expected_vjp(x, gamma, beta, masks[0], dy)[0]
+    np.testing.assert_allclose(dx, exact, atol=8e-6 * max(1.0, np.abs(exact).max()))
+
+
+@sharded_axes(core=True)
+def test_sharded_jit(norm, axis, rng):
+    check_sharded_jit(norm, axis, rng, outputs)
+
+
+@sharded_axes(core=False)
+def test_sharded_jit_of_what_composes_the_core(norm, axis, rng):
+    check_sharded_jit(norm, axis, rng, masked_outputs, QUICKLY)
+
+
+@sharded_axes(core=True)
+def test_parameters_gradients_of_a_sharded_jit(norm, axis, rng):
+    x, gamma, beta, _ = norm.draw(rng, norm.shapes["plain"])
+    dy = rng.normal(size=x.shape).astype(x.dtype)
+
     def parameters(x, dy):
         return jax.vjp(lambda gamma, beta: norm(x, gamma, beta), gamma, beta)[1](dy)
 
-    return f, parameters
-
-
-def sharded_axes(point="shards", free=False):
-    """Every norm with each axis that eight devices can share, of those not pooled if `free`."""
-    return [
-        pytest.param(norm, axis, id=f"{norm.name}-{axis}")
-        for norm in registry.NORMS
-        if point not in norm.exempt
-        for axis, size in enumerate(norm.shapes["plain"])
-        if size % 8 == 0 and not (free and axis not in norm.free_axes(norm.shapes["plain"]))
-    ]
-
-
-@pytest.mark.parametrize(("norm", "axis"), sharded_axes())
-def test_sharded_jit(norm, axis, rng):
-    x, gamma, beta, mask = norm.draw(rng, norm.shapes["plain"], mask=True)
-    dy = jnp.asarray(rng.normal(size=x.shape), x.dtype)
-    sharding = NamedSharding(mesh(), spec(x.ndim, axis))
-    f, parameters = outputs(norm, gamma, beta)
-    shards = jax.device_put((x, dy, mask), sharding)
-    compiled = jax.jit(f, out_shardings=sharding).lower(*shards).compile()
-    # Along an axis that no statistic crosses nothing is sent. Along the others a sum is.
-    allowed = set() if axis in norm.free_axes(x.shape) else {"all-reduce"}
-    assert collectives(compiled) <= allowed
-    compiled_parameters = jax.jit(parameters).lower(*shards[:2]).compile()
-    assert collectives(compiled_parameters) <= {"all-reduce"}
-
-    y, masked, dx = compiled(*shards)
-    dparameters = compiled_parameters(*shards[:2])
+    shards = jax.device_put((x, dy), NamedSharding(mesh(), spec(x.ndim, axis)))
+    compiled = jax.jit(parameters).lower(*shards).compile()
+    assert collectives(compiled) <= {"all-reduce"}
     exact = norm.expected_vjp(x, gamma, beta, None, dy)
-    np.testing.assert_allclose(y, norm.expected(x, gamma, beta), atol=8e-6)
-    np.testing.assert_allclose(masked, norm.expected(x, gamma, beta, mask), atol=8e-6)
-    np.testing.assert_allclose(dx, exact[0], atol=8e-6 * max(1.0, np.abs(exact[0]).max()))
-    for value, expected in zip(dparameters, exact[1:], strict=True):
+    for value, expected in zip(compiled(*shards), exact[1:], strict=True):
         if value is not None:
             np.testing.assert_allclose(value, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(("norm", "axis"), sharded_axes())
+@sharded_axes(core=True)
 def test_large_mean_stays_exact_when_sharded(norm, axis, rng):
     x, *_ = norm.draw(rng, norm.shapes["plain"])
     x = x + 1e6
     sharding = NamedSharding(mesh(), spec(x.ndim, axis))
     y = jax.jit(norm, out_shardings=sharding)(jax.device_put(x, sharding))
-    expected = norm.expected(x)
-    scale = max(1, np.abs(expected).max() / 3)
-    np.testing.assert_allclose(y, expected, atol=4e-6 * scale, rtol=0)
+    assert_exact(y, norm.expected(x))
 
 
-def assert_explicit_axes_work(norm, axis, x, gamma, beta, mask, dy):
-    f, _ = outputs(norm, gamma, beta)
+def assert_explicit_axes_work(norm, axis, x, gamma, beta, mask, dy, f=None, options=None):
+    f = jax.jit((f or outputs)(norm, gamma, beta), compiler_options=options)
     with jax.set_mesh(mesh(AxisType.Explicit)):
         place = spec(x.ndim, axis)
-        y, masked, dx = jax.jit(f)(*jax.device_put((x, dy, mask), place))
-        for value in (y, masked, dx):
+        for value in jax.eval_shape(f, *jax.device_put((x, dy, mask), place)):
             assert value.sharding.spec == place
-    exact = norm.expected_vjp(x, gamma, beta, None, dy)[0]
-    np.testing.assert_allclose(y, norm.expected(x, gamma, beta), atol=8e-6)
-    np.testing.assert_allclose(masked, norm.expected(x, gamma, beta, mask), atol=8e-6)
-    np.testing.assert_allclose(dx, exact, atol=8e-6 * max(1.0, np.abs(exact).max()))
+        assert_right(norm, x, gamma, beta, mask, dy, f, place)
 
 
-@pytest.mark.parametrize(("norm", "axis"), sharded_axes("explicit"))
+@sharded_axes("explicit", core=True)
 def test_explicit_mesh_axes(norm, axis, rng):
     x, gamma, beta, mask = norm.draw(rng, norm.shapes["plain"], mask=True)
-    dy = jnp.asarray(rng.normal(size=x.shape), x.dtype)
+    dy = rng.normal(size=x.shape).astype(x.dtype)
     assert_explicit_axes_work(norm, axis, x, gamma, beta, mask, dy)
+
+
+@sharded_axes("explicit", core=False, last=True)
+def test_explicit_mesh_axes_of_what_composes_the_core(norm, axis, rng):
+    """Along one axis; in turn, along each, the types of the results say where these lie."""
+    x, gamma, beta, mask = norm.draw(rng, norm.shapes["plain"], mask=True)
+    dy = rng.normal(size=x.shape).astype(x.dtype)
+    f = masked_outputs(norm, gamma, beta)
+    explicit = mesh(AxisType.Explicit)
+    for along in range(x.ndim):
+        if x.shape[along] % 8 == 0:
+            with jax.set_mesh(explicit):
+                place = spec(x.ndim, along)
+                for value in jax.eval_shape(f, *jax.device_put((x, dy, mask), place)):
+                    assert value.sharding.spec == place
+    assert_explicit_axes_work(norm, axis, x, gamma, beta, mask, dy, masked_outputs, QUICKLY)
 
 
 @pytest.mark.parametrize("shape", [(8, 3, 16), (8, 1, 16)])
@@ -115,7 +166,7 @@ def test_explicit_mesh_axes_of_fewer_groups_than_devices(shape, rng):
     function = first(jaxnorm.group_norm, num_groups=2)
     norm = dataclasses.replace(norm, function=function, pools=in_groups(2))
     x, gamma, beta, mask = norm.draw(rng, shape, mask=True)
-    dy = jnp.asarray(rng.normal(size=x.shape), x.dtype)
+    dy = rng.normal(size=x.shape).astype(x.dtype)
     assert_explicit_axes_work(norm, 2, x, gamma, beta, mask, dy)
 
 
@@ -125,13 +176,12 @@ def test_explicit_mesh_axes_of_as_many_groups_as_devices(axis, rng):
     function = first(jaxnorm.group_norm, num_groups=8)
     norm = dataclasses.replace(norm, function=function, pools=in_groups(8))
     x, gamma, beta, mask = norm.draw(rng, (8, 3, 16), mask=True)
-    dy = jnp.asarray(rng.normal(size=x.shape), x.dtype)
+    dy = rng.normal(size=x.shape).astype(x.dtype)
     assert_explicit_axes_work(norm, axis, x, gamma, beta, mask, dy)
 
 
-@pytest.mark.parametrize(("norm", "axis"), sharded_axes(free=True))
-def test_shard_map_where_nothing_crosses_devices(norm, axis, rng):
-    arguments = norm.draw(rng, norm.shapes["plain"], mask=True)
+def mapped_over_devices(norm, axis, arguments):
+    """`norm` of what each device has, in a shard_map that checks what varies over devices."""
     x = arguments[0]
     place = spec(x.ndim, axis)
     features = [a % x.ndim for a in norm.feature_axes]
@@ -146,13 +196,25 @@ def test_shard_map_where_nothing_crosses_devices(norm, axis, rng):
         out_specs=place,
     )
 
-    @jax.jit
     def both(dy, *arguments):
-        y, vjp = jax.vjp(lambda x: mapped(x, *arguments[1:]), arguments[0])
-        return y, vjp(dy)[0]
+        y, vjp = jax.vjp(mapped, *arguments[:3], arguments[3])
+        return y, vjp(dy)[:3]
 
-    dy = jnp.asarray(rng.normal(size=x.shape), x.dtype)
-    y, dx = both(dy, *arguments)
+    return both
+
+
+@sharded_axes(free=True)
+def test_shard_map_where_nothing_crosses_devices(norm, axis, rng):
+    arguments = norm.draw(rng, norm.shapes["plain"], mask=True)
+    x = arguments[0]
+    dy = rng.normal(size=x.shape).astype(x.dtype)
+    both = mapped_over_devices(norm, axis, arguments)
+    if norm.name not in registry.CORE:
+        # The program of each device is that of one; here it is traced.
+        y, (dx, *_) = jax.eval_shape(both, dy, *arguments)
+        assert y.shape == dx.shape == x.shape
+        return
+    y, (dx, *_) = jax.jit(both)(dy, *arguments)
     exact = norm.expected_vjp(*arguments, dy)[0]
     np.testing.assert_allclose(y, norm.expected(*arguments), atol=8e-6)
     np.testing.assert_allclose(dx, exact, atol=8e-6 * max(1.0, np.abs(exact).max()))

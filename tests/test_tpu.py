@@ -10,15 +10,14 @@ import pytest
 
 from tests import tpu_worker
 
-# libtpu serves one process of a machine at a time, unless it is told otherwise.
-pytestmark = pytest.mark.xdist_group("libtpu")
 SECONDS = 900
 
 
 @pytest.fixture(scope="module")
 def compiled():
     """What became of each program, by name; skips where the compiler cannot be had."""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    left_out = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")
+    environment = {k: v for k, v in os.environ.items() if k not in left_out}
     worker = subprocess.run(
         [sys.executable, "-m", "tests.tpu_worker"],
         cwd=pathlib.Path(__file__).parents[1],

@@ -302,11 +302,6 @@ def run_or_skip(capsys, *arguments):
     return lines, errors
 
 
-# The tests below share a worker, as libtpu serves one process at a time.
-on_tpu = pytest.mark.xdist_group("libtpu")
-
-
-@on_tpu
 def test_norms_are_compiled_for_a_tpu(tmp_path, capsys):
     lines, errors = run_or_skip(
         capsys, *"--norms layer --shapes 64x128 --dtypes bfloat16 --out".split(), tmp_path
@@ -334,7 +329,6 @@ def test_norms_are_compiled_for_a_tpu(tmp_path, capsys):
         assert float(theirs["times_jaxnorm"]) == pytest.approx(ratio, rel=1e-3)
 
 
-@on_tpu
 @pytest.mark.parametrize("explicit", [False, True])
 def test_a_batch_divided_over_chips_adds_collectives(tmp_path, capsys, explicit):
     options = ("--explicit",) if explicit else ()
@@ -351,7 +345,6 @@ def test_a_batch_divided_over_chips_adds_collectives(tmp_path, capsys, explicit)
     assert [int(row["collectives"]) for row in theirs] == [1, 2, 1, 2]
 
 
-@on_tpu
 def test_models_are_compiled_written_out_and_in_a_scan(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(compiled, "LAYERS", {"written out": 1, "scan": 2})
     lines, _ = run_or_skip(
