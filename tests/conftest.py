@@ -31,36 +31,39 @@ hypothesis.settings.load_profile("jaxnorm")
 # Modules whose subject is what programs are made of, print, draw or learn, not how exactly they
 # compute. Theirs are compiled without LLVM's passes, which take half of the time.
 QUICKLY_COMPILED = (
-    "test_api",
-    "test_bake",
-    "test_batch_collectives",
-    "test_batch_modes",
-    "test_batch_transforms",
-    "test_bench",
-    "test_cli",
-    "test_compare",
-    "test_linen",
-    "test_plot",
-    "test_readme",
-    "test_recurrent",
-    "test_tools",
-    "test_training",
-    "test_weight_wrappers",
+    "tests.cli.bench",
+    "tests.cli.compare",
+    "tests.cli.test",
+    "tests.nnx",
+    "tests.plot",
+    "tests.test_api",
+    "tests.test_bake",
+    "tests.test_batch_collectives",
+    "tests.test_batch_modes",
+    "tests.test_batch_transforms",
+    "tests.test_explicit",
+    "tests.test_linen",
+    "tests.test_narrow_state",
+    "tests.test_readme",
+    "tests.test_recurrent",
+    "tests.test_tools",
+    "tests.test_training",
+    "tests.test_weight_wrappers",
 )
 
 
 def pytest_itemcollected(item):
     """Tests that share programs, of one entry of the registry or of one file, run in one worker."""
     norm = getattr(item, "callspec", None) and item.callspec.params.get("norm")
-    module = item.module.__name__.rsplit(".", 1)[-1]
-    if module != "test_notebooks":
+    module = item.module.__name__
+    if module != "tests.test_notebooks":
         item.add_marker(pytest.mark.xdist_group(getattr(norm, "name", module)))
 
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_as_needed(request):
     """Leaves LLVM's passes out where they are not needed."""
-    if request.module.__name__.rsplit(".", 1)[-1].startswith(QUICKLY_COMPILED):
+    if request.module.__name__.startswith(QUICKLY_COMPILED):
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", False)
