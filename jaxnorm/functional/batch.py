@@ -73,9 +73,9 @@ def batch_norm(
     pool = pool_of(axes, axis_name, axis_index_groups)
     options = Options(pool, _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype))
     if gamma is not None:
-        gamma = _axes.expand_parameter(gamma, x.shape, feature_axes, kept, "gamma")
+        gamma = _axes.expand_parameter(gamma, x, feature_axes, kept, "gamma")
     if beta is not None:
-        beta = _axes.expand_parameter(beta, x.shape, feature_axes, kept, "beta")
+        beta = _axes.expand_parameter(beta, x, feature_axes, kept, "beta")
     if mask is not None:
-        mask = _axes.expand_mask(mask, x.shape)
+        mask = _axes.expand_mask(mask, x)
     return normalize(x, gamma, beta, mask, options)
