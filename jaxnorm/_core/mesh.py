@@ -54,6 +54,17 @@ def placed(value: jax.Array, spec: Iterable[Any]) -> jax.Array:
     return jax.sharding.reshard(value, NamedSharding(mesh, wanted))
 
 
+def left_to_compiler(x: jax.Array) -> jax.Array:
+    """Returns `x` for operations `without_explicit_axes`, whose mesh its type may not know yet.
+
+    What is kept there for a backward pass that is not compiled as a whole is an array like any
+    other in between, with its place in its type.
+    """
+    if explicit_mesh(x) is None or _explicit_axes(jax.sharding.get_abstract_mesh()):
+        return x
+    return jax.sharding.reshard(x, PartitionSpec(*(None,) * x.ndim))
+
+
 def spec_of(x: jax.Array) -> PartitionSpec:
     """Returns how the type of `x` says that it is divided; None along each axis if it does not."""
     return jax.typeof(x).sharding.spec
