@@ -1,15 +1,21 @@
 """Contract 7 on meshes with two explicit axes, which types name: wherever what lies on them."""
 
 import functools
+import math
+import re
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import jaxnorm
 import jaxnorm.linen as jnn
+from jaxnorm._core.mesh import placed, spec_of
 from tests import registry
 
 
@@ -127,3 +133,191 @@ def test_running_statistics_lie_as_the_channels_do(variant, rng):
         assert value.sharding.spec == P(*(None,) * (value.ndim - 1), "model")
     for value in jax.tree.leaves(new["params"]):
         assert value.sharding.spec == along_data(value)
+
+
+class Reader(nn.Module):
+    """A recurrent layer whose first carry lies as the input does: flax gives it the shape alone."""
+
+    cell: nn.RNNCellBase
+
+    @nn.compact
+    def __call__(self, x):
+        carry = self.cell.initialize_carry(jax.random.key(0), x[:, 0].shape)
+        carry = jax.tree.map(lambda c: placed(c, spec_of(x[:, 0])), carry)
+        return nn.RNN(self.cell)(x, initial_carry=carry)
+
+
+CHANNELS, WHOLE = P("data", None, "model"), P("data", None, None)
+MODULES = {
+    "layer_norm": (jnn.LayerNorm(), CHANNELS, {}),
+    "rms_norm": (jnn.RMSNorm(feature_axes=(1, 2)), CHANNELS, {}),
+    "group_norm": (jnn.GroupNorm(num_groups=1), CHANNELS, {}),
+    "instance_norm": (jnn.InstanceNorm(), CHANNELS, {}),
+    "traced": (jnn.BatchNorm(), CHANNELS, {"use_running_average": jnp.asarray(False)}),
+    "decorrelated": (
+        jnn.DecorrelatedBatchNorm(reduction_axes=0, feature_axes=1, method="iterative"),
+        CHANNELS,
+        {"use_running_average": False},
+    ),
+    "weight_norm": (jnn.WeightNorm(nn.Dense(8), data_dependent_init=True), WHOLE, {}),
+    "spectral_norm": (jnn.SpectralNorm(nn.Dense(8)), WHOLE, {"update_stats": True}),
+    "standardization": (
+        jnn.WeightStandardization(nn.Dense(8, use_bias=False), use_gain=True),
+        WHOLE,
+        {},
+    ),
+    "lstm": (Reader(jnn.LayerNormLSTMCell(8)), WHOLE, {}),
+    "gru": (Reader(jnn.LayerNormGRUCell(8)), WHOLE, {}),
+}
+
+
+def place_of_parameter(path, value):
+    """Matrices lie by their output units, with them what flax adds; all else along "data"."""
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    if value.ndim == 2 or name.endswith("layer/bias"):
+        return P(*(None,) * (value.ndim - 1), "model")
+    return along_data(value)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_return_gradients_where_their_parameters_lie(name, rng):
+    module, spec, options = MODULES[name]
+    x = jnp.asarray(rng.normal(0.5, 2, (8, 4, 16)), jnp.float32)
+
+    @jax.jit
+    def init(x):
+        return module.init(jax.random.key(0), x, **options)
+
+    @jax.jit
+    def step(params, state, x):
+        def loss(params, x):
+            variables = {"params": params, **state}
+            y, new = module.apply(variables, x, **options, mutable=["batch_stats"])
+            return jnp.sum(jnp.sin(y)), (y, new)
+
+        return jax.grad(loss, (0, 1), has_aux=True)(params, x)
+
+    def run(x, place):
+        state = init(x)
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, p: place(p + 0.1, place_of_parameter(path, p)), state.pop("params")
+        )
+        if name == "spectral_norm":
+            u = state["batch_stats"]["kernel_u"]
+            state["batch_stats"]["kernel_u"] = place(u, P("model"))
+        return params, state, step(params, state, x)
+
+    *_, expected = run(x, lambda value, spec: value)
+    with jax.set_mesh(two_axes()):
+        params, state, results = run(jax.device_put(x, spec), jax.device_put)
+    chex.assert_trees_all_close(results, expected, atol=2e-5, rtol=2e-5)
+    (dparams, dx), (y, new) = results
+    assert dx.sharding.spec == spec
+    assert y.sharding.spec[0] == "data"
+    assert lies(dparams) == lies(params)
+    assert lies(new) == lies(state)
+
+
+def lies(tree):
+    return jax.tree.map(lambda value: value.sharding.spec, tree)
+
+
+def test_parameters_come_to_the_input_and_the_input_stays():
+    x, gamma = jnp.ones((64, 32, 16)), jnp.ones(16)
+
+    @jax.jit
+    def gradients(x, gamma):
+        def loss(x, gamma):
+            y, moments = jaxnorm.batch_norm(x, gamma, gamma, axis=(0, 1), mask=x > 0)
+            return jnp.sum(jnp.sin(y)) + jnp.sum(moments.var)
+
+        return jax.grad(loss, (0, 1))(x, gamma)
+
+    with jax.set_mesh(two_axes()):
+        given = jax.device_put(x, P("data", "model")), jax.device_put(gamma, P("data"))
+        text = gradients.lower(*given).compile().as_text()
+    moved = re.findall(r"= f32\[([\d,]*)\]\S* (?:all-gather|all-to-all|collective-permute)", text)
+    assert moved, "gamma is not gathered"
+    assert all(math.prod(map(int, shape.split(","))) <= gamma.size for shape in moved)
+
+
+def combined(x, gamma, moments, other):
+    """What is computed of moments, wherever each of them lies."""
+    merged = jaxnorm.merge_moments(moments, other)
+    mixed = jaxnorm.mix_moments(moments, other, weight=0.25)
+    updated = jaxnorm.update_moments(moments, other, momentum=None)
+    common = {"axis": (0, 1), "epsilon": 1e-3}
+    y = jaxnorm.standardize(x, merged, gamma, gamma, **common)
+    x = jaxnorm.unstandardize(y, mixed, gamma, gamma, **common)
+    stacked = jaxnorm.merge_moments(jaxnorm.moments(x, 1, mask=x > 0), axis=0)
+    penalty = jaxnorm.statistics_penalty(x, axis=(0, 1), mask=x > 0)
+    return (y, x), (merged, mixed, updated, stacked), penalty
+
+
+def test_moments_that_lie_apart_are_combined(rng):
+    x = jnp.asarray(rng.normal(0.5, 2, (8, 4, 16)), jnp.float32)
+    gamma, mean = jnp.linspace(0.5, 1.5, 16), jnp.linspace(-1, 1, 16)
+    moments = jaxnorm.Moments(mean, gamma, jnp.full(16, 3.0))
+    other = jaxnorm.Moments(mean**2, gamma**2, jnp.float32(5.0))
+    expected = jax.jit(combined)(x, gamma, moments, other)
+    with jax.set_mesh(two_axes()):
+        given = (jax.device_put(x, CHANNELS), jax.device_put(gamma, P("data")))
+        stats = (jax.device_put(moments, P("model")), jax.device_put(other, P()))
+        stats = (stats[0], stats[1]._replace(var=jax.device_put(other.var, P("data"))))
+        results = jax.jit(combined)(*given, *stats)
+        eager = combined(*given, *stats)
+    chex.assert_trees_all_close(results, expected, atol=1e-5, rtol=1e-5)
+    chex.assert_trees_all_close(eager, expected, atol=1e-5, rtol=1e-5)
+    for arrays, moments, penalty in (results, eager):
+        assert lies(arrays) == (CHANNELS, CHANNELS)
+        assert {m.mean.sharding.spec for m in moments} == {P("model")}
+        assert penalty.sharding.spec == P()
+
+
+@pytest.mark.parametrize("jit", [True, False], ids=["jit", "eager"])
+def test_step_outside_of_a_mesh_context_and_inside(jit, rng):
+    # JAX's types name the mesh of an array whether the program has entered it or not.
+    mesh = two_axes()
+    x = jnp.asarray(rng.normal(0.5, 2, (8, 4, 16)), jnp.float32)
+    gamma = jnp.linspace(0.5, 1.5, 16)
+
+    def step(x, running, gamma):
+        def f(x, gamma):
+            options = {"training": True, "axis": (0, 1), "debias": True, "num_virtual_batches": 2}
+            return jaxnorm.batch_norm_step(x, running, gamma, gamma, **options)
+
+        y, vjp, running = jax.vjp(f, x, gamma, has_aux=True)
+        return y, vjp(y), running
+
+    function = jax.jit(step) if jit else step
+    expected = jax.jit(step)(x, jaxnorm.init_running(16), gamma)
+    lying = jax.device_put(x, NamedSharding(mesh, CHANNELS))
+    across = jax.device_put(gamma, NamedSharding(mesh, P("data")))
+    outside = function(lying, jaxnorm.init_running(16), across)
+    with jax.set_mesh(mesh):
+        inside = function(lying, jaxnorm.init_running(16), across)
+    for results in (outside, inside):
+        chex.assert_trees_all_close(results, expected, atol=2e-5, rtol=2e-5)
+        y, (dx, dgamma), running = results
+        assert lies((y, dx, dgamma)) == (CHANNELS, CHANNELS, P("data"))
+        assert set(lies(running)) == {P("model")}
+
+
+def test_one_axis_of_an_explicit_mesh_in_shard_map(rng):
+    x = jnp.asarray(rng.normal(0.5, 2, (8, 4, 16)), jnp.float32)
+    gamma = jnp.linspace(0.5, 1.5, 16)
+
+    def f(x, gamma, axis_name=None):
+        y, _ = jaxnorm.batch_norm(x, gamma, axis=(0, 1), axis_name=axis_name)
+        return y
+
+    with jax.set_mesh(two_axes()):
+        mapped = jax.shard_map(
+            functools.partial(f, axis_name="data"),
+            axis_names={"data"},
+            in_specs=(P("data"), P()),
+            out_specs=P("data"),
+        )
+        y = jax.jit(mapped)(jax.device_put(x, CHANNELS), jax.device_put(gamma, P("model")))
+    assert y.sharding.spec == CHANNELS
+    np.testing.assert_allclose(y, f(x, gamma), atol=8e-6)
