@@ -4,11 +4,6 @@ import jaxnorm
 from tests import reference
 from tests.norm import NOT_CENTERED, Norm, first, in_groups, over
 
-FEW_GROUPS = (
-    "JAX cannot split an explicitly sharded axis into fewer groups than devices; more groups have "
-    "a test of their own in test_sharding.py"
-)
-
 FEATURE = [
     Norm(
         name="layer_norm",
@@ -71,7 +66,6 @@ FEATURE = [
             "many": (1, 10_000, 20),
             "large": (8, 28, 28, 64),
         },
-        exempt={"explicit": FEW_GROUPS},
     ),
     Norm(
         name="group_norm_channels_first",
@@ -85,7 +79,6 @@ FEATURE = [
             "many": (1, 4, 250, 400),
             "large": (8, 64, 28, 28),
         },
-        exempt={"explicit": FEW_GROUPS},
     ),
     Norm(
         name="instance_norm",

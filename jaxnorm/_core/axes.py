@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from jaxnorm._core.mesh import placed, spec_of
+
 Axes = int | Sequence[int]
 ArrayLike = jax.typing.ArrayLike
 DTypeLike = jax.typing.DTypeLike
@@ -62,12 +64,12 @@ def other_axes(axes: Sequence[int], rank: int) -> tuple[int, ...]:
 
 def expand_parameter(
     parameter: ArrayLike,
-    shape: tuple[int, ...],
+    x: jax.Array,
     feature_axes: Axes | None,
     default_axes: tuple[int, ...],
     name: str,
 ) -> jax.Array:
-    """Reshapes `parameter` (gamma or beta) to the rank of an input of shape `shape`.
+    """Brings `parameter` (gamma or beta) to the rank of `x`, and to where `x` lies.
 
     A parameter of the input's rank is broadcast as it is, one of rank 0 is one value for all;
     otherwise its shape must be the input's sizes along `feature_axes`, in ascending order. Without
@@ -75,7 +77,7 @@ def expand_parameter(
     are several.
     """
     value = jnp.asarray(parameter)
-    rank = len(shape)
+    shape, rank = x.shape, x.ndim
     if feature_axes is not None:
         axes = canonical_axes(feature_axes, shape, "feature_axes")
     elif value.ndim == 1 and len(default_axes) != 1:
@@ -86,9 +88,9 @@ def expand_parameter(
     if value.ndim == 0:
         return value.reshape((1,) * rank)
     if value.shape == expected:
-        return value.reshape(tuple(shape[a] if a in axes else 1 for a in range(rank)))
+        return placed(jnp.expand_dims(value, other_axes(axes, rank)), spec_of(x))
     if value.ndim == rank and all(p in (1, s) for p, s in zip(value.shape, shape, strict=True)):
-        return value
+        return placed(value, spec_of(x))
     raise ValueError(
         f"{name} of shape {value.shape} does not fit an input of shape {shape}: expected "
         f"{expected}, the sizes of the feature axes {axes} in ascending order, or rank {rank} with "
@@ -97,22 +99,22 @@ def expand_parameter(
     )
 
 
-def expand_mask(mask: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
-    """Returns the boolean `mask` with the rank of an input of shape `shape`."""
+def expand_mask(mask: ArrayLike, x: jax.Array) -> jax.Array:
+    """Returns the boolean `mask` with the rank of `x`, where `x` lies."""
     value = jnp.asarray(mask)
     if value.dtype != jnp.bool_:
         raise TypeError(
             f"mask must be boolean (True: the element counts), got dtype {value.dtype}; "
             "write mask != 0 to convert it."
         )
-    lead = len(shape) - value.ndim
+    shape, lead = x.shape, x.ndim - value.ndim
     full = (1,) * lead + value.shape
     if lead < 0 or not all(m in (1, s) for m, s in zip(full, shape, strict=True)):
         raise ValueError(
             f"mask of shape {value.shape} does not broadcast to the input of shape {shape}; "
             "align its axes with the input's last ones, with size 1 where it does not vary."
         )
-    return value.reshape(full)
+    return placed(jnp.expand_dims(value, range(lead)), spec_of(x))
 
 
 def check_input(x: ArrayLike, name: str = "x") -> jax.Array:

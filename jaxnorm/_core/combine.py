@@ -5,14 +5,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core import collectives
 from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm._core.collectives import AxisIndexGroups
+from jaxnorm._core.mesh import broadcast_spec, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import abs2, compute_dtype
 
@@ -58,15 +62,24 @@ def merge_moments(
     """
     if not moments:
         raise ValueError("merge_moments needs at least one Moments, got none.")
-    merged = functools.reduce(_merge_two, (Moments(*map(jnp.asarray, m)) for m in moments))
+    given = tuple(Moments(*map(jnp.asarray, m)) for m in moments)
+    out: Any = Moments._make(broadcast_spec(*arrays) for arrays in zip(*given, strict=True))
+    axes = ()
     if axis is not None:
-        axes = _axes.canonical_axes(axis, merged.mean.shape)
-        merged = _merge_by(merged, lambda *sums: [jnp.sum(s, axes) for s in sums], axes)
-    names = _axes.check_axis_name(axis_name)
-    if names:
-        groups = collectives.freeze_groups(axis_index_groups)
-        merged = _merge_by(merged, lambda *sums: collectives.psum(sums, names, groups))
-    return merged
+        axes = _axes.canonical_axes(axis, np.broadcast_shapes(*(m.mean.shape for m in given)))
+        kept: Any = PartitionSpec(*(names for a, names in enumerate(out.mean) if a not in axes))
+        out = Moments(kept, kept, kept)
+    names, groups = _axes.check_axis_name(axis_name), collectives.freeze_groups(axis_index_groups)
+
+    def merge(*moments):
+        merged = functools.reduce(_merge_two, moments)
+        if axes:
+            merged = _merge_by(merged, lambda *sums: [jnp.sum(s, axes) for s in sums], axes)
+        if names:
+            merged = _merge_by(merged, lambda *sums: collectives.psum(sums, names, groups))
+        return merged
+
+    return without_explicit_axes(merge, out)(*given)
 
 
 def _merge_two(a: Moments, b: Moments) -> Moments:
@@ -132,11 +145,15 @@ def mix_moments(first: Moments, second: Moments, *, weight: ArrayLike) -> Moment
     check_fraction(weight, "weight")
     first, second = (Moments(*map(jnp.asarray, m)) for m in (first, second))
 
-    def mix(a, b):
+    def mix(a, b, weight):
         w = jnp.asarray(weight, a.real.dtype).astype(a.dtype)
         return w * a + (1 - w) * b.astype(a.dtype)
 
-    return Moments(mix(first.mean, second.mean), mix(first.var, second.var), first.count)
+    mean, var = (
+        without_explicit_axes(mix, broadcast_spec(a, b))(a, b, weight)
+        for a, b in zip(first[:2], second[:2], strict=True)
+    )
+    return Moments(mean, var, first.count)
 
 
 def update_moments(
@@ -193,10 +210,18 @@ def update_moments(
             f"running moments of dtype {running.mean.dtype} cannot hold a batch's mean of dtype "
             f"{batch.mean.dtype}; start them from a complex mean."
         )
+    weight = _update_weight(momentum, running.count, debias)
+    out: Any = Moments._make(map(broadcast_spec, batch, running))
+    if running.count.shape == batch.mean.shape:
+        out = out._replace(count=out.mean)
+    update = functools.partial(_update, unbiased=unbiased)
+    return without_explicit_axes(update, out)(running, batch, weight)
+
+
+def _update(running: Moments, batch: Moments, weight, unbiased: bool) -> Moments:
     var = batch.var
     if unbiased:
         var = var * (batch.count / jnp.maximum(batch.count - 1, 1))
-    weight = _update_weight(momentum, running.count, debias)
 
     def move(old, new):
         wide = compute_dtype(old.dtype)

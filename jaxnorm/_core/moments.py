@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm._core.collectives import AxisIndexGroups
+from jaxnorm._core.mesh import spec_of, splits_evenly, without_explicit_axes
 from jaxnorm._core.pool import Pool, compute_dtype, pool_of
 from jaxnorm._core.residuals import recomputed, save
 from jaxnorm._core.statistics import Centered, find
@@ -77,7 +79,7 @@ def moments(
     x = _axes.check_input(x)
     axes = _axes.canonical_axes(axis, x.shape)
     if mask is not None:
-        mask = _axes.expand_mask(mask, x.shape)
+        mask = _axes.expand_mask(mask, x)
     pool = pool_of(axes, axis_name, axis_index_groups)
     return pooled_moments(x, mask, pool)
 
@@ -88,11 +90,22 @@ def pooled_moments(x, mask, pool: Pool) -> Moments:
         return empty_moments(x, pool)
 
     @recomputed
-    def compute(x):
+    def compute(x, mask):
         stats, count = find(x, mask, pool, None)
         return to_moments(Centered(*map(save, stats)), count, pool.axes)
 
-    return compute(x)
+    return without_explicit_axes(compute, moments_specs(x, mask, pool))(x, mask)
+
+
+def moments_specs(x: jax.Array, mask: jax.Array | None, pool: Any) -> Moments:
+    """Returns how the moments of `x` are divided over an explicit mesh: as what is not pooled."""
+    channel, parts = pool.groups or (None, 1)
+    kept = [a for a in range(x.ndim) if a not in pool.axes]
+    spec = spec_of(x)
+    divided = [None if a == channel and not splits_evenly(x, a, parts) else spec[a] for a in kept]
+    each: Any = PartitionSpec(*divided)
+    whole: Any = PartitionSpec()
+    return Moments(each, each, whole if mask is None else each)
 
 
 def empty_moments(x: jax.Array, pool: Pool) -> Moments:

@@ -13,13 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.interpreters import ad
-from jax.sharding import PartitionSpec
 
 from jaxnorm._core import moments as _moments
 from jaxnorm._core.derivatives import cotangents, tangent
 from jaxnorm._core.formula import Options, result
 from jaxnorm._core.mapped import find_mapped, sent_once
-from jaxnorm._core.mesh import is_manual, spec_of, splits_evenly, without_explicit_axes
+from jaxnorm._core.mesh import is_manual, spec_of, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.plain import is_plain
 from jaxnorm._core.plan import Plan
@@ -43,7 +42,9 @@ def normalize(x, gamma, beta, mask, options: Options, near=None) -> tuple[jax.Ar
         return x.astype(options.dtype), _moments.empty_moments(x, pool)
     way = _by_primitives if has_primitives(x, pool) else _recomputed
     compute = functools.partial(way, options=options)
-    return without_explicit_axes(compute, x, specs(x, mask, pool))(x, gamma, beta, mask, near)
+    return without_explicit_axes(compute, (spec_of(x), _moments.moments_specs(x, mask, pool)))(
+        x, gamma, beta, mask, near
+    )
 
 
 def has_primitives(x, pool: Pool) -> bool:
@@ -64,17 +65,6 @@ def statistics_of(x, mask, options: Options, near=None) -> tuple[Centered, jax.A
     else:
         stats, count = find_mapped(x, mask, near, options)
     return Centered(*map(save, stats)), count
-
-
-def specs(x, mask, pool: Pool) -> tuple[Any, Moments]:
-    """Returns how the results are divided over an explicit mesh."""
-    spec = spec_of(x)
-    channel, parts = pool.groups or (None, 1)
-    kept = [a for a in range(x.ndim) if a not in pool.axes]
-    divided = [None if a == channel and not splits_evenly(x, a, parts) else spec[a] for a in kept]
-    each: Any = PartitionSpec(*divided)
-    whole: Any = PartitionSpec()
-    return spec, Moments(each, each, whole if mask is None else each)
 
 
 def _by_primitives(x, gamma, beta, mask, near, options: Options) -> tuple[jax.Array, Moments]:

@@ -17,6 +17,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from jaxnorm._core.mesh import left_to_compiler
 from jaxnorm._core.plan import PORTABLE, plan_for
 
 Optional = Any  # an array or None
@@ -104,6 +105,7 @@ class Operation:
         ad.primitive_transposes[self.primitive] = transpose
 
     def _call(self, plan, *operands, present, **params):
+        operands = [left_to_compiler(x) for x in operands]
         results = self.function(*_restore(operands, present), plan=plan, **params)
         return [r for r in results if r is not None]
 

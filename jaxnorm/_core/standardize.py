@@ -11,6 +11,7 @@ import numpy as np
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.formula import apply_affine, full_gamma, inverse_root
+from jaxnorm._core.mesh import placed, spec_of, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import compute_dtype, keep, real_dtype, widen
 from jaxnorm._core.residuals import recomputed
@@ -67,15 +68,15 @@ def standardize(
     axes = _axes.canonical_axes(axis, x.shape)
     kept = _axes.other_axes(axes, x.ndim)
     mean, var = (
-        expand_moment(value, x.shape, axes, name)
+        placed(expand_moment(value, x.shape, axes, name), spec_of(x))
         for value, name in ((moments[0], "moments.mean"), (moments[1], "moments.var"))
     )
     if gamma is not None:
-        gamma = _axes.expand_parameter(gamma, x.shape, feature_axes, kept, "gamma")
+        gamma = _axes.expand_parameter(gamma, x, feature_axes, kept, "gamma")
     if beta is not None:
-        beta = _axes.expand_parameter(beta, x.shape, feature_axes, kept, "beta")
+        beta = _axes.expand_parameter(beta, x, feature_axes, kept, "beta")
     if mask is not None:
-        mask = _axes.expand_mask(mask, x.shape)
+        mask = _axes.expand_mask(mask, x)
     epsilon, dtype = _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype)
     return standardize_full(x, mean, var, gamma, beta, mask, epsilon, float(gamma_offset), dtype)
 
@@ -101,7 +102,7 @@ def standardize_full(x, mean, var, gamma, beta, mask, epsilon, gamma_offset, dty
     wide = compute_dtype(x.dtype)
     scales_as_var = gamma is None or np.broadcast_shapes(var.shape, gamma.shape) == var.shape
 
-    def compute(x, mean, var, gamma, beta):
+    def compute(x, mean, var, gamma, beta, mask):
         scale = inverse_root(var.astype(real_dtype(x.dtype)), epsilon).astype(wide)
         if scales_as_var and (gamma is not None or gamma_offset):
             scale = scale * full_gamma(gamma, gamma_offset, wide)
@@ -113,4 +114,4 @@ def standardize_full(x, mean, var, gamma, beta, mask, epsilon, gamma_offset, dty
     # Where the one product over the array is of the input's own size, nothing else is kept.
     if not (scales_as_var and x.dtype == wide):
         compute = recomputed(compute)
-    return compute(x, mean, var, gamma, beta)
+    return without_explicit_axes(compute, spec_of(x))(x, mean, var, gamma, beta, mask)

@@ -8,20 +8,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes
+from jaxnorm._core.mesh import spec_of, undivided, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import Pool
 from jaxnorm.functional._batch_core import Batch
 from jaxnorm.functional._segments import SegmentPool, check_segments
 
 
-def check_domain(domain: Any, number: int, examples: int) -> jax.Array:
+def check_domain(domain: Any, number: int, x: jax.Array, batch_axis: int) -> jax.Array:
     """Returns `domain` as an array of integers: one for the batch, or one for each example."""
     value = jnp.asarray(domain)
     if value.ndim:
-        return check_segments(value, number, examples, "domain")
+        return check_segments(value, number, x, batch_axis, "domain")
     if not jnp.issubdtype(value.dtype, jnp.integer):
         raise TypeError(f"domain must hold integers, got dtype {value.dtype}.")
     if not isinstance(domain, jax.Array) and not 0 <= operator.index(domain) < number:
@@ -31,14 +33,24 @@ def check_domain(domain: Any, number: int, examples: int) -> jax.Array:
 
 def row(bank: Moments, domain: jax.Array) -> Moments:
     """Returns the moments of one domain; a count that is no bank stays."""
-    return Moments(*(value[domain] if np.ndim(value) else value for value in bank))
+    return Moments(*(_row(value, domain) if np.ndim(value) else value for value in bank))
 
 
 def as_bank(moments: Moments, domain: jax.Array, number: int) -> Moments:
     """Returns a bank that has `moments` in the row of `domain` and count 0 in the others."""
-    count = jnp.expand_dims(jnp.broadcast_to(moments.count, moments.mean.shape), 0)
-    mine = jnp.expand_dims(jnp.arange(number) == domain, tuple(range(1, count.ndim)))
-    return Moments(moments.mean[None], moments.var[None], jnp.where(mine, count, 0))
+
+    def expand(moments, domain):
+        count = jnp.expand_dims(jnp.broadcast_to(moments.count, moments.mean.shape), 0)
+        mine = jnp.expand_dims(jnp.arange(number) == domain, tuple(range(1, count.ndim)))
+        return Moments(moments.mean[None], moments.var[None], jnp.where(mine, count, 0))
+
+    each: Any = PartitionSpec(None, *spec_of(moments.mean))
+    return without_explicit_axes(expand, Moments(each, each, each))(moments, domain)
+
+
+def _row(bank: jax.Array, domain: jax.Array) -> jax.Array:
+    out = PartitionSpec(*spec_of(bank)[1:])
+    return without_explicit_axes(lambda bank, domain: bank[domain], out)(bank, domain)
 
 
 def check_bank(bank: ArrayLike, name: str, number: int) -> jax.Array:
@@ -55,7 +67,7 @@ def check_bank(bank: ArrayLike, name: str, number: int) -> jax.Array:
 def parameter(
     bank: jax.Array,
     name: str,
-    shape: tuple[int, ...],
+    x: jax.Array,
     axes: tuple[int, ...],
     feature_axes: Axes | None,
     batch: Batch,
@@ -63,17 +75,26 @@ def parameter(
 ) -> jax.Array:
     """Returns the row of `domain` of a parameter bank, or at the rank of the input each example's.
 
-    The parameter is that of an input of shape `shape` along `feature_axes`, or the axes that are
+    The parameter is that of the input `x` along `feature_axes`, or the axes that are
     not in `axes`.
     """
     if domain is not None:
-        return bank[domain]
+        return _row(bank, domain)
     assert batch.segments is not None
-    kept = _axes.other_axes(axes, len(shape))
+    kept = _axes.other_axes(axes, x.ndim)
 
     def expand(value):
-        return _axes.expand_parameter(value, shape, feature_axes, kept, name)
+        return _axes.expand_parameter(value, x, feature_axes, kept, name)
 
-    rows = jnp.squeeze(jax.vmap(expand)(bank), batch.axis + 1)
-    pool = SegmentPool(Pool((batch.axis,)), *batch.segments, batch.axis)
-    return pool.spread(jnp.moveaxis(rows, 0, batch.axis), shape)
+    rows = jnp.squeeze(jax.vmap(expand)(undivided(bank, 0)), batch.axis + 1)
+    ids, number = batch.segments
+
+    def spread(rows, ids):
+        pool = SegmentPool(Pool((batch.axis,)), ids, number, batch.axis)
+        return pool.spread(jnp.moveaxis(rows, 0, batch.axis), x.shape)
+
+    varies = [size != 1 for size in rows.shape[1:]]
+    varies.insert(batch.axis, True)
+    spec = zip(spec_of(x), varies, strict=True)
+    out = PartitionSpec(*(names if varies else None for names, varies in spec))
+    return without_explicit_axes(spread, out)(rows, ids)

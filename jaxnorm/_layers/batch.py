@@ -13,9 +13,10 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.formula import Options
+from jaxnorm._core.mesh import spec_of
 from jaxnorm._layers import banks, running, sources
 from jaxnorm._layers.decisions import Decisions
-from jaxnorm._layers.layer import Context, FirstState, Layer, State
+from jaxnorm._layers.layer import Context, FirstState, Layer, State, first_placed
 from jaxnorm._layers.narrow import warn_if_narrow
 from jaxnorm._layers.sources import Limit, Statistics
 from jaxnorm.functional import _batch_core as core
@@ -92,13 +93,20 @@ class BatchLayer(Layer):
         counts = self.momentum is None or self.debias
         counts = counts or callable(self.r_max) or callable(self.d_max)
         first = running.first_moments(shape, x.dtype, counts=counts)
-        return first | (running.first_accumulators(shape, x.dtype) if context.accumulates else {})
+        first |= running.first_accumulators(shape, x.dtype) if context.accumulates else {}
+        return first_placed(first, dict.fromkeys(first, self._state_spec(x)))
 
     def state_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the shape of the running moments for an input of shape `shape`."""
         axes, _ = self.axes_of(shape)
         kept = tuple(s for a, s in enumerate(shape) if a not in axes)
         return kept if self.num_domains is None else (self.num_domains, *kept)
+
+    def _state_spec(self, x: jax.Array) -> tuple[Any, ...]:
+        """Returns how the running moments lie on an explicit mesh: as the channels do."""
+        axes, _ = self.axes_of(x.shape)
+        kept = tuple(names for a, names in enumerate(spec_of(x)) if a not in axes)
+        return kept if self.num_domains is None else (None, *kept)
 
     def apply(
         self,
@@ -125,8 +133,8 @@ class BatchLayer(Layer):
           given: gamma and beta of the call, which replace those of the layer.
         """
         axes, _ = self.axes_of(x.shape)
-        batch, domain = self._divide(x.shape, axes, domain, context)
-        gamma, beta = self._affine(x.shape, axes, affine, given, batch, domain)
+        batch, domain = self._divide(x, axes, domain, context)
+        gamma, beta = self._affine(x, axes, affine, given, batch, domain)
         inputs, axes = core.check_inputs(x, gamma, beta, mask, axes, self.feature_axes)
         if state:
             moments = running.moments_of(state)
@@ -159,7 +167,7 @@ class BatchLayer(Layer):
         batch = core.Batch(virtual=self.num_virtual_batches)
         return not self._pools_one_value(shape, self.axes_of(shape)[0], mask, batch)
 
-    def _divide(self, shape, axes, domain, context: Context) -> tuple[core.Batch, jax.Array | None]:
+    def _divide(self, x, axes, domain, context: Context) -> tuple[core.Batch, jax.Array | None]:
         """Returns how the batch is divided, and the domain if the whole batch has one."""
         virtual = check_virtual(self.num_virtual_batches)
         if virtual == 1 and self.num_domains is None:
@@ -168,7 +176,7 @@ class BatchLayer(Layer):
                     f"{context.label} got domain={domain!r}, but num_domains is not set."
                 )
             return core.Batch(), None
-        axis = core.check_batch_axis(self.batch_axis, shape, axes)
+        axis = core.check_batch_axis(self.batch_axis, x.shape, axes)
         virtual = 1 if context.initializing else virtual
         if self.num_domains is None:
             return core.Batch(axis, virtual), None
@@ -177,7 +185,7 @@ class BatchLayer(Layer):
                 f"{context.label} has num_domains={self.num_domains} and needs domain in the call: "
                 "an integer, or one for each example."
             )
-        domain = banks.check_domain(domain, self.num_domains, shape[axis])
+        domain = banks.check_domain(domain, self.num_domains, x, axis)
         if domain.ndim == 0:
             return core.Batch(axis, virtual), domain
         if virtual > 1:
@@ -187,7 +195,7 @@ class BatchLayer(Layer):
             )
         return core.Batch(axis, 1, (domain, self.num_domains)), None
 
-    def _affine(self, shape, axes, affine: Affine, given: Affine, batch, domain) -> Affine:
+    def _affine(self, x, axes, affine: Affine, given: Affine, batch, domain) -> Affine:
         """Returns gamma and beta: those of the call, else the layer's, of its domains if any."""
         chosen = []
         for name, own, call in zip(("gamma", "beta"), affine, given, strict=True):
@@ -195,7 +203,7 @@ class BatchLayer(Layer):
             if call is None and own is not None and self.affine_rows:
                 bank = banks.check_bank(own, name, *self.affine_rows)
                 features = self.feature_axes
-                value = banks.parameter(bank, name, shape, axes, features, batch, domain)
+                value = banks.parameter(bank, name, x, axes, features, batch, domain)
             chosen.append(value)
         gamma, beta = chosen
         return jax.lax.stop_gradient((gamma, beta)) if self.frozen == "all" else (gamma, beta)

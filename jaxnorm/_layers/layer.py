@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
 
 import jax
+
+from jaxnorm._core.mesh import placed
 
 State = Mapping[str, jax.Array]
 FirstState = dict[str, Callable[[], jax.Array]]  # what makes each array that a state starts with
@@ -28,6 +31,18 @@ class Context(NamedTuple):
     mutable: bool = True
     accumulates: bool = False
     evaluation: str = "use_running_average=True"
+
+
+def first_placed(first: FirstState, specs: Mapping[str, Any]) -> FirstState:
+    """Returns `first` so that each array, by its name, lies where `specs` says.
+
+    A state that starts as it goes on can be carried through a loop.
+    """
+    return {name: functools.partial(_make, make, specs[name]) for name, make in first.items()}
+
+
+def _make(make: Callable[[], jax.Array], spec: Any) -> jax.Array:
+    return placed(make(), spec)
 
 
 class Layer:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, DTypeLike
+from jaxnorm._core.mesh import placed, spec_of, undivided
 from jaxnorm._core.pool import compute_dtype
 from jaxnorm._layers.layer import Layer
 
@@ -53,8 +54,8 @@ class LSTM(Cell):
         wide = compute_dtype(hidden.dtype)
         c, h = carry
         gates = norm("norm_hidden", hidden) + norm("norm_input", given)
-        gates = gates + jnp.expand_dims(bias.astype(wide), range(gates.ndim - 1))
-        f, i, o, g = jnp.split(gates, 4, axis=-1)
+        bias = jnp.expand_dims(bias.astype(wide), range(gates.ndim - 1))
+        f, i, o, g = _split(gates + placed(bias, spec_of(gates)), 4)
         new_c = self.gate_fn(f) * c.astype(wide) + self.gate_fn(i) * self.activation_fn(g)
         new_h = self.gate_fn(o) * self.activation_fn(norm("norm_cell", new_c))
         return (new_c.astype(c.dtype), new_h.astype(h.dtype)), new_h.astype(hidden.dtype)
@@ -76,15 +77,18 @@ class GRU(Cell):
         """Returns the new carry h and h, for the products of h and of x with all kernels."""
         wide, dtype = compute_dtype(hidden.dtype), hidden.dtype
         parts = (2 * self.features,)
-        (hidden, hidden_n), (given, given_n) = (
-            jnp.split(value, parts, axis=-1) for value in (hidden, given)
-        )
+        (hidden, hidden_n), (given, given_n) = (_split(value, parts) for value in (hidden, given))
         gates = norm("norm_hidden", hidden) + norm("norm_input", given)
-        z, r = jnp.split(self.gate_fn(gates), 2, axis=-1)
+        z, r = _split(self.gate_fn(gates), 2)
         hidden_n = norm("norm_candidate_hidden", hidden_n)
         n = self.activation_fn(norm("norm_candidate_input", given_n) + r * hidden_n)
         new = (1 - z) * carry.astype(wide) + z * n
         return new.astype(carry.dtype), new.astype(dtype)
+
+
+def _split(x: jax.Array, parts: int | tuple[int, ...]) -> list[jax.Array]:
+    """Splits the last axis, on an explicit mesh in one piece: a device has all gates of a unit."""
+    return jnp.split(undivided(x, x.ndim - 1), parts, axis=-1)
 
 
 def for_each_gate(init: Initializer, gates: int) -> Initializer:

@@ -28,6 +28,9 @@ def init_running(
 ) -> Moments:
     """Returns the running moments that `batch_norm_step` starts with: mean 0 and variance 1.
 
+    Where the channels are divided over a mesh with explicit axes, the running moments lie as they
+    do from the first step on; `jax.reshard(running, P("model"))` brings them there for a loop.
+
     Args:
       shape: the sizes of the input along the axes that are not pooled, in ascending order of those;
         an int for a single one, the number of features.

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
+from jaxnorm._core.mesh import spec_of
 from jaxnorm._core.pool import compute_dtype, real_dtype
-from jaxnorm._layers.layer import Context, FirstState, Layer, State
+from jaxnorm._layers.layer import Context, FirstState, Layer, State, first_placed
 from jaxnorm._layers.narrow import warn_if_narrow
 from jaxnorm.functional import whitening
 from jaxnorm.functional._layout import Layout, check_layout
@@ -51,12 +52,14 @@ class WhiteningLayer(Layer):
 
     def first_state(self, x: jax.Array) -> FirstState:
         """Returns what the running mean and projection start at."""
-        mean, projection = self._layout(x.shape).shapes(x.shape)
+        layout = self._layout(x.shape)
+        mean, projection = layout.shapes(x.shape)
         dtype = compute_dtype(x.dtype)
-        return {
+        first = {
             "mean": functools.partial(jnp.zeros, mean, dtype),
             "projection": functools.partial(_identities, projection, dtype),
         }
+        return first_placed(first, dict(zip(first, layout.specs(spec_of(x), False), strict=False)))
 
     def apply(
         self,

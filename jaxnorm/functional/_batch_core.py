@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core import collectives, residuals, statistics
@@ -16,9 +17,9 @@ from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.combine import merge_moments
 from jaxnorm._core.formula import Options, apply_affine, normalized
-from jaxnorm._core.mesh import count_shards, is_manual, without_explicit_axes
+from jaxnorm._core.mesh import count_shards, is_manual, placed, spec_of, without_explicit_axes
 from jaxnorm._core.moments import Moments
-from jaxnorm._core.normalize import normalize, specs, statistics_of
+from jaxnorm._core.normalize import normalize, statistics_of
 from jaxnorm._core.pool import Pool, compute_dtype, keep, pool_of, split_axis
 from jaxnorm._core.standardize import expand_moment, standardize_full
 from jaxnorm._core.statistics import Centered
@@ -57,11 +58,11 @@ def check_inputs(
     axes = _axes.canonical_axes(axis, x.shape)
     kept = _axes.other_axes(axes, x.ndim)
     if gamma is not None:
-        gamma = _axes.expand_parameter(gamma, x.shape, feature_axes, kept, "gamma")
+        gamma = _axes.expand_parameter(gamma, x, feature_axes, kept, "gamma")
     if beta is not None:
-        beta = _axes.expand_parameter(beta, x.shape, feature_axes, kept, "beta")
+        beta = _axes.expand_parameter(beta, x, feature_axes, kept, "beta")
     if mask is not None:
-        mask = _axes.expand_mask(mask, x.shape)
+        mask = _axes.expand_mask(mask, x)
     return Inputs(x, gamma, beta, mask, None), axes
 
 
@@ -91,16 +92,17 @@ def check_batch_axis(batch_axis: int, shape: tuple[int, ...], axes: Sequence[int
 
 def expand_running(running: Moments, inputs: Inputs, axes, batch: Batch) -> Inputs:
     """Returns `inputs` with the `running` moments; one row for each segment, if there are any."""
-    shape = inputs.x.shape
+    shape, spec = inputs.x.shape, spec_of(inputs.x)
     if batch.segments is not None:
         # To the moments, the segments are what the examples are to the input: an axis that stays.
         shape = (*shape[: batch.axis], batch.segments[1], *shape[batch.axis + 1 :])
+        spec = (*spec[: batch.axis], None, *spec[batch.axis + 1 :])
         position = _position(axes, batch.axis)
         mean, var = (jnp.moveaxis(jnp.asarray(v), 0, position) for v in running[:2])
         running = Moments(mean, var, running[2])
         axes = tuple(a for a in axes if a != batch.axis)
     mean, var = (
-        expand_moment(value, shape, axes, name)
+        placed(expand_moment(value, shape, axes, name), spec)
         for value, name in ((running[0], "running.mean"), (running[1], "running.var"))
     )
     return inputs._replace(running=Moments(mean, var, jnp.asarray(running[2])))
@@ -110,22 +112,35 @@ def normalize_by_running(inputs: Inputs, batch: Batch, options: Options) -> jax.
     """Normalizes by the running statistics, with segments by those of each example's own."""
     x, gamma, beta, mask, running = inputs
     assert running is not None
-    mean, var, _ = running
-    if batch.segments is not None:
-        pool = _segment_pool(x, options.pool, *batch.segments, batch.axis)
-        mean, var = pool.spread(mean, x.shape), pool.spread(var, x.shape)
+    common = options.epsilon, 0.0, options.dtype
+    if batch.segments is None:
+        return standardize_full(x, running.mean, running.var, gamma, beta, mask, *common)
+
+    def compute(inputs, ids):
+        x, gamma, beta, mask, running = inputs
+        pool = SegmentPool(options.pool, ids, number, batch.axis)
+        mean, var = (pool.spread(value, x.shape) for value in running[:2])
         mask = _both(mask, pool.holds(x.ndim))
-    return standardize_full(x, mean, var, gamma, beta, mask, options.epsilon, 0.0, options.dtype)
+        return standardize_full(x, mean, var, gamma, beta, mask, *common)
+
+    ids, number = batch.segments
+    return without_explicit_axes(compute, spec_of(x))(inputs, ids)
 
 
 def batch_moments(inputs: Inputs, batch: Batch, options: Options) -> Moments:
     """Returns the moments that `normalize_by_batch` returns, without normalizing."""
     if batch.segments is None:
         return normalize(inputs.x, None, None, inputs.mask, options, _near(inputs))[1]
-    pool: Any = _segment_pool(inputs.x, options.pool, *batch.segments, batch.axis)
-    mask = _both(inputs.mask, pool.holds(inputs.x.ndim))
-    stats, count = statistics.find(inputs.x, mask, pool, None)
-    return _segments_first(_moments.to_moments(stats, count, pool.axes), options, batch)
+
+    def compute(x, mask, ids):
+        pool: Any = SegmentPool(options.pool, ids, number, batch.axis)
+        stats, count = statistics.find(x, _both(mask, pool.holds(x.ndim)), pool, None)
+        return _moments.to_moments(stats, count, pool.axes)
+
+    ids, number = batch.segments
+    out = _segment_specs(inputs.x, options.pool, batch.axis)
+    moments = without_explicit_axes(compute, out)(inputs.x, inputs.mask, ids)
+    return _segments_first(moments, options, batch)
 
 
 def normalize_by_batch(
@@ -162,25 +177,25 @@ def _normalize_corrected(inputs: Inputs, correction: Correction, options: Option
         y = _apply(correction, stats, inputs, options)
         return y, _moments.to_moments(stats, count, options.pool.axes)
 
-    out = specs(inputs.x, inputs.mask, options.pool)
-    return without_explicit_axes(compute, inputs.x, out)(inputs, correction)
+    x, mask = inputs.x, inputs.mask
+    out = spec_of(x), _moments.moments_specs(x, mask, options.pool)
+    return without_explicit_axes(compute, out)(inputs, correction)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5), inline=True)
 def _normalize_segments(inputs, ids, correction, number, batch_axis, options: Options):
-    pool: Any = _segment_pool(inputs.x, options.pool, ids, number, batch_axis)
-    options = options._replace(pool=pool)
-    inputs = inputs._replace(mask=_both(inputs.mask, pool.holds(inputs.x.ndim)))
-
     @residuals.recomputed
-    def compute(inputs):
+    def compute(inputs, ids, correction):
+        pool: Any = SegmentPool(options.pool, ids, number, batch_axis)
+        inputs = inputs._replace(mask=_both(inputs.mask, pool.holds(inputs.x.ndim)))
         inputs = _widened(inputs)
         stats, count = statistics.find(inputs.x, inputs.mask, pool, None)
         stats = Centered(*map(residuals.save, stats))
-        y = _apply(correction, stats, inputs, options)
+        y = _apply(correction, stats, inputs, options._replace(pool=pool))
         return y, _moments.to_moments(stats, count, pool.axes)
 
-    return compute(inputs)
+    out = spec_of(inputs.x), _segment_specs(inputs.x, options.pool, batch_axis)
+    return without_explicit_axes(compute, out)(inputs, ids, correction)
 
 
 def _widened(inputs: Inputs) -> Inputs:
@@ -287,14 +302,9 @@ def _divides_evenly(x: jax.Array, axis: int, parts: int) -> bool:
     return parts % devices == 0 or devices % parts == 0
 
 
-def _segment_pool(x, whole: Pool, ids: jax.Array, number: int, batch_axis: int) -> SegmentPool:
-    """Returns the pool of each segment, with `ids` sharded as `x` is where the mesh is explicit.
-
-    JAX would otherwise gather the cotangents of `x` to make them as whole as `ids`.
-    """
-    sharding = jax.typeof(x).sharding
-    names = sharding.spec[batch_axis]
-    if names is not None and jax.typeof(ids).sharding.spec[0] != names:
-        spec = jax.sharding.PartitionSpec(names)
-        ids = jax.sharding.reshard(ids, jax.sharding.NamedSharding(sharding.mesh, spec))
-    return SegmentPool(whole, ids, number, batch_axis)
+def _segment_specs(x: jax.Array, whole: Pool, batch_axis: int) -> Moments:
+    """Returns how moments are divided over an explicit mesh: each device has all segments."""
+    kept = (a for a in range(x.ndim) if a == batch_axis or a not in whole.axes)
+    spec = spec_of(x)
+    each: Any = PartitionSpec(*(None if a == batch_axis else spec[a] for a in kept))
+    return Moments(each, each, each)

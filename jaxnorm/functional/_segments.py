@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm._core import axes as _axes
+from jaxnorm._core.mesh import placed, spec_of
 from jaxnorm._core.plan import PORTABLE, Plan
 from jaxnorm._core.pool import Pool, sum_axes
 
@@ -72,9 +73,12 @@ class SegmentPool(NamedTuple):
         return jnp.expand_dims(member, _axes.other_axes(pair, rank))
 
 
-def check_segments(ids: Any, number: int, size: int, name: str) -> jax.Array:
-    """Returns the segment of each of `size` examples as an array."""
-    value = jnp.asarray(ids)
+def check_segments(ids: Any, number: int, x: jax.Array, batch_axis: int, name: str) -> jax.Array:
+    """Returns the segment of each example of `x` as an array, where they lie.
+
+    JAX would gather the cotangents of `x` to make them as whole as the segments.
+    """
+    value, size = jnp.asarray(ids), x.shape[batch_axis]
     if not jnp.issubdtype(value.dtype, jnp.integer):
         raise TypeError(f"{name} must hold integers, got dtype {value.dtype}.")
     if value.shape != (size,):
@@ -83,4 +87,4 @@ def check_segments(ids: Any, number: int, size: int, name: str) -> jax.Array:
         )
     if number < 1:
         raise ValueError(f"the number of segments must be at least 1, got {number!r}.")
-    return value
+    return placed(value, (spec_of(x)[batch_axis],))

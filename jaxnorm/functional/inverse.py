@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
+from jaxnorm._core.mesh import placed, spec_of, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import widen
 from jaxnorm._core.standardize import expand_moment
@@ -59,13 +60,23 @@ def unstandardize(
     y = _axes.check_input(y, "y")
     axes = _axes.canonical_axes(axis, y.shape)
     kept = _axes.other_axes(axes, y.ndim)
-    mean = expand_moment(moments[0], y.shape, axes, "moments.mean")
-    var = expand_moment(moments[1], y.shape, axes, "moments.var")
-    x = widen(y, None)
-    if beta is not None:
-        x = x - _axes.expand_parameter(beta, y.shape, feature_axes, kept, "beta").astype(x.dtype)
+    mean, var = (
+        placed(expand_moment(value, y.shape, axes, name), spec_of(y))
+        for value, name in ((moments[0], "moments.mean"), (moments[1], "moments.var"))
+    )
     if gamma is not None:
-        x = x / _axes.expand_parameter(gamma, y.shape, feature_axes, kept, "gamma").astype(x.dtype)
-    sigma = jnp.sqrt(var.astype(x.real.dtype) + _axes.check_epsilon(epsilon))
-    x = x * sigma.astype(x.dtype) + mean.astype(x.dtype)
-    return x.astype(_axes.result_dtype(y, dtype))
+        gamma = _axes.expand_parameter(gamma, y, feature_axes, kept, "gamma")
+    if beta is not None:
+        beta = _axes.expand_parameter(beta, y, feature_axes, kept, "beta")
+    epsilon, dtype = _axes.check_epsilon(epsilon), _axes.result_dtype(y, dtype)
+
+    def compute(y, mean, var, gamma, beta):
+        x = widen(y, None)
+        if beta is not None:
+            x = x - beta.astype(x.dtype)
+        if gamma is not None:
+            x = x / gamma.astype(x.dtype)
+        sigma = jnp.sqrt(var.astype(x.real.dtype) + epsilon)
+        return (x * sigma.astype(x.dtype) + mean.astype(x.dtype)).astype(dtype)
+
+    return without_explicit_axes(compute, spec_of(y))(y, mean, var, gamma, beta)

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from jaxnorm._core import moments as _moments
 from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm._core.collectives import AxisIndexGroups
+from jaxnorm._core.mesh import without_explicit_axes
 from jaxnorm._core.pool import abs2
 
 
@@ -56,6 +58,10 @@ def statistics_penalty(
     mean, var, count = _moments.moments(
         x, axis, mask=mask, axis_name=axis_name, axis_index_groups=axis_index_groups
     )
-    pooled = jnp.broadcast_to(count > 0, var.shape)
-    total = jnp.sum(jnp.where(pooled, abs2(mean) + (var - 1) ** 2, 0))
-    return total / jnp.maximum(jnp.sum(pooled.astype(var.dtype)), 1)
+
+    def penalty(mean, var, count):
+        pooled = jnp.broadcast_to(count > 0, var.shape)
+        total = jnp.sum(jnp.where(pooled, abs2(mean) + (var - 1) ** 2, 0))
+        return total / jnp.maximum(jnp.sum(pooled.astype(var.dtype)), 1)
+
+    return without_explicit_axes(penalty, PartitionSpec())(mean, var, count)

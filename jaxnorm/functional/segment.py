@@ -76,6 +76,6 @@ def segment_batch_norm(
     inputs, axes = core.check_inputs(x, gamma, beta, mask, axis, feature_axes)
     options = core.make_options(inputs.x, axes, epsilon, axis_name, axis_index_groups, dtype)
     position = core.check_batch_axis(batch_axis, inputs.x.shape, axes)
-    ids = check_segments(segment_ids, num_segments, inputs.x.shape[position], "segment_ids")
+    ids = check_segments(segment_ids, num_segments, inputs.x, position, "segment_ids")
     batch = core.Batch(position, 1, (ids, num_segments))
     return core.normalize_by_batch(inputs, batch, None, options)

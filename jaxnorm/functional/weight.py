@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxnorm._core import axes as _axes
 from jaxnorm._core import residuals
 from jaxnorm._core.axes import ArrayLike, Axes
-from jaxnorm._core.mesh import without_explicit_axes
+from jaxnorm._core.mesh import spec_of, without_explicit_axes
 from jaxnorm._core.pool import abs2, compute_dtype, real_dtype, sum_axes
 from jaxnorm.functional import feature
 
@@ -61,7 +61,7 @@ def weight_norm(
     if g is None:
         g = jnp.ones((1,) * v.ndim, real_dtype(v.dtype))
     else:
-        g = _axes.expand_parameter(g, v.shape, feature_axes, _axes.other_axes(axes, v.ndim), "g")
+        g = _axes.expand_parameter(g, v, feature_axes, _axes.other_axes(axes, v.ndim), "g")
     # The length is sqrt(N) times the root mean square.
     count = math.prod(v.shape[a] for a in axes)
     g = g.astype(compute_dtype(g.dtype)) / math.sqrt(count)
@@ -178,6 +178,6 @@ def _spectral_norm(w, u, features, n_steps, epsilon):
         y, sigma = divide(w, left, right)
         return y, right.reshape(u.shape), sigma
 
-    spec = jax.typeof(w).sharding.spec
+    spec = spec_of(w)
     out = (spec, P(*(spec[a] for a in features)), P())
-    return without_explicit_axes(compute, w, out)(w, u)
+    return without_explicit_axes(compute, out)(w, u)

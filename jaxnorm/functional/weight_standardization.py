@@ -106,5 +106,5 @@ def _check_weights(w, gain, axis, feature_axes):
     axes = _axes.canonical_axes(axis, w.shape)
     if gain is not None:
         kept = _axes.other_axes(axes, w.ndim)
-        gain = _axes.expand_parameter(gain, w.shape, feature_axes, kept, "gain")
+        gain = _axes.expand_parameter(gain, w, feature_axes, kept, "gain")
     return w, gain, axes

@@ -16,7 +16,7 @@ from jaxnorm._core import collectives, residuals, statistics
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.formula import apply_affine
-from jaxnorm._core.mesh import without_explicit_axes
+from jaxnorm._core.mesh import broadcast_spec, placed, spec_of, without_explicit_axes
 from jaxnorm._core.plan import PORTABLE
 from jaxnorm._core.pool import Pool, compute_dtype, keep, pool_of, snap, widen
 from jaxnorm.functional._layout import Layout, check_arrays, check_layout
@@ -112,7 +112,7 @@ def whiten(
     steps = operator.index(num_iterations)
     if steps < 0:
         raise ValueError(f"num_iterations must be at least 0, got {num_iterations!r}.")
-    gamma, beta, mask = check_arrays(x.shape, layout, gamma, beta, mask)
+    gamma, beta, mask = check_arrays(x, layout, gamma, beta, mask)
     pool = pool_of(layout.pooled, axis_name, axis_index_groups)
     epsilon, dtype = _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype)
     return _whiten(
@@ -179,7 +179,9 @@ def decorrelate(
                 f"pooled over axes {layout.axes}, with units on axes {layout.features}: expected "
                 f"{shape}."
             )
-    gamma, beta, mask = check_arrays(x.shape, layout, gamma, beta, mask)
+    gamma, beta, mask = check_arrays(x, layout, gamma, beta, mask)
+    places = layout.specs(spec_of(x), masked=False)
+    mean, projection = map(placed, (mean, projection), places)
     return _decorrelate(
         x, mean, projection, gamma, beta, mask, layout, _axes.result_dtype(x, dtype)
     )
@@ -219,6 +221,12 @@ def update_whitening(
     if isinstance(momentum, (int, float)) and not 0 <= momentum <= 1:
         raise ValueError(f"momentum must lie in [0, 1], got {momentum!r}.")
     running, batch = (Whitening(*map(jnp.asarray, w)) for w in (running, batch))
+    new = Whitening._make(map(broadcast_spec, batch, running))
+    update = functools.partial(_update, unbiased=unbiased)
+    return without_explicit_axes(update, new)(running, batch, momentum)
+
+
+def _update(running: Whitening, batch: Whitening, momentum, unbiased: bool) -> Whitening:
     count, projection = batch.count, batch.projection
     by_group = count.reshape(*projection.shape[:-3], 1, 1, 1) if count.ndim else count
     if unbiased:
@@ -246,7 +254,7 @@ def _project(projection: jax.Array, centered: jax.Array, layout: Layout) -> jax.
 @functools.partial(jax.jit, static_argnums=(4, 5, 6, 7, 8), inline=True)
 def _whiten(x, gamma, beta, mask, layout: Layout, pool: Pool, steps, epsilon, dtype):
     @residuals.recomputed
-    def compute(x, gamma, beta):
+    def compute(x, gamma, beta, mask):
         rows = layout.to_rows(x)
         kept = None if mask is None else layout.mask_to_rows(mask, x.shape)
         shift, count = statistics.mean_of(rows, kept, pool, PORTABLE)
@@ -267,9 +275,8 @@ def _whiten(x, gamma, beta, mask, layout: Layout, pool: Pool, steps, epsilon, dt
             count = jnp.squeeze(layout.from_rows(count, x.shape), layout.axes)
         return y, Whitening(mean, projection, count)
 
-    spec = jax.typeof(x).sharding.spec
-    out = (spec, Whitening(*layout.specs(spec, mask is not None)))
-    return without_explicit_axes(compute, x, out)(x, gamma, beta)
+    out = (spec_of(x), Whitening(*layout.specs(spec_of(x), mask is not None)))
+    return without_explicit_axes(compute, out)(x, gamma, beta, mask)
 
 
 def _covariance(centered, count, layout: Layout, pool: Pool) -> tuple[jax.Array, jax.Array]:
@@ -317,12 +324,12 @@ def _products(centered: jax.Array, layout: Layout) -> jax.Array:
 @functools.partial(jax.jit, static_argnums=(6, 7), inline=True)
 def _decorrelate(x, mean, projection, gamma, beta, mask, layout: Layout, dtype):
     @residuals.recomputed
-    def compute(x, mean, projection, gamma, beta):
+    def compute(x, mean, projection, gamma, beta, mask):
         wide = compute_dtype(x.dtype)
         full = jnp.expand_dims(mean.astype(wide), layout.axes)
         centered = layout.to_rows(keep(mask, widen(x, mask) - full))
         y = layout.from_rows(_project(projection.astype(wide), centered, layout), x.shape)
         return keep(mask, apply_affine(y, gamma, beta, 0.0)).astype(dtype)
 
-    spec = jax.typeof(x).sharding.spec
-    return without_explicit_axes(compute, x, spec)(x, mean, projection, gamma, beta)
+    place = without_explicit_axes(compute, spec_of(x))
+    return place(x, mean, projection, gamma, beta, mask)

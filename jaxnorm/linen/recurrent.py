@@ -67,6 +67,9 @@ class LayerNormLSTMCell(_LayerNormCell, kw_only=True):
     Parameters: `hidden/kernel` (W_h) and `input/kernel` (W_x), the gates in the order above,
     `norm_hidden`, `norm_input` and `norm_cell` with gamma and beta, and `bias`.
 
+    On a mesh with explicit axes give `flax.linen.RNN` an `initial_carry` that lies where the inputs
+    do: it makes a first carry from their shape alone.
+
     Attributes:
       features: number of units.
       gate_fn: activation of the gates.
@@ -124,6 +127,9 @@ class LayerNormGRUCell(_LayerNormCell, kw_only=True):
     Parameters: `hidden/kernel` (W_h and U side by side) and `input/kernel` (W_x and W);
     `norm_hidden` and `norm_input` of the gates, `norm_candidate_hidden` and
     `norm_candidate_input`, each with gamma and beta.
+
+    On a mesh with explicit axes give `flax.linen.RNN` an `initial_carry` that lies where the inputs
+    do: it makes a first carry from their shape alone.
 
     Attributes:
       features: number of units.
