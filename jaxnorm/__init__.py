@@ -18,9 +18,14 @@ from jaxnorm.functional.feature import rms_norm as rms_norm
 from jaxnorm.functional.group import group_norm as group_norm
 from jaxnorm.functional.group import instance_norm as instance_norm
 from jaxnorm.functional.inverse import unstandardize as unstandardize
+from jaxnorm.functional.local import divisive_norm as divisive_norm
+from jaxnorm.functional.local import local_response_norm as local_response_norm
 from jaxnorm.functional.penalty import statistics_penalty as statistics_penalty
 from jaxnorm.functional.renorm import batch_renorm as batch_renorm
 from jaxnorm.functional.renorm import blended_batch_norm as blended_batch_norm
+from jaxnorm.functional.response import filter_response_norm as filter_response_norm
+from jaxnorm.functional.response import global_response_norm as global_response_norm
+from jaxnorm.functional.response import lp_norm as lp_norm
 from jaxnorm.functional.segment import segment_batch_norm as segment_batch_norm
 from jaxnorm.functional.virtual import ghost_batch_norm as ghost_batch_norm
 from jaxnorm.functional.weight import spectral_norm as spectral_norm
@@ -44,11 +49,16 @@ __all__ = [
     "batch_renorm",
     "blended_batch_norm",
     "decorrelate",
+    "divisive_norm",
+    "filter_response_norm",
     "ghost_batch_norm",
+    "global_response_norm",
     "group_norm",
     "init_running",
     "instance_norm",
     "layer_norm",
+    "local_response_norm",
+    "lp_norm",
     "merge_moments",
     "mix_moments",
     "moments",

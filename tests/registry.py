@@ -9,10 +9,11 @@ import pytest
 
 from tests.norms_batch import BATCH
 from tests.norms_feature import FEATURE
+from tests.norms_response import RESPONSE
 from tests.norms_weight import WEIGHT
 from tests.norms_whitening import WHITENING
 
-NORMS = [*BATCH, *FEATURE, *WEIGHT, *WHITENING]
+NORMS = [*BATCH, *FEATURE, *RESPONSE, *WEIGHT, *WHITENING]
 
 # The shapes of an entry. "plain" is used throughout; values, gradients, masks and memory are also
 # tested at the others.
@@ -39,6 +40,7 @@ VARIANTS = {
     "batch_norm_conv",
     "layer_norm_inner",
     "rms_norm_offset",
+    "filter_response_norm",
     "group_norm_channels_first",
     "whiten_alone",
 }

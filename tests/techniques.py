@@ -1,0 +1,7 @@
+"""The techniques that have tests of their own, by family; one line each says where they stand."""
+
+from tests.techniques_response import RESPONSE
+
+TECHNIQUES = [*RESPONSE]
+
+PUBLIC = {technique.public for technique in TECHNIQUES}
