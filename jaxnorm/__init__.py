@@ -12,7 +12,17 @@ from jaxnorm._core.plain import plain as plain
 from jaxnorm._core.standardize import standardize as standardize
 from jaxnorm._layers.step import batch_norm_step as batch_norm_step
 from jaxnorm._layers.step import init_running as init_running
+from jaxnorm.functional.activation import dynamic_erf as dynamic_erf
+from jaxnorm.functional.activation import dynamic_tanh as dynamic_tanh
+from jaxnorm.functional.activation import gated_rms_norm as gated_rms_norm
+from jaxnorm.functional.activation import poly_norm as poly_norm
 from jaxnorm.functional.batch import batch_norm as batch_norm
+from jaxnorm.functional.evolved import evo_norm_b0 as evo_norm_b0
+from jaxnorm.functional.evolved import evo_norm_b1 as evo_norm_b1
+from jaxnorm.functional.evolved import evo_norm_b2 as evo_norm_b2
+from jaxnorm.functional.evolved import evo_norm_s0 as evo_norm_s0
+from jaxnorm.functional.evolved import evo_norm_s1 as evo_norm_s1
+from jaxnorm.functional.evolved import evo_norm_s2 as evo_norm_s2
 from jaxnorm.functional.feature import layer_norm as layer_norm
 from jaxnorm.functional.feature import rms_norm as rms_norm
 from jaxnorm.functional.group import group_norm as group_norm
@@ -50,7 +60,16 @@ __all__ = [
     "blended_batch_norm",
     "decorrelate",
     "divisive_norm",
+    "dynamic_erf",
+    "dynamic_tanh",
+    "evo_norm_b0",
+    "evo_norm_b1",
+    "evo_norm_b2",
+    "evo_norm_s0",
+    "evo_norm_s1",
+    "evo_norm_s2",
     "filter_response_norm",
+    "gated_rms_norm",
     "ghost_batch_norm",
     "global_response_norm",
     "group_norm",
@@ -63,6 +82,7 @@ __all__ = [
     "mix_moments",
     "moments",
     "plain",
+    "poly_norm",
     "rms_norm",
     "scaled_weight_standardize",
     "segment_batch_norm",

@@ -27,7 +27,6 @@ class Technique:
       means: of x, at which the result is exact.
       masked: whether it takes a mask; masks have the axes `mask_axes` of x.
       mask_axes: the axes that a mask can vary along; default: all.
-      second: whether the second array is as large as x, and kept for the backward pass as well.
       finite_at: constants of x at which derivatives are finite.
       has_dtype: whether it takes `dtype`.
     """
@@ -41,7 +40,6 @@ class Technique:
     means: tuple[float, ...] = NOT_CENTERED
     masked: bool = True
     mask_axes: tuple[int, ...] | None = None
-    second: bool = False
     finite_at: tuple[float, ...] = (0.0, 1.0)
     has_dtype: bool = True
 

@@ -1,7 +1,8 @@
 """The techniques that have tests of their own, by family; one line each says where they stand."""
 
+from tests.techniques_activation import ACTIVATION
 from tests.techniques_response import RESPONSE
 
-TECHNIQUES = [*RESPONSE]
+TECHNIQUES = [*RESPONSE, *ACTIVATION]
 
 PUBLIC = {technique.public for technique in TECHNIQUES}

@@ -25,8 +25,7 @@ class Length(NamedTuple):
 
 def length_of(wide: jax.Array, axes: tuple[int, ...], p: float = 2.0) -> Length:
     """Returns the p-norm of `wide`, in float32 or wider, over `axes`, which stay with size 1."""
-    size = jnp.abs(lax.stop_gradient(wide))
-    unit = jnp.max(size, axes, keepdims=True, initial=0)
+    unit = largest(wide, axes)
     # Squares of what is smaller are 0, and 1 / unit is infinite.
     unit = jnp.where(unit >= jnp.finfo(unit.dtype).tiny, unit, 1)
     part = wide / unit.astype(wide.dtype)
@@ -42,3 +41,8 @@ def length_of(wide: jax.Array, axes: tuple[int, ...], p: float = 2.0) -> Length:
     safe = jnp.where(positive, total, 1)
     root = jnp.sqrt(safe) if p == 2 else safe ** (1 / p)
     return Length(unit, jnp.where(positive, root, 0))
+
+
+def largest(wide: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Returns the largest |x| over `axes`, a constant."""
+    return jnp.max(jnp.abs(lax.stop_gradient(wide)), axes, keepdims=True, initial=0)

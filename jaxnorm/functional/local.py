@@ -58,9 +58,9 @@ def local_response_norm(
 
     Example:
       >>> import jax.numpy as jnp, jaxnorm
-      >>> x = jnp.array([1., 2., 2.])
-      >>> jaxnorm.local_response_norm(x, size=3, alpha=3.0, beta=1.0, k=0.0).round(4).tolist()
-      [0.20000000298023224, 0.2222000062465668, 0.25]
+      >>> x = jnp.array([1., 0., 1.])
+      >>> jaxnorm.local_response_norm(x, size=3, alpha=3.0, beta=1.0).tolist()
+      [0.5, 0.0, 0.5]
 
     Reference: Krizhevsky, Sutskever & Hinton 2012, ImageNet Classification with Deep Convolutional
     Neural Networks; as one of the divisive normalizations in Ren et al. 2016, arXiv:1611.04520.

@@ -8,6 +8,11 @@ from jaxnorm.linen.group import GroupNorm as GroupNorm
 from jaxnorm.linen.group import InstanceNorm as InstanceNorm
 from jaxnorm.linen.recurrent import LayerNormGRUCell as LayerNormGRUCell
 from jaxnorm.linen.recurrent import LayerNormLSTMCell as LayerNormLSTMCell
+from jaxnorm.linen.response import DivisiveNorm as DivisiveNorm
+from jaxnorm.linen.response import FilterResponseNorm as FilterResponseNorm
+from jaxnorm.linen.response import GlobalResponseNorm as GlobalResponseNorm
+from jaxnorm.linen.response import LocalResponseNorm as LocalResponseNorm
+from jaxnorm.linen.response import ScaleNorm as ScaleNorm
 from jaxnorm.linen.weight import SpectralNorm as SpectralNorm
 from jaxnorm.linen.weight import WeightNorm as WeightNorm
 from jaxnorm.linen.weight import WeightStandardization as WeightStandardization
@@ -16,12 +21,17 @@ from jaxnorm.linen.whitening import DecorrelatedBatchNorm as DecorrelatedBatchNo
 __all__ = [
     "BatchNorm",
     "DecorrelatedBatchNorm",
+    "DivisiveNorm",
+    "FilterResponseNorm",
+    "GlobalResponseNorm",
     "GroupNorm",
     "InstanceNorm",
     "LayerNorm",
     "LayerNormGRUCell",
     "LayerNormLSTMCell",
+    "LocalResponseNorm",
     "RMSNorm",
+    "ScaleNorm",
     "SpectralNorm",
     "WeightNorm",
     "WeightStandardization",
