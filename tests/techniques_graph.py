@@ -1,6 +1,5 @@
 """Formulas of norms of graphs and of sequences, in float64."""
 
-
 import numpy as np
 
 import jaxnorm

@@ -1,5 +1,11 @@
 """Flax linen modules over the pure functions of `jaxnorm`."""
 
+from jaxnorm.linen.activation import DynamicErf as DynamicErf
+from jaxnorm.linen.activation import DynamicTanh as DynamicTanh
+from jaxnorm.linen.activation import EvoNormS0 as EvoNormS0
+from jaxnorm.linen.activation import GatedRMSNorm as GatedRMSNorm
+from jaxnorm.linen.activation import LayerScale as LayerScale
+from jaxnorm.linen.activation import PolyNorm as PolyNorm
 from jaxnorm.linen.bake import bake as bake
 from jaxnorm.linen.batch import BatchNorm as BatchNorm
 from jaxnorm.linen.feature import LayerNorm as LayerNorm
@@ -22,14 +28,20 @@ __all__ = [
     "BatchNorm",
     "DecorrelatedBatchNorm",
     "DivisiveNorm",
+    "DynamicErf",
+    "DynamicTanh",
+    "EvoNormS0",
     "FilterResponseNorm",
+    "GatedRMSNorm",
     "GlobalResponseNorm",
     "GroupNorm",
     "InstanceNorm",
     "LayerNorm",
     "LayerNormGRUCell",
     "LayerNormLSTMCell",
+    "LayerScale",
     "LocalResponseNorm",
+    "PolyNorm",
     "RMSNorm",
     "ScaleNorm",
     "SpectralNorm",
