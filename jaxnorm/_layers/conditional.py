@@ -29,3 +29,14 @@ def scale_and_shift(parts: jax.Array, features: int) -> tuple[jax.Array, ...]:
     wide = parts.astype(compute_dtype(parts.dtype))
     blocks = [wide[..., i : i + features] for i in range(0, wide.shape[-1], features)]
     return (1 + blocks[0], *blocks[1:])
+
+
+def resize_map(segmentation: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns a map with the positions of an input of shape `shape`, by nearest values."""
+    if segmentation.ndim != len(shape) or segmentation.shape[0] != shape[0]:
+        raise ValueError(
+            f"segmentation of shape {segmentation.shape} does not fit an input of shape {shape}: "
+            "it must have that rank and its batch, and positions and channels of its own."
+        )
+    sizes = (shape[0], *shape[1:-1], segmentation.shape[-1])
+    return jax.image.resize(segmentation, sizes, "nearest")

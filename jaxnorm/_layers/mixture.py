@@ -41,15 +41,16 @@ class MixtureLayer(Layer):
     ) -> tuple[jax.Array, State | None]:
         """Normalizes; returns the new state too, of some of its arrays or all, if it moved."""
         tracks = decisions.tracks(context)
-        results, batch = [], None
+        results, batches = [], []
         for source in decisions.sources:
             given = running.moments_of(state) if source == "running" else None
             pools = not context.initializing and (given is None or tracks)
             y, batch = normalize(given, pools)
             results.append(y)
+            batches.append(batch)
         y = sources.choose(decisions.evaluate, results)
         if not tracks:
             return y, None
-        batch = jax.lax.stop_gradient(batch)
+        batch = jax.lax.stop_gradient(batches[0])
         average = {"momentum": self.momentum, "unbiased": self.unbiased}
         return y, running.track(state, batch, decisions.update, **average)
