@@ -8,10 +8,11 @@ import pytest
 
 from tests.norms_batch import BATCH
 from tests.norms_feature import FEATURE
+from tests.norms_response import RESPONSE
 from tests.norms_weight import WEIGHT
 from tests.norms_whitening import WHITENING
 
-NORMS = [*BATCH, *FEATURE, *WEIGHT, *WHITENING]
+NORMS = [*BATCH, *FEATURE, *RESPONSE, *WEIGHT, *WHITENING]
 
 # The shapes of an entry: every test says at which it runs.
 PATHS = ("five", "plain", "many", "large")

@@ -140,7 +140,7 @@ class BatchLayer(Layer):
             moments = running.moments_of(state)
             moments = moments if domain is None else banks.row(moments, domain)
             inputs = core.expand_running(moments, inputs, axes, batch)
-        tracks = bool(state) and self._tracks(decisions, context)
+        tracks = bool(state) and decisions.tracks(context)
         pools = tracks or decisions.sources != ("running",)
         options = self._options(x, axes, pools and not context.initializing, context)
         results, pooled = [], None
@@ -207,21 +207,6 @@ class BatchLayer(Layer):
             chosen.append(value)
         gamma, beta = chosen
         return jax.lax.stop_gradient((gamma, beta)) if self.frozen == "all" else (gamma, beta)
-
-    def _tracks(self, decisions: Decisions, context: Context) -> bool:
-        """Returns whether the batch's moments are to be kept, which then must be possible."""
-        if context.initializing:
-            return False
-        if not context.mutable:
-            if decisions.update is not False:
-                raise ValueError(
-                    f"{context.label} updates its running statistics in training, but the "
-                    'collection batch_stats is not mutable: call apply(..., mutable=["batch_stats"]'
-                    ") and keep the updates it returns, or pass use_running_average=True to "
-                    "evaluate, or update_running=False to leave them as they are."
-                )
-            return False
-        return decisions.update is not False or context.accumulates
 
     def _options(self, x: jax.Array, axes, pools: bool, context: Context) -> Options:
         """Returns the options; the named axes count only where elements are pooled."""

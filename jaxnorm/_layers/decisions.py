@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxnorm._layers.layer import Context
 from jaxnorm._layers.sources import Statistics, check_statistics
 
 
@@ -26,6 +27,21 @@ class Decisions(NamedTuple):
     @property
     def needs_running(self) -> bool:
         return self.update is not False or any(s != "batch" for s in self.sources)
+
+    def tracks(self, context: Context) -> bool:
+        """Returns whether the batch's moments are to be kept, which then must be possible."""
+        if context.initializing:
+            return False
+        if not context.mutable:
+            if self.update is not False:
+                raise ValueError(
+                    f"{context.label} updates its running statistics in training, but the "
+                    'collection batch_stats is not mutable: call apply(..., mutable=["batch_stats"]'
+                    ") and keep the updates it returns, or pass use_running_average=True to "
+                    "evaluate, or update_running=False to leave them as they are."
+                )
+            return False
+        return self.update is not False or context.accumulates
 
     @classmethod
     def make(

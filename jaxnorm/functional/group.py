@@ -70,7 +70,7 @@ def group_norm(
     """
     x = _axes.check_input(x)
     channel = _axes.canonical_axis(channel_axis, x.shape, "channel_axis")
-    groups = _count_groups(num_groups, group_size, x.shape, channel)
+    groups = count_groups(num_groups, group_size, x.shape, channel)
     if axis is None:
         pooled = tuple(a for a in range(1, x.ndim) if a != channel)
     else:
@@ -94,7 +94,7 @@ def group_norm(
     return normalize(*rows, options._replace(pool=pool))[0].reshape(x.shape)
 
 
-def _count_groups(num_groups, group_size, shape, channel) -> int:
+def count_groups(num_groups, group_size, shape, channel) -> int:
     channels = shape[channel]
     if num_groups is not None and group_size is not None:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The state of a layer, as Flax variables in the collection `batch_stats`."""
+"""The state of a layer, as Flax variables, in the collection `batch_stats` if nothing else."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from jaxnorm._layers.running import ACCUMULATORS
 COLLECTION = "batch_stats"
 
 
-def context_of(module: nn.Module, name: str) -> Context:
+def context_of(module: nn.Module, name: str, collection: str = COLLECTION) -> Context:
     """Returns what Flax says of the call that a module called `name` is in."""
     return Context(
         label=f"{name} {'/'.join(module.path) or '(top level)'}",
         initializing=module.is_initializing(),
-        mutable=module.is_mutable_collection(COLLECTION),
+        mutable=module.is_mutable_collection(collection),
         accumulates=module.has_variable(COLLECTION, ACCUMULATORS[0]),
     )
 
@@ -24,9 +24,9 @@ def context_of(module: nn.Module, name: str) -> Context:
 class StateVariables:
     """The variables of a state, made where they are missing."""
 
-    def __init__(self, module: nn.Module, first: FirstState):
+    def __init__(self, module: nn.Module, first: FirstState, collection: str = COLLECTION):
         self._variables = {
-            name: module.variable(COLLECTION, name, make) for name, make in first.items()
+            name: module.variable(collection, name, make) for name, make in first.items()
         }
 
     @property

@@ -37,7 +37,7 @@ class Division(NamedTuple):
         axes = _axes.canonical_axes(axis, shape, allow_empty=True)
         parts = [1 if a in axes else size for a, size in enumerate(shape)]
         if grouped:
-            parts[channel] = group._count_groups(num_groups, group_size, shape, channel)
+            parts[channel] = group.count_groups(num_groups, group_size, shape, channel)
         virtual = check_virtual(num_virtual_batches)
         if virtual > 1:
             if 0 not in axes or shape[0] % virtual:

@@ -1,0 +1,99 @@
+"""Running moments of a whole population of inputs, merged exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnorm._core import axes as _axes
+from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
+from jaxnorm._core.collectives import AxisIndexGroups
+from jaxnorm._core.combine import merge_moments
+from jaxnorm._core.moments import Moments, moments
+from jaxnorm._core.pool import compute_dtype, real_dtype
+from jaxnorm._core.standardize import standardize
+from jaxnorm._layers.decisions import Decisions
+from jaxnorm._layers.layer import Context, FirstState, Layer, State
+from jaxnorm.functional.inverse import unstandardize
+
+# Not "mean" and "var": what moves those of batch norms would take elements for updates.
+NAMES = ("population_mean", "population_var", "population_count")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PopulationLayer(Layer):
+    """The options of `jaxnorm.linen.InputNorm`."""
+
+    epsilon: float
+    dtype: DTypeLike | None
+    use_running_average: bool | jax.Array | None
+    feature_axes: Axes
+    clip: float | None
+    axis_name: str | Sequence[str] | None
+    axis_index_groups: AxisIndexGroups
+
+    def first_state(self, x: jax.Array) -> FirstState:
+        """Returns the moments of nothing: mean 0, variance 1, count 0."""
+        axes = self._axes_of(x)
+        shape = tuple(s for a, s in enumerate(x.shape) if a not in axes)
+        mean, real = compute_dtype(x.dtype), real_dtype(x.dtype)
+        makers = (
+            functools.partial(jnp.zeros, shape, mean),
+            functools.partial(jnp.ones, shape, real),
+            functools.partial(jnp.zeros, shape, real),
+        )
+        return dict(zip(NAMES, makers, strict=True))
+
+    def apply(
+        self,
+        x: jax.Array,
+        state: State,
+        evaluate: Any,
+        context: Context,
+        mask: ArrayLike | None,
+    ) -> tuple[jax.Array, State | None]:
+        """Normalizes by the moments of all seen so far, this batch included unless it evaluates."""
+        evaluate = self.use_running_average if evaluate is None else evaluate
+        decisions = Decisions.make(evaluate, None, "batch", "running", None, context.label)
+        tracks = decisions.tracks(context)
+        axes, population = self._axes_of(x), _moments_of(state)
+        new = None
+        if tracks:
+            mapped = {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}
+            batch = jax.lax.stop_gradient(moments(x, axes, mask=mask, **mapped))
+            count = batch.count
+            if isinstance(decisions.update, jax.Array):
+                count = jnp.where(decisions.update, count, 0)
+            merged = merge_moments(population, batch._replace(count=count))
+            # Moments of nothing have variance 0: until there is anything, nothing changes.
+            some = merged.count > 0
+            population = Moments(
+                jnp.where(some, merged.mean, population.mean),
+                jnp.where(some, merged.var, population.var),
+                jnp.broadcast_to(merged.count, population.count.shape),
+            )
+            pairs = zip(NAMES, population, strict=True)
+            new = {name: value.astype(state[name].dtype) for name, value in pairs}
+        options = {"axis": axes, "epsilon": self.epsilon, "dtype": self.dtype}
+        y = standardize(x, population, **options, mask=mask)
+        if self.clip is not None:
+            y = jnp.clip(y, -self.clip, self.clip)
+        return y, new
+
+    def inverse(self, y: jax.Array, state: State) -> jax.Array:
+        """Undoes the normalization, but for the clipping."""
+        options = {"axis": self._axes_of(y), "epsilon": self.epsilon, "dtype": self.dtype}
+        return unstandardize(y, _moments_of(state), **options)
+
+    def _axes_of(self, x: jax.Array) -> tuple[int, ...]:
+        features = _axes.canonical_axes(self.feature_axes, x.shape, "feature_axes")
+        return _axes.other_axes(features, x.ndim)
+
+
+def _moments_of(state: State) -> Moments:
+    return Moments(*(state[name] for name in NAMES))

@@ -1,0 +1,40 @@
+"""Statistics of larger pools, merged from those of smaller ones without another pass over x."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnorm._core import collectives
+from jaxnorm._core.combine import merge_moments
+from jaxnorm._core.moments import Moments
+from jaxnorm._core.statistics import Centered
+
+
+def merge_along(
+    stats: Centered, count: jax.Array, axes: tuple[int, ...], names: tuple[str, ...] = ()
+) -> tuple[Centered, jax.Array]:
+    """Returns the statistics of the union of pools along `axes` and mapped axes, and its count.
+
+    The mean stays in two parts: a constant near the means, and their mean less that.
+    """
+    count = jnp.broadcast_to(count, stats.var.shape)
+    held = (count > 0).astype(stats.var.dtype)
+    # Any constant would do.
+    shift = lax.stop_gradient(stats.shift)
+    sums = [jnp.sum(v, axes, keepdims=True) for v in (jnp.where(count > 0, shift, 0), held)]
+    if names:
+        sums = list(collectives.psum(tuple(sums), names))
+    center = sums[0] / jnp.maximum(sums[1], 1).astype(shift.dtype)
+    merged = merge_moments(
+        Moments(rest_of(stats, center), stats.var, count), axis=axes, axis_name=names or None
+    )
+    offset, var, total = (jnp.expand_dims(part, axes) for part in merged)
+    return Centered(center, offset, var), total
+
+
+def rest_of(stats: Centered, center: jax.Array) -> jax.Array:
+    """Returns the mean less `center`, exact where they are close."""
+    rest = stats.shift - center
+    return rest if stats.offset is None else rest + stats.offset

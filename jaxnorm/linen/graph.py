@@ -1,0 +1,63 @@
+"""Norms of graphs as Flax linen modules."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+
+from jaxnorm._core import axes as _axes
+from jaxnorm._core.axes import ArrayLike
+from jaxnorm.functional import graph
+from jaxnorm.linen._base import AffineModule
+
+
+class GraphNorm(AffineModule, kw_only=True):
+    """Normalization over the nodes of each graph; see `jaxnorm.graph_norm`.
+
+    Attributes:
+      num_segments: how many graphs there can be.
+      use_alpha: whether the share of the mean that is subtracted is a parameter alpha, or 1.
+      alpha_init: its initializer.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnn
+      >>> x, graphs = jnp.array([[1.], [10.], [3.], [30.]]), jnp.array([0, 1, 0, 1])
+      >>> norm = jnn.GraphNorm(num_segments=2, epsilon=0.0)
+      >>> norm.apply(norm.init(jax.random.key(0), x, graphs), x, graphs).tolist()
+      [[-1.0], [-1.0], [1.0], [1.0]]
+
+    Reference: Cai, Luo, Xu, He, Liu & Wang 2020, GraphNorm, arXiv:2009.03294.
+    """
+
+    num_segments: int
+    epsilon: float = 1e-5
+    use_alpha: bool = True
+    alpha_init: nn.initializers.Initializer = nn.initializers.ones
+
+    @nn.compact
+    def __call__(
+        self,
+        x: ArrayLike,
+        segment_ids: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        gamma: ArrayLike | None = None,
+        beta: ArrayLike | None = None,
+    ) -> jax.Array:
+        """Normalizes `x`; a gamma or beta given here replaces the module's own."""
+        x = _axes.check_input(x)
+        gamma, beta = self.affine(x, tuple(range(1, x.ndim)), gamma, beta)
+        alpha = None
+        if self.use_alpha:
+            alpha = self.param("alpha", self.alpha_init, x.shape[1:], self.param_dtype)
+        return graph.graph_norm(
+            x,
+            segment_ids,
+            num_segments=self.num_segments,
+            alpha=alpha,
+            gamma=gamma,
+            beta=beta,
+            epsilon=self.epsilon,
+            mask=mask,
+            dtype=self.dtype,
+        )
