@@ -119,7 +119,7 @@ class WeightNormLayer(WeightLayer):
         y: jax.Array, bias: jax.Array | None
     ) -> tuple[jax.Array, jax.Array | None]:
         """Returns the factor of g, and the bias, that standardize the output `y` of the layer."""
-        mean, var, _ = moments(y, range(y.ndim - 1))
+        mean, var, _ = moments(y[None], range(y.ndim))
         # A constant output, as of a single example, says nothing about the scale.
         varies = var > 0
         factor = jnp.where(varies, jax.lax.rsqrt(jnp.where(varies, var, 1)), 1)
