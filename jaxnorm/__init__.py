@@ -18,7 +18,6 @@ from jaxnorm.functional.activation import gated_rms_norm as gated_rms_norm
 from jaxnorm.functional.activation import poly_norm as poly_norm
 from jaxnorm.functional.adaptive import adaptive_instance_norm as adaptive_instance_norm
 from jaxnorm.functional.adaptive import batch_instance_norm as batch_instance_norm
-from jaxnorm.functional.adaptive import demodulate as demodulate
 from jaxnorm.functional.adaptive import switchable_norm as switchable_norm
 from jaxnorm.functional.batch import batch_norm as batch_norm
 from jaxnorm.functional.evolved import evo_norm_b0 as evo_norm_b0
@@ -36,6 +35,7 @@ from jaxnorm.functional.group import instance_norm as instance_norm
 from jaxnorm.functional.inverse import unstandardize as unstandardize
 from jaxnorm.functional.local import divisive_norm as divisive_norm
 from jaxnorm.functional.local import local_response_norm as local_response_norm
+from jaxnorm.functional.modulation import demodulate as demodulate
 from jaxnorm.functional.penalty import statistics_penalty as statistics_penalty
 from jaxnorm.functional.renorm import batch_renorm as batch_renorm
 from jaxnorm.functional.renorm import blended_batch_norm as blended_batch_norm

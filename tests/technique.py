@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 NOT_CENTERED = (0.0,)
-CENTERED = (0.0, 1e4)
+CENTERED = (0.0, 1e4, -1e6)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -11,6 +11,7 @@ import pytest
 
 import jaxnorm
 import jaxnorm.linen as jnn
+from jaxnorm import tools
 
 KEY = jax.random.key(0)
 close = functools.partial(chex.assert_trees_all_close, atol=4e-6, rtol=4e-6)
@@ -81,6 +82,26 @@ def test_batches_of_several_devices_pool(name, rng):
     for index in range(2):
         mean = new["batch_stats"]["mean"][index]
         close(mean, 0.01 * batch.mean)
+
+
+def test_microbatches_accumulate_to_the_full_batch(rng):
+    x, module = draw(rng, 6, 3, 2, 8), jnn.SwitchableNorm(use_running_average=False)
+    variables = module.init(KEY, x)
+    stats = tools.accumulate(variables["batch_stats"])
+    for part in (x[:1], x[1:]):
+        _, new = module.apply({**variables, "batch_stats": stats}, part, mutable=["batch_stats"])
+        stats = new["batch_stats"]
+    _, whole = module.apply(variables, x, mutable=["batch_stats"])
+    close(tools.settle(stats, momentum=0.99), whole["batch_stats"])
+
+
+def test_one_scale_for_all_is_rezero(rng):
+    x = draw(rng, 2, 3)
+    module = jnn.LayerScale(feature_axes=(), gamma_init=nn.initializers.zeros)
+    variables = module.init(KEY, x)
+    assert variables["params"]["gamma"].shape == ()
+    assert not module.apply(variables, x).any()
+    close(module.apply(variables, x, gamma=2.0), 2 * x)
 
 
 def test_a_switch_to_one_norm_is_that_norm(rng):

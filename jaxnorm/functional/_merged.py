@@ -9,7 +9,8 @@ from jax import lax
 from jaxnorm._core import collectives
 from jaxnorm._core.combine import merge_moments
 from jaxnorm._core.moments import Moments
-from jaxnorm._core.statistics import Centered
+from jaxnorm._core.residuals import save
+from jaxnorm._core.statistics import Centered, bounded
 
 
 def merge_along(
@@ -21,12 +22,12 @@ def merge_along(
     """
     count = jnp.broadcast_to(count, stats.var.shape)
     held = (count > 0).astype(stats.var.dtype)
-    # Any constant would do.
     shift = lax.stop_gradient(stats.shift)
     sums = [jnp.sum(v, axes, keepdims=True) for v in (jnp.where(count > 0, shift, 0), held)]
     if names:
         sums = list(collectives.psum(tuple(sums), names))
-    center = sums[0] / jnp.maximum(sums[1], 1).astype(shift.dtype)
+    # Any constant would do, if it is the same in every pass: rounded, and kept.
+    center = save(bounded(sums[0] / jnp.maximum(sums[1], 1).astype(shift.dtype), 3))
     merged = merge_moments(
         Moments(rest_of(stats, center), stats.var, count), axis=axes, axis_name=names or None
     )
