@@ -49,14 +49,20 @@ class WhiteningLayer(Layer):
             )
         return evaluate
 
-    def first_state(self, x: jax.Array) -> FirstState:
-        """Returns what the running mean and projection start at."""
-        mean, projection = self._layout(x.shape).shapes(x.shape)
-        dtype = compute_dtype(x.dtype)
+    def first_state(self, shape: tuple[int, ...], dtype: DTypeLike) -> FirstState:
+        """Returns what the running mean and projection start at, for inputs of shape `shape`."""
+        mean, projection = self._layout(shape).shapes(shape)
+        dtype = compute_dtype(jax.dtypes.canonicalize_dtype(dtype))
         return {
             "mean": functools.partial(jnp.zeros, mean, dtype),
             "projection": functools.partial(_identities, projection, dtype),
         }
+
+    def first_state_of(self, sizes: tuple[int, ...], dtype: DTypeLike) -> FirstState:
+        """Returns what they start at for units of those `sizes`, all other axes being pooled."""
+        features = tuple(range(1, len(sizes) + 1))
+        layer = dataclasses.replace(self, reduction_axes=0, feature_axes=features)
+        return layer.first_state((1, *sizes), dtype)
 
     def apply(
         self,

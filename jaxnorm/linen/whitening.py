@@ -80,7 +80,7 @@ class DecorrelatedBatchNorm(AffineModule, kw_only=True):
         x = _axes.check_input(x)
         layer, context = WhiteningLayer.of(self), context_of(self, "DecorrelatedBatchNorm")
         evaluate = layer.decide(use_running_average, context)
-        state = StateVariables(self, layer.first_state(x))
+        state = StateVariables(self, layer.first_state(x.shape, x.dtype))
         gamma, beta = self.affine(x, self.feature_axes, gamma, beta)
         y, new = layer.apply(x, state.value, gamma, beta, evaluate, context, mask=mask)
         state.keep(new)

@@ -1,0 +1,17 @@
+"""Flax NNX modules over the pure functions of `jaxnorm`."""
+
+from jaxnorm.nnx.batch import BatchNorm as BatchNorm
+from jaxnorm.nnx.feature import LayerNorm as LayerNorm
+from jaxnorm.nnx.feature import RMSNorm as RMSNorm
+from jaxnorm.nnx.group import GroupNorm as GroupNorm
+from jaxnorm.nnx.group import InstanceNorm as InstanceNorm
+from jaxnorm.nnx.whitening import DecorrelatedBatchNorm as DecorrelatedBatchNorm
+
+__all__ = [
+    "BatchNorm",
+    "DecorrelatedBatchNorm",
+    "GroupNorm",
+    "InstanceNorm",
+    "LayerNorm",
+    "RMSNorm",
+]
