@@ -5,6 +5,8 @@ from jaxnorm.nnx.feature import LayerNorm as LayerNorm
 from jaxnorm.nnx.feature import RMSNorm as RMSNorm
 from jaxnorm.nnx.group import GroupNorm as GroupNorm
 from jaxnorm.nnx.group import InstanceNorm as InstanceNorm
+from jaxnorm.nnx.recurrent import LayerNormGRUCell as LayerNormGRUCell
+from jaxnorm.nnx.recurrent import LayerNormLSTMCell as LayerNormLSTMCell
 from jaxnorm.nnx.whitening import DecorrelatedBatchNorm as DecorrelatedBatchNorm
 
 __all__ = [
@@ -13,5 +15,7 @@ __all__ = [
     "GroupNorm",
     "InstanceNorm",
     "LayerNorm",
+    "LayerNormGRUCell",
+    "LayerNormLSTMCell",
     "RMSNorm",
 ]

@@ -28,19 +28,12 @@ def module(cls: type[Class]) -> type[Class]:
     return dataclasses.dataclass(kw_only=True, eq=False, repr=False)(cls)
 
 
-def draw(
-    name: str,
-    init: Initializer,
-    shape: tuple[int, ...],
-    dtype: DTypeLike,
-    rngs: nnx.Rngs | None,
-    label: str,
-) -> Any:
-    """Returns a first value; without `rngs` that of an initializer that needs no key."""
+def draw(name: str, make: Callable[[Any], Any], rngs: nnx.Rngs | None, label: str) -> Any:
+    """Returns the first value that `make` makes of a key; without `rngs` it has to need none."""
     if rngs is not None:
-        return init(rngs.params(), shape, dtype)
+        return make(rngs.params())
     try:
-        return init(None, shape, dtype)
+        return make(None)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{label} draws its first {name} at random and needs rngs, such as rngs=nnx.Rngs(0)."
@@ -97,9 +90,12 @@ class AffineModule(nnx.Module):
         for name, (use, init, metadata) in zip(self.param_names, wanted, strict=True):
             parameter = None
             if use:
-                value = draw(name, init, self.affine_shape, self.param_dtype, rngs, self.label)
-                parameter = nnx.Param(value, **metadata)
+                make = self._maker(init)
+                parameter = nnx.Param(draw(name, make, rngs, self.label), **metadata)
             setattr(self, name, nnx.data(parameter))
+
+    def _maker(self, init: Initializer) -> Callable[[Any], Any]:
+        return lambda key: init(key, self.affine_shape, self.param_dtype)
 
     @property
     def sizes(self) -> tuple[int, ...]:
