@@ -7,6 +7,9 @@ from jaxnorm.nnx.group import GroupNorm as GroupNorm
 from jaxnorm.nnx.group import InstanceNorm as InstanceNorm
 from jaxnorm.nnx.recurrent import LayerNormGRUCell as LayerNormGRUCell
 from jaxnorm.nnx.recurrent import LayerNormLSTMCell as LayerNormLSTMCell
+from jaxnorm.nnx.weight import SpectralNorm as SpectralNorm
+from jaxnorm.nnx.weight import WeightNorm as WeightNorm
+from jaxnorm.nnx.weight import WeightStandardization as WeightStandardization
 from jaxnorm.nnx.whitening import DecorrelatedBatchNorm as DecorrelatedBatchNorm
 
 __all__ = [
@@ -18,4 +21,7 @@ __all__ = [
     "LayerNormGRUCell",
     "LayerNormLSTMCell",
     "RMSNorm",
+    "SpectralNorm",
+    "WeightNorm",
+    "WeightStandardization",
 ]
