@@ -1,5 +1,6 @@
 """Flax NNX modules over the pure functions of `jaxnorm`."""
 
+from jaxnorm.nnx.bake import bake as bake
 from jaxnorm.nnx.batch import BatchNorm as BatchNorm
 from jaxnorm.nnx.feature import LayerNorm as LayerNorm
 from jaxnorm.nnx.feature import RMSNorm as RMSNorm
@@ -24,4 +25,5 @@ __all__ = [
     "SpectralNorm",
     "WeightNorm",
     "WeightStandardization",
+    "bake",
 ]
