@@ -40,6 +40,17 @@ def draw(name: str, make: Callable[[Any], Any], rngs: nnx.Rngs | None, label: st
         ) from error
 
 
+def freeze_lists(node: nnx.Module) -> None:
+    """Makes tuples of the options that are lists, so that the graph of a model can be hashed."""
+    for name, value in list(vars(node).items()):
+        if isinstance(value, list):
+            setattr(node, name, _frozen(value))
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
 @module
 class AffineModule(nnx.Module):
     """Base of the normalization modules: options and parameters, no arithmetic.
@@ -80,6 +91,7 @@ class AffineModule(nnx.Module):
         beta_metadata: Metadata,
         rngs: nnx.Rngs | None,
     ) -> None:
+        freeze_lists(self)
         given = self.num_features
         sizes = (given,) if not isinstance(given, Sequence) else tuple(given)
         self.num_features = tuple(_axes.check_int(size, "num_features") for size in sizes)

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxnorm._core.axes import Axes
 from jaxnorm._layers.layer import Context
 from jaxnorm._layers.weight import Own, Path, Select, WeightLayer, own_name
-from jaxnorm.nnx._base import module
+from jaxnorm.nnx._base import freeze_lists, module
 from jaxnorm.nnx._state import context_of
 
 
@@ -41,6 +41,7 @@ class WeightWrapper(nnx.Module):
 
     def __post_init__(self, rngs: nnx.Rngs | None) -> None:
         del rngs  # for what a technique draws
+        freeze_lists(self)
         if not isinstance(self.layer, nnx.Module):
             raise TypeError(
                 "layer must be a Flax NNX module, such as nnx.Linear(3, 4, rngs=rngs), got "

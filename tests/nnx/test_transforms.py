@@ -201,6 +201,19 @@ def test_clones_and_graphs_compare_and_hash():
     assert a != b and len({a, b}) == 2
 
 
+def test_options_may_be_lists(x):
+    """The graph of a model must be hashable for plain `jax.jit` to take it as static."""
+    norms = (
+        jnx.LayerNorm([2, 4], reduction_axes=[1, 2], feature_axes=[1, 2]),
+        jnx.BatchNorm(4, axis_name="parts", axis_index_groups=[[0], [1]], input_shape=[1, 4]),
+        jnx.WeightNorm(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), select=["kernel"], feature_axes=[1]),
+    )
+    assert len({nnx.split(norm)[0] for norm in norms}) == 3
+    parts = x.reshape(-1, 2, FEATURES)
+    call = jax.jit(lambda graph, state, x: nnx.merge(graph, state)(x), static_argnums=0)
+    close(call(*nnx.split(norms[0]), parts), norms[0](parts))
+
+
 def test_partitioned_parameters(x):
     mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     alone = jnx.BatchNorm(FEATURES)
