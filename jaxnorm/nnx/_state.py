@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxnorm._layers.layer import Context, FirstState, State
@@ -40,12 +41,18 @@ def state_of(
                 "them when it is made."
             )
         state[name] = getattr(module, name)[...]
-        expected = jax.eval_shape(make).shape
-        if state[name].shape != expected:
+        expected = jax.eval_shape(make)
+        if jnp.iscomplexobj(expected) and not jnp.iscomplexobj(state[name]):
+            raise TypeError(
+                f"{label} has a running {name} of dtype {state[name].dtype}, which cannot hold "
+                f"that of complex inputs; make it with dtype={expected.dtype}."
+            )
+        if state[name].shape != expected.shape:
             raise ValueError(
                 f"{label} has a running {name} of shape {state[name].shape}, which does not fit an "
-                f"input of shape {shape}: expected {expected}. Give the sizes of the features as "
-                "num_features; and input_shape, if some axes are neither pooled nor of features."
+                f"input of shape {shape}: expected {expected.shape}. Give the sizes of the "
+                "features as num_features; and input_shape, if some axes are neither pooled nor "
+                "of features."
             )
     return state
 

@@ -58,6 +58,8 @@ class BatchNorm(AffineModule):
       affine_per_domain: whether gamma and beta are separate for each domain as well.
       axis_name: mapped axes to pool over as well, as in synchronised batch norm.
       axis_index_groups: groups of indices of `axis_name` that pool together.
+      dtype: dtype of the result; default: that of the input. The running statistics have it, or
+        without it `param_dtype`, in float32 or wider: complex inputs need a complex one.
       input_shape: an example of the inputs' shape, where they have axes that are neither pooled
         nor of features: the running statistics have their sizes, too.
 

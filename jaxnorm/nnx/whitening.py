@@ -39,6 +39,8 @@ class DecorrelatedBatchNorm(AffineModule):
       unbiased: whether the running projection goes by the unbiased covariance.
       axis_name: mapped axes to pool over as well.
       axis_index_groups: groups of indices of `axis_name` that pool together.
+      dtype: dtype of the result; default: that of the input. The running statistics have it, or
+        without it `param_dtype`, in float32 or wider: complex inputs need a complex one.
       input_shape: an example of the inputs' shape, where they have axes that are neither pooled
         nor of units: the running statistics have their sizes, too.
 

@@ -249,6 +249,12 @@ def test_errors_name_the_layer(rng):
         jnx.BatchNorm(3)(x[:1])
     with pytest.raises(NameError, match=r"^BatchNorm\(num_features=3\): .*axis_name"):
         jnx.BatchNorm(3, axis_name="devices")(x)
+    message = (
+        "BatchNorm(num_features=3) has a running mean of dtype float32, which cannot hold that of "
+        "complex inputs; make it with dtype=complex64."
+    )
+    with pytest.raises(TypeError, match=re.escape(message)):
+        jnx.BatchNorm(3)(draw(rng, (8, 3), jnp.complex64))
     with pytest.raises(TypeError, match="num_features must be an int"):
         jnx.LayerNorm(4.5)
 
