@@ -1,6 +1,6 @@
 """Every normalization used in deep learning, as pure JAX functions.
 
-The Flax linen modules are in `jaxnorm.linen`.
+The Flax modules are in `jaxnorm.linen` and `jaxnorm.nnx`.
 """
 
 from jaxnorm._core.combine import merge_moments as merge_moments

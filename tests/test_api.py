@@ -12,11 +12,17 @@ import pytest
 
 import jaxnorm
 import jaxnorm.linen
+import jaxnorm.nnx
 from tests import registry, techniques
 from tests.norm import POINTS
 
 FUNCTIONS = {n: f for n, f in vars(jaxnorm).items() if isinstance(f, types.FunctionType)}
-MODULES = {n: m for n, m in vars(jaxnorm.linen).items() if isinstance(m, type)}
+MODULES = {
+    f"{library.__name__}.{name}": module
+    for library in (jaxnorm.linen, jaxnorm.nnx)
+    for name, module in vars(library).items()
+    if isinstance(module, type)
+}
 
 # Positional arguments: arrays, and what stands for one.
 ARRAYS = {"x", "v", "w", "u", "g", "gain", "gamma", "beta", "moments", "running", "batch"}
@@ -37,7 +43,7 @@ AS_IN_NUMPY = {("moments", "axis"), ("init_running", "shape")}
 
 
 def test_everything_public_is_listed_and_nothing_else():
-    for module in (jaxnorm, jaxnorm.linen):
+    for module in (jaxnorm, jaxnorm.linen, jaxnorm.nnx):
         public = {
             name
             for name, value in vars(module).items()
@@ -87,10 +93,15 @@ def test_modules_are_documented_and_keyword_only(name):
         assert section in doc, section
     fields = [f for f in module.__dataclass_fields__.values() if f.init]
     positional = [f.name for f in fields if not f.kw_only]
-    # A wrapper takes what it wraps, a recurrent cell its size, as flax.linen's do.
-    assert positional in ([], ["layer"], ["norm"], ["features"])
+    # A wrapper takes the module that it wraps, a recurrent cell its sizes, as flax's do.
+    linen = ([], ["layer"], ["norm"], ["features"])
+    nnx = (["num_features"], ["layer"], ["in_features", "features"])
+    assert positional in (linen if "linen" in name else nnx)
     # No field is called axis: in flax.linen.BatchNorm that is the axis kept, elsewhere reduced.
     assert "axis" not in {f.name for f in fields}
+    described = "".join(inspect.getdoc(base) or "" for base in module.__mro__)
+    for option in set(inspect.signature(module.__init__).parameters) - {"self", "parent", "name"}:
+        assert f"  {option}: " in described, option
 
 
 @pytest.mark.parametrize("name", sorted(set(FUNCTIONS) - {"plain"} | {"Moments"}))
@@ -123,7 +134,7 @@ def test_the_pure_functions_and_layers_import_jax_alone():
 def test_nothing_is_computed_at_import():
     # A backend started at import would fix the number of devices, before the user can.
     code = (
-        "import jaxnorm, jaxnorm.linen, jax; "
+        "import jaxnorm, jaxnorm.linen, jaxnorm.nnx, jax; "
         "jax.config.update('jax_num_cpu_devices', 3); "
         "import sys; sys.exit(jax.device_count() != 3)"
     )

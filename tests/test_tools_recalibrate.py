@@ -121,8 +121,8 @@ def test_errors(variables, data):
     strange = Strange().init(jax.random.key(0), data[0], everything=True)
     assert message(Strange(), strange, data) == (
         "no elements reached the statistics at batch_stats/other, batch_stats/unused: their layer "
-        "is not called in evaluation, or is not a jaxnorm.linen.BatchNorm. Leave them out of "
-        "variables, or call the model so that they are used."
+        "is not called in evaluation, or is no batch norm of jaxnorm. Leave them out of the "
+        "model's variables, or call the model so that they are used."
     )
 
 
@@ -138,5 +138,6 @@ def test_statistics_of_another_kind_are_refused(data):
         tools.recalibrate(Whitened(), variables, data)
     assert str(error.value) == (
         "the statistics at batch_stats/whiten, ['mean', 'projection'], are not a mean and a "
-        "variance; recalibrate computes those of jaxnorm.linen.BatchNorm alone."
+        "variance; recalibrate computes those of jaxnorm.linen.BatchNorm and "
+        "jaxnorm.nnx.BatchNorm alone."
     )

@@ -83,24 +83,34 @@ class BatchLayer(Layer):
     def first_state(self, x: jax.Array, decisions: Decisions, context: Context) -> FirstState:
         """Returns what the state starts at; empty if this call can do without."""
         needed = decisions.needs_running or context.accumulates
-        keeps_none = (
-            self.train_statistics == self.eval_statistics == "batch"
-            and self.update_running is False
-        )
-        if not needed and (keeps_none or not context.initializing):
+        if not needed and (self.keeps_none or not context.initializing):
             return {}
-        shape = self.state_shape(x.shape)
-        counts = self.momentum is None or self.debias
-        counts = counts or callable(self.r_max) or callable(self.d_max)
-        first = running.first_moments(shape, x.dtype, counts=counts)
-        first |= running.first_accumulators(shape, x.dtype) if context.accumulates else {}
+        sizes = self.kept_sizes(x.shape)
+        first = self.first_moments(sizes, x.dtype)
+        if context.accumulates:
+            first |= running.first_accumulators(self.state_shape(sizes), x.dtype)
         return first_placed(first, dict.fromkeys(first, self._state_spec(x)))
 
-    def state_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the shape of the running moments for an input of shape `shape`."""
+    @property
+    def keeps_none(self) -> bool:
+        """Whether the running statistics serve no call, unless the call itself says so."""
+        by_batch = self.train_statistics == self.eval_statistics == "batch"
+        return by_batch and self.update_running is False and self.frozen is None
+
+    def first_moments(self, sizes: tuple[int, ...], dtype: DTypeLike) -> FirstState:
+        """Returns what running moments start at, for the `sizes` of the axes not pooled."""
+        counts = self.momentum is None or self.debias
+        counts = counts or callable(self.r_max) or callable(self.d_max)
+        return running.first_moments(self.state_shape(sizes), dtype, counts=counts)
+
+    def kept_sizes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the sizes of the axes that are not pooled, of an input of shape `shape`."""
         axes, _ = self.axes_of(shape)
-        kept = tuple(s for a, s in enumerate(shape) if a not in axes)
-        return kept if self.num_domains is None else (self.num_domains, *kept)
+        return tuple(s for a, s in enumerate(shape) if a not in axes)
+
+    def state_shape(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape of the running moments, for the `sizes` of the axes not pooled."""
+        return sizes if self.num_domains is None else (self.num_domains, *sizes)
 
     def _state_spec(self, x: jax.Array) -> tuple[Any, ...]:
         """Returns how the running moments lie on an explicit mesh: as the channels do."""

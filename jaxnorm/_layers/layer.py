@@ -24,6 +24,7 @@ class Context(NamedTuple):
       mutable: whether new state can be kept.
       accumulates: whether the state has accumulators; see `jaxnorm.tools.accumulate`.
       evaluation: how the call is told to evaluate, for errors.
+      widening: how parameters are cast and the state is not, for warnings.
     """
 
     label: str
@@ -31,6 +32,10 @@ class Context(NamedTuple):
     mutable: bool = True
     accumulates: bool = False
     evaluation: str = "use_running_average=True"
+    widening: str = (
+        "Keep batch_stats in float32 and cast the parameters alone: variables = {**variables, "
+        "'params': jax.tree.map(lambda a: a.astype(jnp.bfloat16), variables['params'])}."
+    )
 
 
 def first_placed(first: FirstState, specs: Mapping[str, Any]) -> FirstState:

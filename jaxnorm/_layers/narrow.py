@@ -35,9 +35,8 @@ def warn_if_narrow(dtype: jnp.dtype, momentum: Any, context: Context) -> None:
         stops, lost = "before they reach the batches' statistics", "an update by 1 - momentum"
     warnings.warn(
         f"{context.label} keeps running statistics in {jnp.dtype(dtype).name} with "
-        f"momentum={momentum}: they stop {stops}, where {lost} rounds to nothing. Keep batch_stats "
-        "in float32 and cast the parameters alone: variables = {**variables, 'params': "
-        "jax.tree.map(lambda a: a.astype(jnp.bfloat16), variables['params'])}.",
+        f"momentum={momentum}: they stop {stops}, where {lost} rounds to nothing. "
+        f"{context.widening}",
         UserWarning,
         stacklevel=3,
     )

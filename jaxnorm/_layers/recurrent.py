@@ -34,7 +34,7 @@ class Cell(Layer):
         """Returns the dtype of the products and of the output."""
         return _axes.result_dtype(_axes.check_input(inputs, "inputs"), self.dtype)
 
-    def first(self, key: jax.Array, input_shape: tuple[int, ...]) -> jax.Array:
+    def first(self, key: jax.Array | None, input_shape: tuple[int, ...]) -> jax.Array:
         """Returns a first carry for inputs of shape `input_shape`."""
         return self.carry_init(key, (*input_shape[:-1], self.features), self.param_dtype)
 
@@ -61,15 +61,20 @@ class LSTM(Cell):
         return (new_c.astype(c.dtype), new_h.astype(h.dtype)), new_h.astype(hidden.dtype)
 
     def first_carry(
-        self, key: jax.Array, input_shape: tuple[int, ...]
+        self, key: jax.Array | None, input_shape: tuple[int, ...]
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the first c and h."""
-        key_c, key_h = jax.random.split(key)
+        # Without a key, which a constant initializer does not need.
+        key_c, key_h = (None, None) if key is None else jax.random.split(key)
         return self.first(key_c, input_shape), self.first(key_h, input_shape)
 
 
 class GRU(Cell):
     """A gated recurrent unit."""
+
+    def first_carry(self, key: jax.Array | None, input_shape: tuple[int, ...]) -> jax.Array:
+        """Returns the first h."""
+        return self.first(key, input_shape)
 
     def step(
         self, carry: jax.Array, hidden: jax.Array, given: jax.Array, norm: Norm

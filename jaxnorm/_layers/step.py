@@ -207,10 +207,10 @@ def _check_running(
     running: Moments, layer: BatchLayer, shape: tuple[int, ...], updates: bool
 ) -> None:
     """Checks the running moments, the count only where an update could change its shape."""
-    expected = layer.state_shape(shape)
+    sizes = layer.kept_sizes(shape)
+    expected = layer.state_shape(sizes)
     for name, value in running._asdict().items():
         if value.shape != expected and (name != "count" or updates):
-            sizes = expected if layer.num_domains is None else expected[1:]
             domains = f", num_domains={layer.num_domains}" if layer.num_domains is not None else ""
             raise ValueError(
                 f"running.{name} of shape {value.shape} does not fit an input of shape {shape} "

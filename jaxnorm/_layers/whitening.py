@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
-from jaxnorm._core.mesh import spec_of
 from jaxnorm._core.pool import compute_dtype, real_dtype
 from jaxnorm._layers.layer import Context, FirstState, Layer, State, first_placed
 from jaxnorm._layers.narrow import warn_if_narrow
@@ -50,16 +49,27 @@ class WhiteningLayer(Layer):
             )
         return evaluate
 
-    def first_state(self, x: jax.Array) -> FirstState:
-        """Returns what the running mean and projection start at."""
-        layout = self._layout(x.shape)
-        mean, projection = layout.shapes(x.shape)
-        dtype = compute_dtype(x.dtype)
+    def first_state(self, shape: tuple[int, ...], dtype: DTypeLike, spec: Any = None) -> FirstState:
+        """Returns what the running mean and projection start at, for inputs of shape `shape`.
+
+        `spec` says how the inputs are divided over an explicit mesh, if they are.
+        """
+        layout = self._layout(shape)
+        mean, projection = layout.shapes(shape)
+        dtype = compute_dtype(jax.dtypes.canonicalize_dtype(dtype))
         first = {
             "mean": functools.partial(jnp.zeros, mean, dtype),
             "projection": functools.partial(_identities, projection, dtype),
         }
-        return first_placed(first, dict(zip(first, layout.specs(spec_of(x), False), strict=False)))
+        if spec is None:
+            return first
+        return first_placed(first, dict(zip(first, layout.specs(spec, False), strict=False)))
+
+    def first_state_of(self, sizes: tuple[int, ...], dtype: DTypeLike) -> FirstState:
+        """Returns what they start at for units of those `sizes`, all other axes being pooled."""
+        features = tuple(range(1, len(sizes) + 1))
+        layer = dataclasses.replace(self, reduction_axes=0, feature_axes=features)
+        return layer.first_state((1, *sizes), dtype)
 
     def apply(
         self,

@@ -167,4 +167,4 @@ class LayerNormGRUCell(_LayerNormCell, kw_only=True):
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> jax.Array:
         """Returns the first carry for inputs of shape `input_shape`."""
-        return GRU.of(self).first(rng, input_shape)
+        return GRU.of(self).first_carry(rng, input_shape)

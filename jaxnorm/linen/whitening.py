@@ -10,6 +10,7 @@ import jax
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm._core.collectives import AxisIndexGroups
+from jaxnorm._core.mesh import spec_of
 from jaxnorm._layers.whitening import WhiteningLayer
 from jaxnorm.functional.whitening import Method
 from jaxnorm.linen._base import AffineModule
@@ -80,7 +81,7 @@ class DecorrelatedBatchNorm(AffineModule, kw_only=True):
         x = _axes.check_input(x)
         layer, context = WhiteningLayer.of(self), context_of(self, "DecorrelatedBatchNorm")
         evaluate = layer.decide(use_running_average, context)
-        state = StateVariables(self, layer.first_state(x))
+        state = StateVariables(self, layer.first_state(x.shape, x.dtype, spec_of(x)))
         gamma, beta = self.affine(x, self.feature_axes, gamma, beta)
         y, new = layer.apply(x, state.value, gamma, beta, evaluate, context, mask=mask)
         state.keep(new)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from jaxnorm._core.combine import update_moments
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import compute_dtype
 from jaxnorm._layers.running import ACCUMULATORS
+from jaxnorm.tools._running import Node, Stats, accumulators, map_running
 
-Stats = Mapping[str, Any]
 
-
-def accumulate(batch_stats: Stats) -> dict[str, Any]:
+@overload
+def accumulate(batch_stats: Stats) -> dict[str, Any]: ...
+@overload
+def accumulate(batch_stats: nnx.Module) -> nnx.Module: ...
+def accumulate(batch_stats: Any) -> Any:
     """Returns `batch_stats` with an empty accumulator beside each running mean and variance.
 
     While it is there, a call that would update the running statistics merges the batch's moments
@@ -31,11 +34,13 @@ def accumulate(batch_stats: Stats) -> dict[str, Any]:
     everything, and takes its memory.
 
     Args:
-      batch_stats: the collection of a model's variables; modules may share it and be stacked.
+      batch_stats: the collection of a linen model's variables; modules may share it and be
+        stacked. Or an NNX model, which is given the accumulators and accumulates in every call of
+        its modules from `jaxnorm.nnx`, in evaluation too.
 
     Returns:
-      A new collection, with the same structure after every call of the model; the accumulators are
-      float32 or wider.
+      A new collection, with the same structure after every call of the model; or the NNX model.
+      The accumulators are float32 or wider.
 
     Raises:
       ValueError: there is no running mean and variance in it.
@@ -57,7 +62,7 @@ def accumulate(batch_stats: Stats) -> dict[str, Any]:
     """
     found = False
 
-    def add(path: str, node: dict[str, Any]) -> dict[str, Any]:
+    def add(path: str, node: Node) -> Node:
         del path
         nonlocal found
         found = True
@@ -71,24 +76,33 @@ def accumulate(batch_stats: Stats) -> dict[str, Any]:
     return result
 
 
+@overload
 def settle(
-    batch_stats: Stats,
+    batch_stats: Stats, *, momentum: float | None, unbiased: bool = ..., debias: bool = ...
+) -> dict[str, Any]: ...
+@overload
+def settle(
+    batch_stats: nnx.Module, *, momentum: float | None, unbiased: bool = ..., debias: bool = ...
+) -> nnx.Module: ...
+def settle(
+    batch_stats: Any,
     *,
     momentum: float | None,
     unbiased: bool = True,
     debias: bool = False,
-) -> dict[str, Any]:
+) -> Any:
     """Updates the running statistics by what was accumulated, and removes the accumulators.
 
     Args:
-      batch_stats: the collection that `accumulate` returned, after any number of calls.
+      batch_stats: the collection that `accumulate` returned, or the NNX model, after any number
+        of calls.
       momentum: as the modules have it; 0.0 takes the accumulated moments as they are.
       unbiased: as the modules have it.
       debias: as the modules have it.
 
     Returns:
-      The collection as it was before `accumulate`, updated once, in float32 or wider. Statistics
-      that nothing was accumulated for stay as they are.
+      The collection as it was before `accumulate`, updated once, in float32 or wider; or the NNX
+      model, so updated. Statistics that nothing was accumulated for stay as they are.
 
     Raises:
       ValueError: there are no accumulators in it, or `momentum` lies outside [0, 1].
@@ -98,7 +112,7 @@ def settle(
     if not any(True for _ in accumulators(batch_stats)):
         raise ValueError("batch_stats holds no accumulators; put them there with accumulate.")
 
-    def update(path: str, node: dict[str, Any]) -> dict[str, Any]:
+    def update(path: str, node: Node) -> Node:
         del path
         rest = {name: value for name, value in node.items() if name not in ACCUMULATORS}
         if len(rest) == len(node):
@@ -116,30 +130,3 @@ def _wide(value: Any) -> jax.Array:
     """Returns a statistic in float32 or wider, whatever a model keeps it in."""
     value = jnp.asarray(value)
     return value.astype(compute_dtype(value.dtype))
-
-
-def map_running(
-    stats: Stats,
-    function: Callable[[str, dict[str, Any]], dict[str, Any]],
-    path: tuple[str, ...] = (),
-) -> dict[str, Any]:
-    """Applies function(path, variables) to each module that has a running mean and variance."""
-    node = {
-        name: map_running(value, function, (*path, name)) if isinstance(value, Mapping) else value
-        for name, value in stats.items()
-    }
-    return function("/".join(path), node) if is_running(node) else node
-
-
-def is_running(node: Stats) -> bool:
-    """Whether the variables are those of a running mean and variance."""
-    return all(name in node and not isinstance(node[name], Mapping) for name in ("mean", "var"))
-
-
-def accumulators(stats: Stats, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Moments]]:
-    """Yields the path of each module that has an accumulator, and what that holds."""
-    if ACCUMULATORS[0] in stats:
-        yield "/".join(path), Moments(*(stats[name] for name in ACCUMULATORS))
-    for name, value in stats.items():
-        if isinstance(value, Mapping):
-            yield from accumulators(value, (*path, name))

@@ -2,33 +2,51 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, overload
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import numpy as np
+from flax import nnx
 
 from jaxnorm._core.pool import compute_dtype
-from jaxnorm._layers.batch import BatchLayer
-from jaxnorm.linen.batch import BatchNorm
-from jaxnorm.tools._accumulate import accumulate, accumulators, map_running
+from jaxnorm.tools._collect import linen_collector, nnx_collector
 from jaxnorm.tools._population import Population, track
+from jaxnorm.tools._running import map_running, nodes
 
 
+@overload
 def recalibrate(
     model: nn.Module,
     variables: Any,
     batches: Iterable[Any],
     *,
+    call: Callable[[Any, Any], Any] | None = ...,
+    passes: int = ...,
+    rngs: Any = ...,
+    progress: bool = ...,
+) -> dict[str, Any]: ...
+@overload
+def recalibrate(
+    model: nnx.Module,
+    batches: Iterable[Any],
+    /,
+    *,
+    call: Callable[[Any, Any], Any] | None = ...,
+    passes: int = ...,
+    progress: bool = ...,
+) -> nnx.Module: ...
+def recalibrate(
+    model: Any,
+    variables: Any = None,
+    batches: Any = None,
+    *,
     call: Callable[[Any, Any], Any] | None = None,
     passes: int = 1,
     rngs: Any = None,
     progress: bool = False,
-) -> dict[str, Any]:
-    """Computes the running statistics of every `jaxnorm.linen.BatchNorm` over a data set.
+) -> Any:
+    """Computes the running statistics of every `BatchNorm` of jaxnorm over a data set.
 
     The running averages of training lag behind the parameters, and are noisy where batches are
     small. This computes instead, for each layer, the mean and the (biased) variance of all that
@@ -43,24 +61,27 @@ def recalibrate(
     of its input in evaluation.
 
     Args:
-      model: a linen module. One whose layers have an `axis_name` is given without it: what is
-        computed here is of whole batches, on however many devices they lie.
-      variables: its variables, with `params` and `batch_stats`.
+      model: a linen module, or an NNX model, which is changed in place. One whose layers have an
+        `axis_name` is given without it: what is computed here is of whole batches, on however many
+        devices they lie.
+      variables: of a linen module, with `params` and `batch_stats`; not given for an NNX model.
       batches: iterable of batches, sharded as they may be; each shape is compiled once.
-      call: (model, batch) -> anything: calls the bound model for evaluation. Default:
-        `model(batch)`.
+      call: (model, batch) -> anything: calls the bound model, or the NNX model in the mode
+        that `model.eval()` sets, for evaluation. Default: `model(batch)`.
       passes: how often the data set is gone through.
-      rngs: passed to `apply`.
+      rngs: passed to `apply` of a linen module.
       progress: show a progress bar (needs rich).
 
     Returns:
-      The new collection `batch_stats`, in float32 or wider. A layer that is used twice gets the
-      moments of all that reaches it; each layer under `nn.scan` or `nn.vmap` those of its own.
+      The new collection `batch_stats`, or the NNX model, with statistics in float32 or wider. A
+      layer that is used twice gets the moments of all that reaches it; each layer under `nn.scan`
+      or `nn.vmap` those of its own.
 
     Raises:
-      ValueError: there is no batch; `passes` is below 1, or above 1 for batches that can be
-        iterated only once; a mean and variance in `batch_stats` that no batch reached, because its
-        layer was not called or is no `jaxnorm.linen.BatchNorm`; statistics of another kind.
+      ValueError: there is no batch; `rngs` is given with an NNX model; `passes` is below 1, or
+        above 1 for batches that can be iterated only once; a mean and variance in `batch_stats`
+        that no batch reached, because its layer was not called or is no `BatchNorm` of jaxnorm;
+        statistics of another kind.
       ImportError: `progress` is wanted and rich is missing.
 
     Example:
@@ -72,10 +93,22 @@ def recalibrate(
       >>> stats = tools.recalibrate(norm, variables, data, passes=2)
       >>> jax.tree.map(lambda a: a.tolist(), stats)
       {'mean': [4.0], 'var': [6.5]}
+      >>> import jaxnorm.nnx as jnx
+      >>> tools.recalibrate(jnx.BatchNorm(1), data, passes=2).var[...].tolist()
+      [6.5]
 
     References: Ioffe & Szegedy 2015, Batch Normalization (algorithm 2), arXiv:1502.03167; Wu &
     Johnson 2021, Rethinking "Batch" in BatchNorm (precise statistics), arXiv:2105.07576.
     """
+    if isinstance(model, nnx.Module):
+        if rngs is not None:
+            raise ValueError("rngs is for linen modules; an NNX model holds its own.")
+        batches = variables if batches is None else batches
+        stats, prepare = model, nnx_collector(call)
+    else:
+        if not variables.get("batch_stats"):
+            raise ValueError("variables has no batch_stats to recalibrate.")
+        stats, prepare = variables["batch_stats"], linen_collector(model, variables, call, rngs)
     if passes < 1:
         raise ValueError(f"passes must be at least 1, got {passes!r}.")
     if passes > 1 and isinstance(batches, Iterator):
@@ -83,60 +116,26 @@ def recalibrate(
             f"passes={passes} goes through the batches more than once, but they are an iterator, "
             "which ends; give a list or another iterable that starts anew."
         )
-    if not variables.get("batch_stats"):
-        raise ValueError("variables has no batch_stats to recalibrate.")
-    _check_known(variables["batch_stats"])
-    collect = jax.jit(functools.partial(_collect, model, call, rngs), static_argnums=2)
-    stats = variables["batch_stats"]
+    _check_known(stats)
     for number in range(passes):
         population = Population()
-        current = {**variables, "batch_stats": stats}
+        collect = prepare(stats, number == 0)
         for batch in track(batches, f"recalibrating, pass {number + 1} of {passes}", progress):
-            population.add(collect(current, batch, number == 0))
+            population.add(collect(batch))
         stats = _replace(stats, population.result())
     return stats
 
 
-def _check_known(stats: Mapping[str, Any], path: tuple[str, ...] = ()) -> None:
+def _check_known(stats: Any) -> None:
     """Refuses a running mean without a variance, as of whitening, which would stay as it is."""
-    names = {name for name, value in stats.items() if not isinstance(value, Mapping)}
-    if "mean" in names and "var" not in names:
-        where = "/".join(("batch_stats", *path))
-        raise ValueError(
-            f"the statistics at {where}, {sorted(names)}, are not a mean and a variance; "
-            "recalibrate computes those of jaxnorm.linen.BatchNorm alone."
-        )
-    for name, value in stats.items():
-        if isinstance(value, Mapping):
-            _check_known(value, (*path, name))
-
-
-def _collect(model, call, rngs, variables, batch, by_batch: bool):
-    """Returns the moments of one batch for each layer, by path."""
-    variables = {**variables, "batch_stats": accumulate(variables["batch_stats"])}
-    apply = nn.apply(call or (lambda module, x: module(x)), model, mutable=["batch_stats"])
-    with nn.intercept_methods(_by_batch if by_batch else _as_it_is):
-        _, updates = apply(variables, batch, rngs=rngs)
-    return dict(accumulators(updates["batch_stats"]))
-
-
-def _by_batch(next_function, args, kwargs, context):
-    """Lets batch norm alone work as in training; what else the call says stays as it is.
-
-    A batch of one value per channel, as the last may be, is normalized by the statistics there are.
-    """
-    module = context.module
-    if isinstance(module, BatchNorm) and context.method_name == "__call__":
-        x = args[0] if args else kwargs["x"]
-        layer = BatchLayer.of(module)
-        by_batch = layer.can_normalize_by_batch(np.shape(x), kwargs.get("mask"))
-        kwargs = {**kwargs, "use_running_average": not by_batch}
-    return next_function(*args, **kwargs)
-
-
-def _as_it_is(next_function, args, kwargs, context):
-    del context
-    return next_function(*args, **kwargs)
+    for path, node in nodes(stats):
+        if "mean" in node and "var" not in node:
+            where = f"batch_stats/{path}" if path else "batch_stats"
+            raise ValueError(
+                f"the statistics at {where}, {sorted(node)}, are not a mean and a variance; "
+                "recalibrate computes those of jaxnorm.linen.BatchNorm and jaxnorm.nnx.BatchNorm "
+                "alone."
+            )
 
 
 def _replace(stats, population):
@@ -148,8 +147,8 @@ def _replace(stats, population):
         raise ValueError(
             "no elements reached the statistics at "
             + ", ".join(f"batch_stats/{p}" for p in missing)
-            + ": their layer is not called in evaluation, or is not a jaxnorm.linen.BatchNorm. "
-            "Leave them out of variables, or call the model so that they are used."
+            + ": their layer is not called in evaluation, or is no batch norm of jaxnorm. Leave "
+            "them out of the model's variables, or call the model so that they are used."
         )
 
     def replace(path, node):

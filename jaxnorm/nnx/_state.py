@@ -1,0 +1,63 @@
+"""The state of a layer, as Flax NNX variables of the kind `nnx.BatchStat`."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxnorm._layers.layer import Context, FirstState, State
+from jaxnorm._layers.running import ACCUMULATORS
+
+
+def context_of(label: str, module: nnx.Module) -> Context:
+    """Returns what NNX says of a call of `module`, which errors call `label`."""
+    return Context(
+        label=label,
+        accumulates=hasattr(module, ACCUMULATORS[0]),
+        evaluation="use_running_average=True, as model.eval() sets it",
+        widening=(
+            "Keep those in float32 and cast the parameters alone: nnx.update(model, jax.tree.map("
+            "lambda a: a.astype(jnp.bfloat16), nnx.state(model, nnx.Param)))."
+        ),
+    )
+
+
+def make_state(module: nnx.Module, first: FirstState) -> None:
+    """Gives `module` the variables of a state."""
+    for name, make in first.items():
+        setattr(module, name, nnx.BatchStat(make()))
+
+
+def state_of(
+    module: nnx.Module, first: FirstState, shape: tuple[int, ...], label: str
+) -> dict[str, jax.Array]:
+    """Returns the values of a state that would start as `first`, for an input of shape `shape`."""
+    state = {}
+    for name, make in first.items():
+        if not hasattr(module, name):
+            raise ValueError(
+                f"{label} was made without a running {name}, which its options of now need; give "
+                "them when it is made."
+            )
+        state[name] = getattr(module, name)[...]
+        expected = jax.eval_shape(make)
+        if jnp.iscomplexobj(expected) and not jnp.iscomplexobj(state[name]):
+            raise TypeError(
+                f"{label} has a running {name} of dtype {state[name].dtype}, which cannot hold "
+                f"that of complex inputs; make it with dtype={expected.dtype}."
+            )
+        if state[name].shape != expected.shape:
+            raise ValueError(
+                f"{label} has a running {name} of shape {state[name].shape}, which does not fit an "
+                f"input of shape {shape}: expected {expected.shape}. Give the sizes of the "
+                "features as num_features; and input_shape, if some axes are neither pooled nor "
+                "of features."
+            )
+    return state
+
+
+def keep(module: nnx.Module, new: State | None) -> None:
+    """Takes over a new state, of some of the variables or all, if there is one."""
+    for name, value in (new or {}).items():
+        getattr(module, name).set_value(value)

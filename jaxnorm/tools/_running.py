@@ -1,0 +1,73 @@
+"""Where models keep running statistics: linen in a collection, NNX in the modules themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from flax import nnx
+
+from jaxnorm._core.moments import Moments
+from jaxnorm._layers.running import ACCUMULATORS
+
+Stats = Mapping[str, Any]  # the collection batch_stats of a linen model
+Node = dict[str, Any]  # the statistics of one module, by name
+
+
+def nodes(stats: Stats | nnx.Module, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Node]]:
+    """Yields the path of each module, and its own statistics."""
+    if isinstance(stats, nnx.Module):
+        for place, module in nnx.iter_modules(stats):
+            yield "/".join(map(str, place)), _node(module)
+        return
+    yield "/".join(path), {k: v for k, v in stats.items() if not isinstance(v, Mapping)}
+    for name, value in stats.items():
+        if isinstance(value, Mapping):
+            yield from nodes(value, (*path, name))
+
+
+def accumulators(stats: Stats | nnx.Module) -> Iterator[tuple[str, Moments]]:
+    """Yields the path of each module that has an accumulator, and what that holds."""
+    for path, node in nodes(stats):
+        if ACCUMULATORS[0] in node:
+            yield path, Moments(*(node[name] for name in ACCUMULATORS))
+
+
+def map_running(
+    stats: Any, function: Callable[[str, Node], Node], path: tuple[str, ...] = ()
+) -> Any:
+    """Applies function(path, statistics) to each module that has a running mean and variance.
+
+    Returns a new collection; or the NNX model itself, whose variables have changed.
+    """
+    if isinstance(stats, nnx.Module):
+        for place, module in list(nnx.iter_modules(stats)):
+            node = _node(module)
+            if _is_running(node):
+                _keep(module, node, function("/".join(map(str, place)), node))
+        return stats
+    node = {
+        name: map_running(value, function, (*path, name)) if isinstance(value, Mapping) else value
+        for name, value in stats.items()
+    }
+    return function("/".join(path), node) if _is_running(node) else node
+
+
+def _node(module: nnx.Module) -> Node:
+    return {k: v[...] for k, v in vars(module).items() if isinstance(v, nnx.BatchStat)}
+
+
+def _keep(module: nnx.Module, old: Node, new: Node) -> None:
+    """Makes the statistics of a module those of `new`."""
+    for name in old.keys() - new.keys():
+        delattr(module, name)
+    for name, value in new.items():
+        if name in old:
+            getattr(module, name).set_value(value)
+        else:
+            setattr(module, name, nnx.BatchStat(value))
+
+
+def _is_running(node: Stats) -> bool:
+    """Whether the variables are those of a running mean and variance."""
+    return all(name in node and not isinstance(node[name], Mapping) for name in ("mean", "var"))
