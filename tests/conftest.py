@@ -32,20 +32,26 @@ hypothesis.settings.load_profile("jaxnorm")
 # compute. Theirs are compiled without LLVM's passes, which take half of the time.
 QUICKLY_COMPILED = (
     "test_api",
+    "test_axes",
     "test_bake",
     "test_batch_collectives",
     "test_batch_modes",
+    "test_batch_sync_kinds",
     "test_batch_transforms",
+    "test_batch_virtual",
     "test_bench",
     "test_cli",
     "test_compare",
+    "test_decorrelated_batch_norm",
     "test_linen",
+    "test_penalty",
     "test_plot",
     "test_readme",
     "test_recurrent",
     "test_tools",
     "test_training",
     "test_weight_wrappers",
+    "test_whitening_sync",
 )
 
 
