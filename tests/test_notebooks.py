@@ -95,7 +95,8 @@ def test_a_notebook_runs(path):
     saved = [kinds(cell) for cell in code_cells(notebook)]
     # The notebooks are for one device; conftest asks for eight.
     flags = [f for f in os.environ["XLA_FLAGS"].split() if "host_platform_device_count" not in f]
-    environment = os.environ | {"XLA_FLAGS": " ".join(flags)}
+    # And for this checkout, whichever one is installed.
+    environment = os.environ | {"XLA_FLAGS": " ".join(flags), "PYTHONPATH": str(FOLDER.parent)}
     client = nbclient.NotebookClient(
         notebook,
         timeout=600,
