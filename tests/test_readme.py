@@ -13,6 +13,7 @@ import pytest
 
 import jaxnorm
 import jaxnorm.linen
+import jaxnorm.nnx
 import jaxnorm.plot
 import jaxnorm.tools
 from jaxnorm.__main__ import main
@@ -86,7 +87,7 @@ def test_the_documentation_has_everything_public(tmp_path):
     command = [sys.executable, *command[1:], "--output-directory", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    for package in (jaxnorm, jaxnorm.linen, jaxnorm.tools, jaxnorm.plot):
+    for package in (jaxnorm, jaxnorm.linen, jaxnorm.nnx, jaxnorm.tools, jaxnorm.plot):
         page = tmp_path.joinpath(*package.__name__.split(".")).with_suffix(".html")
         anchors = set(re.findall(r'id="([^"]+)"', page.read_text(encoding="utf-8")))
         assert set(package.__all__) <= anchors
