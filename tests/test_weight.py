@@ -270,8 +270,9 @@ def test_errors():
         with raises(
             ValueError,
             f"{names[1]} of shape (3,) does not fit an input of shape (3, 4): expected (4,), the "
-            "sizes of the feature axes (1,), or rank 2 with every size 1 or the input's. Pass "
-            f"feature_axes to say which axes {names[1]} varies along.",
+            "sizes of the feature axes (1,) in ascending order, or rank 2 with every size 1 or the "
+            "input's, or one value of rank 0. Pass feature_axes to say which axes "
+            f"{names[1]} varies along.",
         ):
             function(w, jnp.ones(3), axis=0)
         with raises(ValueError, "epsilon must be finite and at least 0, got -1."):

@@ -15,7 +15,7 @@ def reference(x, axis, feature_axes=-1, num_groups=1, mask=None):
     """Group by group, kept index by kept index: packs the examples that the mask keeps."""
     x = np.asarray(x)
     axes = [a % x.ndim for a in np.atleast_1d(axis)]
-    features = [a % x.ndim for a in np.atleast_1d(feature_axes)]
+    features = sorted(a % x.ndim for a in np.atleast_1d(feature_axes))
     kept = [a for a in range(x.ndim) if a not in axes + features]
     order = kept + axes + features
     moved = x.transpose(order)

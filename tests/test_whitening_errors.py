@@ -51,8 +51,8 @@ def test_errors():
     with raises(
         ValueError,
         "gamma of shape (5,) does not fit an input of shape (5, 4): expected (4,), the sizes of "
-        "the feature axes (1,), or rank 2 with every size 1 or the input's. Pass feature_axes to "
-        "say which axes gamma varies along.",
+        "the feature axes (1,) in ascending order, or rank 2 with every size 1 or the input's, or "
+        "one value of rank 0. Pass feature_axes to say which axes gamma varies along.",
     ):
         whiten(x, jnp.ones(5))
     with raises(

@@ -58,13 +58,11 @@ def has_primitives(x, pool: Pool) -> bool:
 
 def statistics_of(x, mask, options: Options, near=None) -> tuple[Centered, jax.Array]:
     """Returns the statistics of each pool, marked to be kept, and the count."""
-    if has_primitives(x, options.pool):
-        # The compiler drops y, which nothing uses.
-        _, *stats = _forward(x, None, None, mask, near, options=options, alone=False)
-        count = local_count(x, mask, options.pool)
-    else:
-        stats, count = find_mapped(x, mask, near, options)
-    return Centered(*map(save, stats)), count
+    if not has_primitives(x, options.pool):
+        return find_mapped(x, mask, near, options)
+    # The compiler drops y, which nothing uses.
+    _, *stats = _forward(x, None, None, mask, near, options=options, alone=False)
+    return Centered(*map(save, stats)), local_count(x, mask, options.pool)
 
 
 def _by_primitives(x, gamma, beta, mask, near, options: Options) -> tuple[jax.Array, Moments]:
