@@ -138,7 +138,7 @@ def _start(shift, count, initial, time: int) -> jax.Array:
     None from the future: what is not yet known must not change a bit.
     """
     held = count > 0
-    is_first = held & (jnp.cumsum(held.astype(jnp.int32), time) == 1)
+    is_first = held & (jnp.cumsum(held.astype(jnp.int32), axis=time) == 1)
     start = jnp.sum(jnp.where(is_first, shift, 0), time, keepdims=True)
     if initial is not None:
         start = jnp.where(initial.count > 0, initial.mean, start)

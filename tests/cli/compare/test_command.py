@@ -202,8 +202,10 @@ def test_control_c_ends_a_real_run_and_keeps_its_rows(images_file, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Strict promotion as in this process; the message of a failure comes in full.
-        env=os.environ | {"JAX_NUMPY_DTYPE_PROMOTION": "strict", "COLUMNS": "100"},
+        # Strict promotion as in this process; the message of a failure comes in full. On CPU:
+        # where libtpu is installed and no TPU is there, JAX says so on stderr.
+        env=os.environ
+        | {"JAX_NUMPY_DTYPE_PROMOTION": "strict", "COLUMNS": "100", "JAX_PLATFORMS": "cpu"},
     )
     signal.signal(signal.SIGINT, previous)
     deadline = time.monotonic() + 120
