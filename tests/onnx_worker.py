@@ -10,8 +10,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import onnxruntime
-from jax2onnx import to_onnx
 
 import jaxnorm
 import jaxnorm.linen as jnn
@@ -42,8 +40,17 @@ class Network(nn.Module):
         return jnn.WeightNorm(nn.Dense(4))(x)
 
 
+def to_onnx(function, shape):
+    """The ONNX model of a function of one array."""
+    import jax2onnx
+
+    return jax2onnx.to_onnx(function, [shape])
+
+
 def largest_error(norm):
     """The largest difference between a network that ONNX runs and one that JAX runs."""
+    import onnxruntime
+
     x = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
     network = Network(norm)
     variables = network.init(jax.random.key(0), x)
@@ -52,7 +59,7 @@ def largest_error(norm):
         return network.apply(variables, x)
 
     with jaxnorm.plain():
-        model = to_onnx(apply, [SHAPE])
+        model = to_onnx(apply, SHAPE)
     session = onnxruntime.InferenceSession(model.SerializeToString())
     (y,) = session.run(None, {session.get_inputs()[0].name: x})
     return float(np.abs(y - np.asarray(apply(x))).max())
@@ -66,7 +73,7 @@ def operations_of_evaluation():
         moments = jaxnorm.Moments(ones, ones, jnp.zeros(()))
         return jaxnorm.standardize(x, moments, ones, ones, axis=0, epsilon=1e-5)
 
-    graph = to_onnx(norm, [(4, 8)]).graph
+    graph = to_onnx(norm, (4, 8)).graph
     shapes = {
         value.name: [d.dim_value for d in value.type.tensor_type.shape.dim]
         for value in (*graph.value_info, *graph.output)

@@ -52,7 +52,7 @@ class Pool(NamedTuple):
             return x
         channel, parts = self.groups
         if plan.staged:
-            x = _settled(x)  # see `sum_axes`
+            x = reduce_precision(x, 1)  # see `sum_axes`
         return jnp.sum(split_axis(x, channel, parts), channel + 1)
 
     def count_kept(
@@ -188,18 +188,15 @@ def sum_axes(x: jax.Array, axes: Sequence[int], plan: Plan = PORTABLE) -> jax.Ar
 
     XLA on CPU may add up several axes in one sequence, whose rounding errors grow with its length,
     where it splits a single long axis by itself. So a staged sum takes one axis after the other.
-    A barrier in between keeps XLA from merging the stages into one again.
+    Rounding away one bit in between keeps XLA from merging the stages into one again; an optimization
+    barrier does not on every version of jax.
     """
     stages = [[axis] for axis in sorted(axes, reverse=True)] if plan.staged else [list(axes)]
     for position, stage in enumerate(stages):
         if position:
-            x = _settled(x)
+            x = reduce_precision(x, 1)
         x = jnp.sum(x, tuple(stage), keepdims=True)
     return x
-
-
-def _settled(x: jax.Array) -> jax.Array:
-    return x if is_plain() else lax.optimization_barrier(x)
 
 
 def abs2(x: jax.Array) -> jax.Array:
