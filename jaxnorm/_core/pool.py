@@ -188,8 +188,8 @@ def sum_axes(x: jax.Array, axes: Sequence[int], plan: Plan = PORTABLE) -> jax.Ar
 
     XLA on CPU may add up several axes in one sequence, whose rounding errors grow with its length,
     where it splits a single long axis by itself. So a staged sum takes one axis after the other.
-    Rounding away one bit in between keeps XLA from merging the stages into one again; an optimization
-    barrier does not on every version of jax.
+    Rounding away one bit in between keeps XLA from merging the stages into one again, which an
+    optimization barrier does not on every version of jax.
     """
     stages = [[axis] for axis in sorted(axes, reverse=True)] if plan.staged else [list(axes)]
     for position, stage in enumerate(stages):
