@@ -38,6 +38,12 @@ def inverse_root(var: jax.Array, epsilon: float) -> jax.Array:
     return jnp.expand_dims(inv, ones)
 
 
+def root(radicand: jax.Array) -> jax.Array:
+    """Returns the root, with gradient 0 where it is 0."""
+    positive = radicand > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, radicand, 1)), 0)
+
+
 def full_gamma(gamma, gamma_offset: float, dtype) -> jax.Array:
     """Returns gamma + gamma_offset in `dtype`; 1 without either."""
     if gamma is None:

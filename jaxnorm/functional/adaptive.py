@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxnorm._core import axes as _axes
 from jaxnorm._core import moments as _moments
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
-from jaxnorm._core.formula import Options, apply_affine, inverse_root
+from jaxnorm._core.formula import Options, apply_affine, inverse_root, root
 from jaxnorm._core.mesh import spec_of, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.normalize import normalize, statistics_of
@@ -83,12 +83,6 @@ def adaptive_instance_norm(
     mean, var, _ = _moments.pooled_moments(style, style_mask, pool)
     gamma, beta = (jnp.expand_dims(v, axes) for v in (root(var + epsilon), mean))
     return normalize(x, gamma, beta, mask, Options(pool, epsilon, _axes.result_dtype(x, dtype)))[0]
-
-
-def root(radicand: jax.Array) -> jax.Array:
-    """Returns the root, with gradient 0 where it is 0."""
-    positive = radicand > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, radicand, 1)), 0)
 
 
 def switchable_norm(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
-from jaxnorm._core.formula import Options, apply_affine, inverse_root
+from jaxnorm._core.formula import Options, apply_affine, inverse_root, root
 from jaxnorm._core.mesh import spec_of, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.normalize import normalize, statistics_of
@@ -406,8 +406,8 @@ def _divide(x, v, gamma, beta, var, mask, options: Options, kind: Kind):
         def divide(x, v, gamma, beta, var):
             stats, _ = statistics_of(x, mask, own)
             wide = widen(x, mask)
-            batch = _root(var.astype(wide.dtype), options.epsilon)
-            size = _root(stats.var, options.epsilon)
+            batch = root(var.astype(wide.dtype) + options.epsilon)
+            size = root(stats.var + options.epsilon)
             match kind:
                 case "b0":
                     other = wide * v.astype(wide.dtype) + size
@@ -424,10 +424,3 @@ def _divide(x, v, gamma, beta, var, mask, options: Options, kind: Kind):
 
     arrays = (x, v, gamma, beta, var, mask)
     return without_explicit_axes(compute, spec_of(x))(*arrays)
-
-
-def _root(var: jax.Array, epsilon: float) -> jax.Array:
-    """Returns sqrt(var + epsilon), with gradient 0 where it is 0."""
-    radicand = var + epsilon
-    positive = radicand > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, radicand, 1)), 0)
