@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -62,20 +63,30 @@ def other_axes(axes: Sequence[int], rank: int) -> tuple[int, ...]:
     return tuple(a for a in range(rank) if a not in axes)
 
 
+@overload
 def expand_parameter(
-    parameter: ArrayLike,
+    parameter: None, x: jax.Array, feature_axes: Any, default_axes: Any, name: str
+) -> None: ...
+@overload
+def expand_parameter(
+    parameter: ArrayLike, x: jax.Array, feature_axes: Any, default_axes: Any, name: str
+) -> jax.Array: ...
+def expand_parameter(
+    parameter: ArrayLike | None,
     x: jax.Array,
     feature_axes: Axes | None,
     default_axes: tuple[int, ...],
     name: str,
-) -> jax.Array:
+) -> jax.Array | None:
     """Brings `parameter` (gamma or beta) to the rank of `x`, and to where `x` lies.
 
     A parameter of the input's rank is broadcast as it is, one of rank 0 is one value for all;
     otherwise its shape must be the input's sizes along `feature_axes`, in ascending order. Without
     `feature_axes` they are `default_axes`, or the last axis for a parameter of rank 1 where those
-    are several.
+    are several. None stays None.
     """
+    if parameter is None:
+        return None
     value = jnp.asarray(parameter)
     shape, rank = x.shape, x.ndim
     if feature_axes is not None:
@@ -99,8 +110,14 @@ def expand_parameter(
     )
 
 
-def expand_mask(mask: ArrayLike, x: jax.Array) -> jax.Array:
-    """Returns the boolean `mask` with the rank of `x`, where `x` lies."""
+@overload
+def expand_mask(mask: None, x: jax.Array) -> None: ...
+@overload
+def expand_mask(mask: ArrayLike, x: jax.Array) -> jax.Array: ...
+def expand_mask(mask: ArrayLike | None, x: jax.Array) -> jax.Array | None:
+    """Returns the boolean `mask` with the rank of `x`, where `x` lies; None stays None."""
+    if mask is None:
+        return None
     value = jnp.asarray(mask)
     if value.dtype != jnp.bool_:
         raise TypeError(

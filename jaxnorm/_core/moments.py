@@ -78,8 +78,7 @@ def moments(
     """
     x = _axes.check_input(x)
     axes = _axes.canonical_axes(axis, x.shape)
-    if mask is not None:
-        mask = _axes.expand_mask(mask, x)
+    mask = _axes.expand_mask(mask, x)
     pool = pool_of(axes, axis_name, axis_index_groups)
     return pooled_moments(x, mask, pool)
 

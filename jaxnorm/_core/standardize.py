@@ -71,12 +71,9 @@ def standardize(
         placed(expand_moment(value, x.shape, axes, name), spec_of(x))
         for value, name in ((moments[0], "moments.mean"), (moments[1], "moments.var"))
     )
-    if gamma is not None:
-        gamma = _axes.expand_parameter(gamma, x, feature_axes, kept, "gamma")
-    if beta is not None:
-        beta = _axes.expand_parameter(beta, x, feature_axes, kept, "beta")
-    if mask is not None:
-        mask = _axes.expand_mask(mask, x)
+    gamma = _axes.expand_parameter(gamma, x, feature_axes, kept, "gamma")
+    beta = _axes.expand_parameter(beta, x, feature_axes, kept, "beta")
+    mask = _axes.expand_mask(mask, x)
     epsilon, dtype = _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype)
     return standardize_full(x, mean, var, gamma, beta, mask, epsilon, float(gamma_offset), dtype)
 

@@ -43,11 +43,4 @@ def position_axes(
 
 def expand_channels(parameter: ArrayLike | None, x: jax.Array, channel: int, name: str):
     """Returns a parameter with one value per channel at the rank of the input; None stays None."""
-    if parameter is None:
-        return None
     return _axes.expand_parameter(parameter, x, None, (channel,), name)
-
-
-def expand_mask(mask: ArrayLike | None, x: jax.Array) -> jax.Array | None:
-    """Returns a mask at the rank of the input; None stays None."""
-    return None if mask is None else _axes.expand_mask(mask, x)

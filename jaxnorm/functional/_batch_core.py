@@ -57,12 +57,9 @@ def check_inputs(
     x = _axes.check_input(x)
     axes = _axes.canonical_axes(axis, x.shape)
     kept = _axes.other_axes(axes, x.ndim)
-    if gamma is not None:
-        gamma = _axes.expand_parameter(gamma, x, feature_axes, kept, "gamma")
-    if beta is not None:
-        beta = _axes.expand_parameter(beta, x, feature_axes, kept, "beta")
-    if mask is not None:
-        mask = _axes.expand_mask(mask, x)
+    gamma = _axes.expand_parameter(gamma, x, feature_axes, kept, "gamma")
+    beta = _axes.expand_parameter(beta, x, feature_axes, kept, "beta")
+    mask = _axes.expand_mask(mask, x)
     return Inputs(x, gamma, beta, mask, None), axes
 
 

@@ -92,16 +92,13 @@ def check_layout(shape, axis, feature_axes, num_groups) -> Layout:
 
 def check_arrays(x, layout: Layout, gamma, beta, mask):
     """Returns gamma, beta and mask at the rank of the input."""
-    if gamma is not None:
-        gamma = _axes.expand_parameter(gamma, x, layout.features, (), "gamma")
-    if beta is not None:
-        beta = _axes.expand_parameter(beta, x, layout.features, (), "beta")
-    if mask is not None:
-        mask = _axes.expand_mask(mask, x)
-        if any(mask.shape[a] != 1 for a in layout.features):
-            raise ValueError(
-                f"mask of shape {mask.shape} varies along feature_axes={layout.features} of "
-                f"the input of shape {x.shape}; whitening combines the units of an example, so "
-                "that it needs all or none of them: give the mask size 1 there."
-            )
+    gamma = _axes.expand_parameter(gamma, x, layout.features, (), "gamma")
+    beta = _axes.expand_parameter(beta, x, layout.features, (), "beta")
+    mask = _axes.expand_mask(mask, x)
+    if mask is not None and any(mask.shape[a] != 1 for a in layout.features):
+        raise ValueError(
+            f"mask of shape {mask.shape} varies along feature_axes={layout.features} of "
+            f"the input of shape {x.shape}; whitening combines the units of an example, so "
+            "that it needs all or none of them: give the mask size 1 there."
+        )
     return gamma, beta, mask

@@ -16,7 +16,7 @@ from jaxnorm._core.normalize import statistics_of
 from jaxnorm._core.pool import Pool, abs2, compute_dtype, keep, real_dtype, widen
 from jaxnorm._core.residuals import recomputed, save
 from jaxnorm._core.statistics import local_count
-from jaxnorm.functional._arguments import check_real, expand_mask
+from jaxnorm.functional._arguments import check_real
 from jaxnorm.functional._length import largest
 
 
@@ -179,7 +179,7 @@ def poly_norm(
         bias = jnp.asarray(bias)
         if bias.ndim:
             raise ValueError(f"bias must be a single number, of rank 0, got shape {bias.shape}.")
-    mask = expand_mask(mask, x)
+    mask = _axes.expand_mask(mask, x)
     epsilon, dtype = _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype)
     return _poly_norm(x, weights, bias, mask, axes, epsilon, dtype)
 
@@ -262,8 +262,7 @@ def gated_rms_norm(
         raise ValueError(f"gate of shape {gate.shape} must have the shape of the input, {x.shape}.")
     axes = _axes.canonical_axes(axis, x.shape)
     groups = None if group_size is None else _count_groups(group_size, axes, x.shape)
-    if gamma is not None:
-        gamma = _axes.expand_parameter(gamma, x, None, axes, "gamma")
+    gamma = _axes.expand_parameter(gamma, x, None, axes, "gamma")
     options = Options(
         Pool(axes), _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype), center=False
     )

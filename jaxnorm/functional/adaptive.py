@@ -19,7 +19,7 @@ from jaxnorm._core.pool import Pool, compute_dtype, keep, pool_of, subtract
 from jaxnorm._core.residuals import recomputed, save
 from jaxnorm._core.standardize import expand_moment
 from jaxnorm._core.statistics import Centered
-from jaxnorm.functional._arguments import expand_channels, expand_mask, position_axes
+from jaxnorm.functional._arguments import expand_channels, position_axes
 from jaxnorm.functional._merged import merge_along, rest_of
 
 
@@ -78,7 +78,7 @@ def adaptive_instance_norm(
             f"style of shape {style.shape} does not fit an input of shape {x.shape}: it must have "
             f"that rank, with the input's sizes or 1 on all axes but those pooled, {axes}."
         )
-    mask, style_mask = expand_mask(mask, x), expand_mask(style_mask, style)
+    mask, style_mask = _axes.expand_mask(mask, x), _axes.expand_mask(style_mask, style)
     epsilon, pool = _axes.check_epsilon(epsilon), Pool(axes)
     mean, var, _ = _moments.pooled_moments(style, style_mask, pool)
     gamma, beta = (jnp.expand_dims(v, axes) for v in (root(var + epsilon), mean))
@@ -233,7 +233,7 @@ def _mix(
     if given is not None:
         pair = zip(given[:2], ("batch_moments.mean", "batch_moments.var"), strict=True)
         given = tuple(expand_moment(value, x.shape, (0, *axes), name) for value, name in pair)
-    mask = expand_mask(mask, x)
+    mask = _axes.expand_mask(mask, x)
     pool = pool_of(axes, axis_name, None)
     options = Options(pool, _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype))
     return _mixed(x, how, gamma, beta, given, mask, options, channel, formula)

@@ -21,7 +21,6 @@ from jaxnorm._core.standardize import expand_moment
 from jaxnorm.functional._arguments import (
     check_real,
     expand_channels,
-    expand_mask,
 )
 from jaxnorm.functional.group import count_groups
 
@@ -188,7 +187,7 @@ def _by_groups(x, v, gamma, beta, channel_axis, mask, options: Options):
         expand_channels(parameter, x, channel, name)
         for parameter, name in ((v, "v"), (gamma, "gamma"), (beta, "beta"))
     )
-    return _activate(x, v, gamma, beta, expand_mask(mask, x), options)
+    return _activate(x, v, gamma, beta, _axes.expand_mask(mask, x), options)
 
 
 @functools.partial(jax.jit, static_argnums=5, inline=True)
@@ -384,11 +383,11 @@ def _by_batch(kind: Kind, x, v, gamma, beta, axis, var, epsilon, mask, axis_name
         )
     kept = _axes.other_axes(axes, x.ndim)
     v, gamma, beta = (
-        None if p is None else _axes.expand_parameter(p, x, None, kept, name)
+        _axes.expand_parameter(p, x, None, kept, name)
         for p, name in ((v, "v"), (gamma, "gamma"), (beta, "beta"))
     )
     var = None if var is None else expand_moment(var, x.shape, axes, "var")
-    mask = expand_mask(mask, x)
+    mask = _axes.expand_mask(mask, x)
     pool = pool_of(axes, axis_name, None)
     options = Options(pool, _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype))
     _, moments = normalize(x, None, None, mask, options)

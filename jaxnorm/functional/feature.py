@@ -155,12 +155,9 @@ def _normalize_features(
 ):
     x = _axes.check_input(x)
     axes = _axes.canonical_axes(axis, x.shape)
-    if gamma is not None:
-        gamma = _axes.expand_parameter(gamma, x, feature_axes, axes, "gamma")
-    if beta is not None:
-        beta = _axes.expand_parameter(beta, x, feature_axes, axes, "beta")
-    if mask is not None:
-        mask = _axes.expand_mask(mask, x)
+    gamma = _axes.expand_parameter(gamma, x, feature_axes, axes, "gamma")
+    beta = _axes.expand_parameter(beta, x, feature_axes, axes, "beta")
+    mask = _axes.expand_mask(mask, x)
     pool = pool_of(axes, *mapped)
     options = Options(pool, _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype), **options)
     return normalize(x, gamma, beta, mask, options)[0]

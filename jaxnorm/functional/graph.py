@@ -15,7 +15,6 @@ from jaxnorm._core.formula import apply_affine, inverse_root
 from jaxnorm._core.pool import Pool, abs2, keep, subtract
 from jaxnorm._core.residuals import recomputed, save
 from jaxnorm._core.statistics import Centered
-from jaxnorm.functional._arguments import expand_mask
 from jaxnorm.functional._segments import SegmentPool, check_segments
 
 
@@ -70,10 +69,10 @@ def graph_norm(
     ids = check_segments(segment_ids, num_segments, x, 0, "segment_ids")
     features = tuple(range(1, x.ndim))
     alpha, gamma, beta = (
-        None if p is None else _axes.expand_parameter(p, x, None, features, name)
+        _axes.expand_parameter(p, x, None, features, name)
         for p, name in ((alpha, "alpha"), (gamma, "gamma"), (beta, "beta"))
     )
-    mask = expand_mask(mask, x)
+    mask = _axes.expand_mask(mask, x)
     epsilon, dtype = _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype)
     return _graph_norm(x, ids, alpha, gamma, beta, mask, int(num_segments), epsilon, dtype)
 
@@ -144,7 +143,7 @@ def pair_norm(
         ids = jnp.zeros(x.shape[:1], jnp.int32)
     else:
         ids = check_segments(segment_ids, num_segments, x, 0, "segment_ids")
-    mask = expand_mask(mask, x)
+    mask = _axes.expand_mask(mask, x)
     epsilon, dtype = _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype)
     return _pair_norm(x, ids, scale, mask, int(num_segments), epsilon, dtype)
 

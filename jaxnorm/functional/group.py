@@ -77,12 +77,9 @@ def group_norm(
         axes = _axes.canonical_axes(axis, x.shape, allow_empty=True)
         pooled = tuple(a for a in axes if a != channel)
 
-    if gamma is not None:
-        gamma = _axes.expand_parameter(gamma, x, None, (channel,), "gamma")
-    if beta is not None:
-        beta = _axes.expand_parameter(beta, x, None, (channel,), "beta")
-    if mask is not None:
-        mask = _axes.expand_mask(mask, x)
+    gamma = _axes.expand_parameter(gamma, x, None, (channel,), "gamma")
+    beta = _axes.expand_parameter(beta, x, None, (channel,), "beta")
+    mask = _axes.expand_mask(mask, x)
     pool = pool_of(pooled, axis_name, axis_index_groups, (channel, groups))
     options = Options(pool, _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype))
     # Groups of nothing but channels are rows, which takes fewer passes over memory; but not where
@@ -175,12 +172,9 @@ def instance_norm(
                 f"axis={axis!r} contains the channel axis {channel} of the input of shape "
                 f"{x.shape}; instance norm keeps the channels apart. Use layer_norm to pool them."
             )
-    if gamma is not None:
-        gamma = _axes.expand_parameter(gamma, x, None, (channel,), "gamma")
-    if beta is not None:
-        beta = _axes.expand_parameter(beta, x, None, (channel,), "beta")
-    if mask is not None:
-        mask = _axes.expand_mask(mask, x)
+    gamma = _axes.expand_parameter(gamma, x, None, (channel,), "gamma")
+    beta = _axes.expand_parameter(beta, x, None, (channel,), "beta")
+    mask = _axes.expand_mask(mask, x)
     pool = pool_of(axes, axis_name, axis_index_groups)
     options = Options(pool, _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype))
     return normalize(x, gamma, beta, mask, options)[0]

@@ -64,10 +64,8 @@ def unstandardize(
         placed(expand_moment(value, y.shape, axes, name), spec_of(y))
         for value, name in ((moments[0], "moments.mean"), (moments[1], "moments.var"))
     )
-    if gamma is not None:
-        gamma = _axes.expand_parameter(gamma, y, feature_axes, kept, "gamma")
-    if beta is not None:
-        beta = _axes.expand_parameter(beta, y, feature_axes, kept, "beta")
+    gamma = _axes.expand_parameter(gamma, y, feature_axes, kept, "gamma")
+    beta = _axes.expand_parameter(beta, y, feature_axes, kept, "beta")
     epsilon, dtype = _axes.check_epsilon(epsilon), _axes.result_dtype(y, dtype)
 
     def compute(y, mean, var, gamma, beta):

@@ -16,7 +16,6 @@ from jaxnorm._core.plan import PORTABLE
 from jaxnorm._core.pool import Pool, abs2, keep, real_dtype, subtract, widen
 from jaxnorm._core.residuals import recomputed
 from jaxnorm._core.statistics import mean_of
-from jaxnorm.functional._arguments import expand_mask
 from jaxnorm.functional._window import window_sum
 
 
@@ -142,12 +141,10 @@ def divisive_norm(
     x = _axes.check_input(x)
     reach = _check_windows(axis, window, x.shape)
     last = (x.ndim - 1,)
-    if gamma is not None:
-        gamma = _axes.expand_parameter(gamma, x, None, last, "gamma")
-    if beta is not None:
-        beta = _axes.expand_parameter(beta, x, None, last, "beta")
+    gamma = _axes.expand_parameter(gamma, x, None, last, "gamma")
+    beta = _axes.expand_parameter(beta, x, None, last, "beta")
     sigma = _axes.expand_parameter(sigma, x, None, last, "sigma")
-    mask = expand_mask(mask, x)
+    mask = _axes.expand_mask(mask, x)
     dtype = _axes.result_dtype(x, dtype)
     return _divisive_norm(x, gamma, beta, sigma, mask, reach, bool(center), dtype)
 

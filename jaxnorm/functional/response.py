@@ -17,7 +17,6 @@ from jaxnorm._core.residuals import recomputed, save
 from jaxnorm.functional._arguments import (
     check_real,
     expand_channels,
-    expand_mask,
     position_axes,
 )
 from jaxnorm.functional._length import Length, length_of
@@ -74,9 +73,8 @@ def lp_norm(
     axes = _axes.canonical_axes(axis, x.shape)
     if not float(p) >= 1:
         raise ValueError(f"p must be at least 1, got {p!r}; use math.inf for the largest value.")
-    if gamma is not None:
-        gamma = _axes.expand_parameter(gamma, x, feature_axes, axes, "gamma")
-    mask = expand_mask(mask, x)
+    gamma = _axes.expand_parameter(gamma, x, feature_axes, axes, "gamma")
+    mask = _axes.expand_mask(mask, x)
     epsilon, dtype = _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype)
     return _lp_norm(x, gamma, mask, axes, float(p), epsilon, dtype)
 
@@ -167,7 +165,7 @@ def filter_response_norm(
             (learned_epsilon, "learned_epsilon"),
         )
     )
-    mask = expand_mask(mask, x)
+    mask = _axes.expand_mask(mask, x)
     dtype = _axes.result_dtype(x, dtype)
     options = Options(Pool(axes), _axes.check_epsilon(epsilon), dtype, center=False)
     if tau is None and learned_epsilon is None:
@@ -246,7 +244,7 @@ def global_response_norm(
     axes = position_axes(axis, x.shape, channel)
     gamma = expand_channels(gamma, x, channel, "gamma")
     beta = expand_channels(beta, x, channel, "beta")
-    mask = expand_mask(mask, x)
+    mask = _axes.expand_mask(mask, x)
     epsilon, dtype = _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype)
     return _global_response_norm(x, gamma, beta, mask, axes, channel, epsilon, dtype)
 

@@ -18,7 +18,6 @@ from jaxnorm._core.normalize import statistics_of
 from jaxnorm._core.pool import Pool, compute_dtype, keep, real_dtype, widen
 from jaxnorm._core.residuals import recomputed, save
 from jaxnorm._core.standardize import expand_moment
-from jaxnorm.functional._arguments import expand_mask
 from jaxnorm.functional._merged import rest_of
 
 
@@ -78,12 +77,12 @@ def cumulative_norm(
     axes = _axes.canonical_axes(axis, x.shape, allow_empty=True)
     axes = tuple(a for a in axes if a != time)
     gamma, beta = (
-        None if p is None else _axes.expand_parameter(p, x, None, axes, name)
+        _axes.expand_parameter(p, x, None, axes, name)
         for p, name in ((gamma, "gamma"), (beta, "beta"))
     )
     if initial is not None:
         initial = _expand_initial(initial, x, tuple(sorted((*axes, time))))
-    mask = expand_mask(mask, x)
+    mask = _axes.expand_mask(mask, x)
     epsilon, dtype = _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype)
     options = Options(Pool(axes), epsilon, dtype)
     return _cumulative_norm(x, gamma, beta, initial, mask, options, time)

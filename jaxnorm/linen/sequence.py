@@ -60,7 +60,7 @@ class CumulativeNorm(AffineModule, kw_only=True):
         time = _axes.canonical_axis(self.time_axis, x.shape, "time_axis")
         gamma, beta = self.affine(x, features, gamma, beta)
         gamma, beta = (
-            None if p is None else _axes.expand_parameter(p, x, features, features, name)
+            _axes.expand_parameter(p, x, features, features, name)
             for p, name in ((gamma, "gamma"), (beta, "beta"))
         )
         options = {"axis": axes, "time_axis": time, "epsilon": self.epsilon, "mask": mask}

@@ -67,7 +67,7 @@ def _batch_moments(x, mask, axis) -> Any:
     stats: Any
     x = _axes.check_input(x)
     axes = _axes.canonical_axes(axis, x.shape)
-    mask = None if mask is None else _axes.expand_mask(mask, x)
+    mask = _axes.expand_mask(mask, x)
     stats, count = statistics.find(x, mask, Pool(axes), None)
     count = jnp.broadcast_to(count, stats.var.shape)
     shift, offset, var, count = (jnp.squeeze(value, axes) for value in (*stats, count))
