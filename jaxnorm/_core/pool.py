@@ -149,8 +149,8 @@ def reduce_precision(x: jax.Array, dropped_bits: int) -> jax.Array:
     return lax.reduce_precision(x, info.nexp, info.nmant - dropped_bits)
 
 
-def snap(offset: jax.Array) -> jax.Array:
-    """Returns `offset` rounded to a few bits where that changes it by rounding errors only.
+def snap(offset: jax.Array, errors: int = 16) -> jax.Array:
+    """Returns `offset` rounded to a few bits where that changes it by so many eps at most.
 
     Of a constant input, x - shift is a constant of few bits, but its mean need not be: XLA
     multiplies by the reciprocal of the count, and long sums are rounded. Snapped to it, the
@@ -159,11 +159,11 @@ def snap(offset: jax.Array) -> jax.Array:
     if is_plain():
         return offset
     if jnp.iscomplexobj(offset):
-        return lax.complex(snap(offset.real), snap(offset.imag))
+        return lax.complex(snap(offset.real, errors), snap(offset.imag, errors))
     value = lax.stop_gradient(offset)
     coarse = reduce_precision(value, 12)
     rest = value - coarse
-    slack = jnp.abs(coarse) * (16 * jnp.finfo(value.dtype).eps)
+    slack = jnp.abs(coarse) * (errors * jnp.finfo(value.dtype).eps)
     snapped = coarse + (jnp.maximum(rest - slack, 0) + jnp.minimum(rest + slack, 0))
     # The difference is exact: this is `snapped`, with the derivative of `offset`.
     return offset + (snapped - value)
