@@ -51,7 +51,7 @@ class Pool(NamedTuple):
         if self.groups is None:
             return x
         channel, parts = self.groups
-        if plan.staged:
+        if plan.staged == "axes":
             x = reduce_precision(x, 1)  # see `sum_axes`
         return jnp.sum(split_axis(x, channel, parts), channel + 1)
 
@@ -191,12 +191,30 @@ def sum_axes(x: jax.Array, axes: Sequence[int], plan: Plan = PORTABLE) -> jax.Ar
     Rounding away one bit in between keeps XLA from merging the stages into one again, which an
     optimization barrier does not on every version of jax.
     """
-    stages = [[axis] for axis in sorted(axes, reverse=True)] if plan.staged else [list(axes)]
-    for position, stage in enumerate(stages):
-        if position:
-            x = reduce_precision(x, 1)
-        x = jnp.sum(x, tuple(stage), keepdims=True)
-    return x
+    if plan.staged == "axes":
+        first, *others = sorted(axes, reverse=True) or [()]
+        x = jnp.sum(x, first, keepdims=True)
+        for axis in others:
+            x = jnp.sum(reduce_precision(x, 1), axis, keepdims=True)
+        return x
+    axis, blocks = _find_blocks(x.shape, axes, plan) if plan.staged == "blocks" else (0, 1)
+    if blocks == 1:
+        return jnp.sum(x, tuple(axes), keepdims=True)
+    x = jnp.sum(split_axis(x, axis, blocks), tuple(a + 1 for a in axes), keepdims=True)
+    return jnp.sum(reduce_precision(x, 1), axis)
+
+
+def _find_blocks(shape: tuple[int, ...], axes: Sequence[int], plan: Plan) -> tuple[int, int]:
+    """Returns an axis of sums of columns, each example's own, and how many blocks it is cut into.
+
+    Of columns through all examples there are so few that XLA divides them itself.
+    """
+    axis = min(axes, default=0)
+    if axis == 0 or len(shape) - 1 in axes or not isinstance(shape[axis], int):
+        return axis, 1
+    # Powers of 2 move no data between devices that this axis may be divided over.
+    counts = (8, 7) if plan.one_device else (8, 4)
+    return axis, next((n for n in counts if shape[axis] % n == 0), 1)
 
 
 def abs2(x: jax.Array) -> jax.Array:
