@@ -13,7 +13,7 @@ from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm._core.formula import apply_affine
 from jaxnorm._core.pool import widen
 from jaxnorm.functional import activation as _activation
-from jaxnorm.functional import evolved
+from jaxnorm.functional import evolved_example
 from jaxnorm.linen._base import AffineModule
 
 
@@ -292,7 +292,7 @@ class EvoNormS0(AffineModule, kw_only=True):
         v = None
         if self.use_v:
             v = self.param("v", self.v_init, (x.shape[channel],), self.param_dtype)
-        return evolved.evo_norm_s0(
+        return evolved_example.evo_norm_s0(
             x,
             v,
             gamma,

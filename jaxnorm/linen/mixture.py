@@ -10,7 +10,7 @@ import jax
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm._layers.mixture import MixtureLayer
-from jaxnorm.functional import adaptive, evolved
+from jaxnorm.functional import adaptive, evolved_batch
 from jaxnorm.linen._base import AffineModule
 from jaxnorm.linen._state import StateVariables, context_of
 from jaxnorm.linen.batch import BatchNorm
@@ -97,7 +97,7 @@ class EvoNormB0(_Mixture, kw_only=True):
 
         def normalize(moments, names):
             var = None if moments is None else moments.var
-            return evolved.evo_norm_b0(x, v, gamma, beta, var=var, axis_name=names, **common)
+            return evolved_batch.evo_norm_b0(x, v, gamma, beta, var=var, axis_name=names, **common)
 
         return self.run("EvoNormB0", x, shape, use_running_average, normalize)
 
