@@ -13,7 +13,7 @@ from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._layers.batch import BatchLayer
 from jaxnorm._layers.sources import Limit, Statistics
 from jaxnorm.nnx._base import AffineModule, module
-from jaxnorm.nnx._state import context_of, keep, make_state, state_of
+from jaxnorm.nnx._state import keep, make_state, state_of
 
 
 @module
@@ -33,6 +33,7 @@ class BatchNorm(AffineModule):
     - `frozen`: the running ones normalize and nothing is updated, whatever the call says.
 
     Attributes:
+      epsilon: added to the variance.
       num_features: size of gamma and beta; sizes where they have several axes, ascending.
       use_running_average: evaluation or training, as `model.eval()` and `model.train()` set it;
         here or in the call, which wins.
@@ -77,6 +78,8 @@ class BatchNorm(AffineModule):
     functions named.
     """
 
+    technique = BatchLayer
+
     epsilon: float = 1e-5
     use_running_average: bool | None = False
     train_statistics: Statistics = "batch"
@@ -98,20 +101,16 @@ class BatchNorm(AffineModule):
     axis_index_groups: AxisIndexGroups = None
     input_shape: Sequence[int] | None = None
 
-    def __post_init__(self, *initial: Any) -> None:
-        super().__post_init__(*initial)
-        layer = BatchLayer.of(self)
+    def make(self, **given: Any) -> None:
+        """Makes gamma, beta and the running statistics."""
+        super().make(**given)
+        layer = self.options
         if layer.keeps_none:
             return
         sizes = self.sizes
         if self.input_shape is not None:
             sizes = layer.kept_sizes(tuple(self.input_shape))
         make_state(self, layer.first_moments(sizes, self.state_dtype))
-
-    @property
-    def affine_shape(self) -> tuple[int, ...]:
-        """The shape of gamma and beta."""
-        return (*BatchLayer.of(self).affine_rows, *self.sizes)
 
     def __call__(
         self,
@@ -129,11 +128,10 @@ class BatchNorm(AffineModule):
         Traced flags compute training's result and evaluation's.
         """
         x = _axes.check_input(x)
-        layer, context = BatchLayer.of(self), context_of(self.label, self)
+        layer, context = self.options, self.context
         decisions = layer.decide(use_running_average, update_running, context)
-        own = self.affine(x, layer.axes_of(x.shape)[1], gamma, beta, layer.affine_rows)
-        first = layer.first_state(x, decisions, context)
-        state = state_of(self, first, x.shape, self.label)
+        own = self.own(x, gamma=gamma, beta=beta)
+        state = state_of(self, layer.first_state(x, decisions, context), x.shape, self.label)
         given = {"mask": mask, "domain": domain, "given": (gamma, beta)}
         y, new = layer.apply(x, state, own, decisions, context, **given)
         keep(self, new)

@@ -13,7 +13,7 @@ from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._layers.whitening import WhiteningLayer
 from jaxnorm.functional.whitening import Method
 from jaxnorm.nnx._base import AffineModule, module
-from jaxnorm.nnx._state import context_of, keep, make_state, state_of
+from jaxnorm.nnx._state import keep, make_state, state_of
 
 
 @module
@@ -26,6 +26,7 @@ class DecorrelatedBatchNorm(AffineModule):
     fewer units than the batch has examples.
 
     Attributes:
+      epsilon: added to the variances.
       num_features: number of units; sizes where they have several axes, ascending.
       use_running_average: evaluation or training, as `model.eval()` and `model.train()` set it;
         here or in the call, which wins. A traced boolean computes both.
@@ -58,6 +59,8 @@ class DecorrelatedBatchNorm(AffineModule):
     iterative: Huang, Zhou, Zhu, Liu & Shao 2019, Iterative Normalization, arXiv:1904.03441.
     """
 
+    technique = WhiteningLayer
+
     epsilon: float = 1e-5
     use_running_average: bool | None = False
     reduction_axes: Axes | None = None
@@ -71,9 +74,10 @@ class DecorrelatedBatchNorm(AffineModule):
     axis_index_groups: AxisIndexGroups = None
     input_shape: Sequence[int] | None = None
 
-    def __post_init__(self, *initial: Any) -> None:
-        super().__post_init__(*initial)
-        layer = WhiteningLayer.of(self)
+    def make(self, **given: Any) -> None:
+        """Makes gamma, beta and the running statistics."""
+        super().make(**given)
+        layer = self.options
         if self.input_shape is None:
             first = layer.first_state_of(self.sizes, self.state_dtype)
         else:
@@ -91,10 +95,10 @@ class DecorrelatedBatchNorm(AffineModule):
     ) -> jax.Array:
         """Whitens `x`; a gamma or beta given here replaces the module's own."""
         x = _axes.check_input(x)
-        layer, context = WhiteningLayer.of(self), context_of(self.label, self)
+        layer, context = self.options, self.context
         evaluate = layer.decide(use_running_average, context)
         state = state_of(self, layer.first_state(x.shape, x.dtype), x.shape, self.label)
-        gamma, beta = self.affine(x, self.feature_axes, gamma, beta)
-        y, new = layer.apply(x, state, gamma, beta, evaluate, context, mask=mask)
+        own = self.own(x, gamma=gamma, beta=beta)
+        y, new = layer.apply(x, state, own, evaluate, context, mask=mask)
         keep(self, new)
         return y
