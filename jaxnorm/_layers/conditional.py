@@ -60,9 +60,13 @@ class SPADELayer(Layer):
     kernel_size: int
     activation: Callable[[jax.Array], jax.Array]
 
-    def outputs(self, features: int) -> dict[str, int]:
-        """Returns how many channels each convolution makes for `features` of the input."""
-        return {"hidden_map": self.hidden, "scale": features, "shift": features}
+    def channels(self, inputs: int, features: int) -> dict[str, tuple[int, int]]:
+        """Returns how many channels each convolution takes and makes.
+
+        The map has `inputs`, the input of the norm has `features`.
+        """
+        last = (self.hidden, features)
+        return {"hidden_map": (inputs, self.hidden), "scale": last, "shift": last}
 
     def window(self, positions: int) -> tuple[int, ...]:
         """Returns the size of the kernels, for so many axes of positions."""

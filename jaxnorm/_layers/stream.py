@@ -63,7 +63,7 @@ class CumulativeNormLayer(AffineLayer):
                 'cache, which is not mutable; call apply(..., mutable=["cache"]) and keep the '
                 "updates it returns."
             )
-        return y, moments._asdict()
+        return y, {k: value.astype(state[k].dtype) for k, value in moments._asdict().items()}
 
     def _pooled(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return _axes.canonical_axes(self.reduction_axes, shape, "reduction_axes", allow_empty=True)

@@ -121,9 +121,11 @@ class SPADE(_OverNorm, kw_only=True):
     def __call__(self, x: ArrayLike, segmentation: ArrayLike, **options) -> jax.Array:
         """Normalizes `x`, [batch, *positions, channels]; `options` go to the norm."""
         layer, shape = self.options, np.shape(x)
-        outputs, window = layer.outputs(shape[-1]), layer.window(len(shape) - 2)
+        channels = layer.channels(np.shape(segmentation)[-1], shape[-1])
+        window = layer.window(len(shape) - 2)
 
         def convolve(name: str, value: jax.Array) -> jax.Array:
-            return nn.Conv(outputs[name], window, param_dtype=self.param_dtype, name=name)(value)
+            _, outputs = channels[name]
+            return nn.Conv(outputs, window, param_dtype=self.param_dtype, name=name)(value)
 
         return layer.apply(x, segmentation, convolve, self.norm, options)

@@ -218,6 +218,12 @@ class AffineModule(SizedModule):
         gamma, beta = self.param_names
         return {"gamma": gamma, "beta": beta}.get(name, name)
 
+    def leave_to_calls(self, *names: str) -> None:
+        """Gives up the module's own gamma, beta or both, which each call brings from now on."""
+        for name in names:
+            setattr(self, f"use_{name}", False)
+            setattr(self, self.called(name), nnx.data(None))
+
 
 @module
 class PlainNorm(AffineModule):

@@ -131,7 +131,7 @@ class BatchNorm(AffineModule):
         layer, context = self.options, self.context
         decisions = layer.decide(use_running_average, update_running, context)
         own = self.own(x, gamma=gamma, beta=beta)
-        state = state_of(self, layer.first_state(x, decisions, context), x.shape, self.label)
+        state = state_of(self, layer.first_state(x, decisions, context), x.shape)
         given = {"mask": mask, "domain": domain, "given": (gamma, beta)}
         y, new = layer.apply(x, state, own, decisions, context, **given)
         keep(self, new)

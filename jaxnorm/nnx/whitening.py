@@ -97,7 +97,7 @@ class DecorrelatedBatchNorm(AffineModule):
         x = _axes.check_input(x)
         layer, context = self.options, self.context
         evaluate = layer.decide(use_running_average, context)
-        state = state_of(self, layer.first_state(x.shape, x.dtype), x.shape, self.label)
+        state = state_of(self, layer.first_state(x.shape, x.dtype), x.shape)
         own = self.own(x, gamma=gamma, beta=beta)
         y, new = layer.apply(x, state, own, evaluate, context, mask=mask)
         keep(self, new)

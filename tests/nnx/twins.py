@@ -1,5 +1,7 @@
 """A module of `jaxnorm.nnx` beside the one of `jaxnorm.linen`, with the same values."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -55,7 +57,13 @@ def make_twins(rng, name, sizes, shape, options):
 
 def merged(variables):
     """Returns all variables of a linen module as one tree, as those of the NNX module lie."""
-    return {**variables.get("params", {}), **variables.get("batch_stats", {})}
+    return functools.reduce(_merge, variables.values(), {})
+
+
+def _merge(a, b):
+    if not isinstance(b, dict):
+        return b
+    return {k: _merge(a.get(k, {}), b[k]) if k in b else a[k] for k in {**a, **b}}
 
 
 def values(module, kind=nnx.Variable):
