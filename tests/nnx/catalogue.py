@@ -1,0 +1,100 @@
+"""The catalogue's modules for NNX beside those for linen, one line for each."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import jaxnorm.linen as jnn
+import jaxnorm.nnx as jnx
+from tests.nnx.twins import KEY, draw, merged
+
+SHAPE = (4, 6, 8)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Twin:
+    """A module of both libraries.
+
+    Attributes:
+      linen: the module, without variables.
+      make: the NNX module, of rngs.
+      others: what the call takes beside the input.
+      trained: whether it has a mode.
+      masked: whether the call takes a mask.
+    """
+
+    linen: nn.Module
+    make: Callable[[nnx.Rngs], nnx.Module]
+    others: tuple[Any, ...] = ()
+    trained: bool = False
+    masked: bool = True
+
+    def start(self):
+        """The first variables of the linen module."""
+        mode = {"use_running_average": True} if self.trained else {}
+        return self.linen.init(KEY, jnp.zeros(SHAPE), *self.others, **mode)
+
+    def variables(self, rng):
+        """Random ones, above 0 as variances and counts are."""
+        return jax.tree.map(lambda a: 0.5 + jnp.abs(draw(rng, a.shape, a.dtype)), self.start())
+
+    def load(self, variables):
+        """The NNX module with the variables of the linen module."""
+        module = self.make(nnx.Rngs(0))
+        nnx.update(module, merged(variables))
+        return module
+
+
+def same(name, *sizes, only_nnx=None, **options):
+    """A twin whose options are the same in both libraries."""
+    about = {k: options.pop(k) for k in ("others", "trained", "masked") if k in options}
+    make = lambda rngs: getattr(jnx, name)(*sizes, **options, **(only_nnx or {}), rngs=rngs)  # noqa: E731
+    return Twin(linen=getattr(jnn, name)(**options), make=make, **about)
+
+
+GATE = jnp.linspace(-2, 2, 4 * 6 * 8).reshape(SHAPE)
+CONDITION = jnp.linspace(-1, 1, 12).reshape(4, 3)
+MAP = jnp.linspace(-1, 1, 4 * 12 * 3).reshape(4, 12, 3)
+GRAPHS = jnp.asarray([0, 1, 1, 0])
+
+TWINS = {
+    "ScaleNorm": same("ScaleNorm", 8),
+    "LocalResponseNorm": same("LocalResponseNorm", size=3, alpha=1.0, masked=False),
+    "DivisiveNorm": same("DivisiveNorm", 8, window=3, reduction_axes=1),
+    "FilterResponseNorm": same("FilterResponseNorm", 8, use_learned_epsilon=True),
+    "GlobalResponseNorm": same("GlobalResponseNorm", 6, channel_axis=1),
+    "EvoNormS0": same("EvoNormS0", 8, num_groups=2),
+    "EvoNormB0": same("EvoNormB0", 8, trained=True),
+    "PolyNorm": same("PolyNorm"),
+    "GatedRMSNorm": same("GatedRMSNorm", 8, group_size=4, others=(GATE,), masked=False),
+    "DynamicTanh": same("DynamicTanh", 8, masked=False),
+    "DynamicErf": same("DynamicErf", (6, 8), feature_axes=(1, 2), masked=False),
+    "LayerScale": same("LayerScale", 8, masked=False),
+    "SwitchableNorm": same("SwitchableNorm", 8, momentum=None, trained=True),
+    "BatchInstanceNorm": same("BatchInstanceNorm", 8, trained=True),
+    "BatchChannelNorm": same("BatchChannelNorm", 8, num_groups=2, trained=True),
+    "GraphNorm": same("GraphNorm", (6, 8), num_segments=2, others=(GRAPHS,)),
+    "CumulativeNorm": same("CumulativeNorm", 8, decode=True, only_nnx={"input_shape": SHAPE}),
+    "AdaptiveNorm": Twin(
+        linen=jnn.AdaptiveNorm(jnn.BatchNorm(), activation=nn.silu),
+        make=lambda rngs: jnx.AdaptiveNorm(
+            jnx.BatchNorm(8), 3, activation=nnx.silu, rngs=rngs
+        ),
+        others=(CONDITION,),
+        trained=True,
+    ),
+    "SPADE": Twin(
+        linen=jnn.SPADE(jnn.InstanceNorm(), hidden=5),
+        make=lambda rngs: jnx.SPADE(
+            jnx.InstanceNorm(8), 3, hidden=5, num_position_axes=1, rngs=rngs
+        ),
+        others=(MAP,),
+    ),
+    "RevIN": same("RevIN", 8),
+    "InputNorm": same("InputNorm", 8, clip=1.5, trained=True),
+}
