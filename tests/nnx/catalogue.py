@@ -5,13 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnx
-from tests.nnx.twins import KEY, draw, merged
+from tests.nnx.twins import KEY
 
 SHAPE = (4, 6, 8)
 
@@ -38,16 +37,6 @@ class Twin:
         """The first variables of the linen module."""
         mode = {"use_running_average": True} if self.trained else {}
         return self.linen.init(KEY, jnp.zeros(SHAPE), *self.others, **mode)
-
-    def variables(self, rng):
-        """Random ones, above 0 as variances and counts are."""
-        return jax.tree.map(lambda a: 0.5 + jnp.abs(draw(rng, a.shape, a.dtype)), self.start())
-
-    def load(self, variables):
-        """The NNX module with the variables of the linen module."""
-        module = self.make(nnx.Rngs(0))
-        nnx.update(module, merged(variables))
-        return module
 
 
 def same(name, *sizes, only_nnx=None, **options):
@@ -82,9 +71,7 @@ TWINS = {
     "CumulativeNorm": same("CumulativeNorm", 8, decode=True, only_nnx={"input_shape": SHAPE}),
     "AdaptiveNorm": Twin(
         linen=jnn.AdaptiveNorm(jnn.BatchNorm(), activation=nn.silu),
-        make=lambda rngs: jnx.AdaptiveNorm(
-            jnx.BatchNorm(8), 3, activation=nnx.silu, rngs=rngs
-        ),
+        make=lambda rngs: jnx.AdaptiveNorm(jnx.BatchNorm(8), 3, activation=nnx.silu, rngs=rngs),
         others=(CONDITION,),
         trained=True,
     ),

@@ -21,6 +21,7 @@ STATE = {
 }
 SIZES = {"num_features": AFFINE["num_features"]}
 MODE = {"use_running_average": STATE["use_running_average"]}
+AFFINE_MODE, SIZES_MODE = {**AFFINE, **MODE}, {**SIZES, **MODE}
 # Options that only one of the two has, or that start otherwise; all of NNX have rngs.
 DIFFERENT = {
     "BatchNorm": STATE,
@@ -34,9 +35,9 @@ DIFFERENT = {
         AFFINE,
     ),
     **dict.fromkeys(("DynamicTanh", "DynamicErf", "RevIN"), AFFINE),
-    **dict.fromkeys(("EvoNormB0", "SwitchableNorm", "BatchInstanceNorm"), {**AFFINE, **MODE}),
+    **dict.fromkeys(("EvoNormB0", "SwitchableNorm", "BatchInstanceNorm"), AFFINE_MODE),
     **dict.fromkeys(("ScaleNorm", "LayerScale", "GatedRMSNorm"), SIZES),
-    **dict.fromkeys(("InputNorm", "BatchChannelNorm"), {**SIZES, **MODE}),
+    **dict.fromkeys(("InputNorm", "BatchChannelNorm"), SIZES_MODE),
     "LocalResponseNorm": {},
     "PolyNorm": {},
     "CumulativeNorm": {**AFFINE, "input_shape": "a cache is made before an input is seen"},
