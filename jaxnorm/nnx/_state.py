@@ -47,8 +47,8 @@ def state_of(
     for name, make in first.items():
         if not hasattr(module, name):
             raise ValueError(
-                f"{module.label} was made without a running {name}, which its options of now need; "
-                f"{remedy or 'give them when it is made.'}"
+                f"{module.label} was made without a running {name}, which its options of now need. "
+                f"{remedy or 'Give them when it is made.'}"
             )
         state[name] = getattr(module, name)[...]
         expected = jax.eval_shape(make)
@@ -58,13 +58,12 @@ def state_of(
                 f"hold that of complex inputs; make it with dtype={expected.dtype}."
             )
         if state[name].shape != expected.shape:
-            sizes = "give the sizes of the features as num_features"
+            sizes = "Give the sizes of the features as num_features"
             if hasattr(module, "input_shape"):
                 sizes += "; and input_shape, if some axes are neither pooled nor of features"
             raise ValueError(
                 f"{module.label} has a running {name} of shape {state[name].shape}, which does not "
-                f"fit an input of shape {shape}, that needs {expected.shape}; "
-                f"{remedy or sizes + '.'}"
+                f"fit an input of shape {shape}: expected {expected.shape}. {remedy or sizes + '.'}"
             )
     return state
 

@@ -154,9 +154,9 @@ class BatchChannelNorm(SizedModule):
 
     Example:
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx
-      >>> norm = jnx.BatchChannelNorm(2, num_groups=1)
-      >>> norm(jnp.array([[1., 10.], [3., 50.]])).shape, norm.batch.mean.round(3).tolist()
-      ((2, 2), [0.02, 0.3])
+      >>> norm = jnx.BatchChannelNorm(2, num_groups=1, momentum=0.5)
+      >>> norm(jnp.array([[1., 10.], [3., 50.]])).shape, norm.batch.mean[...].tolist()
+      ((2, 2), [1.0, 15.0])
 
     Reference: Qiao, Wang, Liu, Shen & Yuille 2019, Micro-Batch Training with Batch-Channel
     Normalization and Weight Standardization, arXiv:1903.10520.

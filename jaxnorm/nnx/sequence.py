@@ -70,7 +70,7 @@ class CumulativeNorm(AffineModule):
         """Normalizes `x`; a gamma or beta given here replaces the module's own."""
         x = _axes.check_input(x)
         layer, own = self.options, self.own(x, gamma=gamma, beta=beta)
-        remedy = "begin the stream with init_cache(x.shape)."
+        remedy = "Begin the stream with init_cache(x.shape)."
         state = state_of(self, layer.first_state(x.shape, x.dtype), x.shape, remedy)
         y, new = layer.apply(x, own, state, self.context, mask)
         keep(self, new)
