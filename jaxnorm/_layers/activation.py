@@ -141,12 +141,5 @@ class EvoNormS0Layer(ChannelLayer):
     def apply(self, x: jax.Array, own: Own, context: Context, mask: ArrayLike | None) -> jax.Array:
         """Normalizes `x`."""
         del context
-        return evolved.evo_norm_s0(
-            x,
-            **own,
-            num_groups=self.num_groups,
-            channel_axis=self.channel(x.shape),
-            epsilon=self.epsilon,
-            mask=mask,
-            dtype=self.dtype,
-        )
+        options = {"num_groups": self.num_groups, "mask": mask}
+        return evolved.evo_norm_s0(x, **own, **options, **self.arguments(x))

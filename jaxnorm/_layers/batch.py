@@ -103,6 +103,17 @@ class BatchLayer(AffineLayer):
         by_batch = self.train_statistics == self.eval_statistics == "batch"
         return by_batch and self.update_running is False and self.frozen is None
 
+    def first_state_of(
+        self, sizes: tuple[int, ...], dtype: DTypeLike, shape: Sequence[int] | None
+    ) -> FirstState:
+        """Returns what the state starts at before an input is seen; empty if it serves no call.
+
+        It is that of features of `sizes`, all other axes being pooled, or of inputs of `shape`.
+        """
+        if self.keeps_none:
+            return {}
+        return self.first_moments(sizes if shape is None else self.kept_sizes(tuple(shape)), dtype)
+
     def first_moments(self, sizes: tuple[int, ...], dtype: DTypeLike) -> FirstState:
         """Returns what running moments start at, for the `sizes` of the axes not pooled."""
         counts = self.momentum is None or self.debias

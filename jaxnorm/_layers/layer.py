@@ -122,19 +122,26 @@ class ChannelLayer(AffineLayer):
     epsilon: float
     channel_axis: int
 
-    def channel(self, shape: tuple[int, ...]) -> int:
-        """Returns the axis of the channels."""
-        return _axes.canonical_axis(self.channel_axis, shape, "channel_axis")
-
     def features_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (self.channel(shape),)
+        return (_axes.canonical_axis(self.channel_axis, shape, "channel_axis"),)
+
+    def arguments(self, x: jax.Array) -> dict[str, Any]:
+        """Returns what the options say, as functions take it."""
+        (channel,) = self.features_of(x.shape)
+        return {"channel_axis": channel, "epsilon": self.epsilon, "dtype": self.dtype}
 
 
-def positions(axes: Axes | None, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Returns `reduction_axes` that may be left to a function, checked under their own name."""
-    if axes is None:
-        return None
-    return _axes.canonical_axes(axes, shape, "reduction_axes", allow_empty=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PositionLayer(ChannelLayer):
+    """Base of those that pool over positions, which their functions choose if no option does."""
+
+    reduction_axes: Axes | None
+
+    def arguments(self, x: jax.Array) -> dict[str, Any]:
+        axes = self.reduction_axes
+        if axes is not None:
+            axes = _axes.canonical_axes(axes, x.shape, "reduction_axes", allow_empty=True)
+        return {**super().arguments(x), "axis": axes}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from jaxnorm._layers import running, sources
 from jaxnorm._layers.decisions import Decisions
 from jaxnorm._layers.layer import (
     AffineLayer,
+    ChannelLayer,
     Context,
     FirstState,
     Own,
@@ -113,19 +114,7 @@ class EvoNormB0Layer(MixtureLayer):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _ChannelMixture(MixtureLayer):
-    channel_axis: int
-
-    def features_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (_axes.canonical_axis(self.channel_axis, shape, "channel_axis"),)
-
-    def arguments(self, x: jax.Array) -> dict[str, Any]:
-        """Returns what the options say, as functions take it."""
-        (channel,) = self.features_of(x.shape)
-        return {"channel_axis": channel, "epsilon": self.epsilon, "dtype": self.dtype}
-
-
-class SwitchableNormLayer(_ChannelMixture):
+class SwitchableNormLayer(MixtureLayer, ChannelLayer):
     """The options of `jaxnorm.linen.SwitchableNorm`."""
 
     def parameters(self, sizes: tuple[int, ...]) -> Parameters:
@@ -139,7 +128,8 @@ class SwitchableNormLayer(_ChannelMixture):
         return adaptive.switchable_norm(x, **own, **call, **self.arguments(x))
 
 
-class BatchInstanceNormLayer(_ChannelMixture):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchInstanceNormLayer(MixtureLayer, ChannelLayer):
     """The options of `jaxnorm.linen.BatchInstanceNorm`."""
 
     def parameters(self, sizes: tuple[int, ...]) -> Parameters:

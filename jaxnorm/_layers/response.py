@@ -12,13 +12,12 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._layers.layer import (
     AffineLayer,
-    ChannelLayer,
     Context,
     Layer,
     Own,
     Parameter,
     Parameters,
-    positions,
+    PositionLayer,
 )
 from jaxnorm.functional import local, response
 
@@ -83,31 +82,19 @@ class DivisiveNormLayer(AffineLayer):
         return local.divisive_norm(x, **own, axis=self.reduction_axes, mask=mask, **options)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GlobalResponseNormLayer(ChannelLayer):
+class GlobalResponseNormLayer(PositionLayer):
     """The options of `jaxnorm.linen.GlobalResponseNorm`."""
-
-    reduction_axes: Axes | None
 
     def apply(self, x: jax.Array, own: Own, context: Context, mask: ArrayLike | None) -> jax.Array:
         """Normalizes `x`."""
         del context
-        return response.global_response_norm(
-            x,
-            **own,
-            axis=positions(self.reduction_axes, x.shape),
-            channel_axis=self.channel(x.shape),
-            epsilon=self.epsilon,
-            mask=mask,
-            dtype=self.dtype,
-        )
+        return response.global_response_norm(x, **own, mask=mask, **self.arguments(x))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FilterResponseNormLayer(ChannelLayer):
+class FilterResponseNormLayer(PositionLayer):
     """The options of `jaxnorm.linen.FilterResponseNorm`."""
 
-    reduction_axes: Axes | None
     use_tau: bool
     use_learned_epsilon: bool
 
@@ -122,12 +109,4 @@ class FilterResponseNormLayer(ChannelLayer):
     def apply(self, x: jax.Array, own: Own, context: Context, mask: ArrayLike | None) -> jax.Array:
         """Normalizes `x`."""
         del context
-        return response.filter_response_norm(
-            x,
-            **own,
-            axis=positions(self.reduction_axes, x.shape),
-            channel_axis=self.channel(x.shape),
-            epsilon=self.epsilon,
-            mask=mask,
-            dtype=self.dtype,
-        )
+        return response.filter_response_norm(x, **own, mask=mask, **self.arguments(x))

@@ -67,8 +67,15 @@ class WhiteningLayer(AffineLayer):
             return first
         return first_placed(first, dict(zip(first, layout.specs(spec, False), strict=False)))
 
-    def first_state_of(self, sizes: tuple[int, ...], dtype: DTypeLike) -> FirstState:
-        """Returns what they start at for units of those `sizes`, all other axes being pooled."""
+    def first_state_of(
+        self, sizes: tuple[int, ...], dtype: DTypeLike, shape: Sequence[int] | None
+    ) -> FirstState:
+        """Returns what they start at before an input is seen.
+
+        That is for units of `sizes`, all other axes being pooled, or for inputs of `shape`.
+        """
+        if shape is not None:
+            return self.first_state(tuple(shape), dtype)
         features = tuple(range(1, len(sizes) + 1))
         layer = dataclasses.replace(self, reduction_axes=0, feature_axes=features)
         return layer.first_state((1, *sizes), dtype)

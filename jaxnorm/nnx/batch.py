@@ -104,13 +104,8 @@ class BatchNorm(AffineModule):
     def make(self, **given: Any) -> None:
         """Makes gamma, beta and the running statistics."""
         super().make(**given)
-        layer = self.options
-        if layer.keeps_none:
-            return
-        sizes = self.sizes
-        if self.input_shape is not None:
-            sizes = layer.kept_sizes(tuple(self.input_shape))
-        make_state(self, layer.first_moments(sizes, self.state_dtype))
+        first = self.options.first_state_of(self.sizes, self.state_dtype, self.input_shape)
+        make_state(self, first)
 
     def __call__(
         self,

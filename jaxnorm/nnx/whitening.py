@@ -77,11 +77,7 @@ class DecorrelatedBatchNorm(AffineModule):
     def make(self, **given: Any) -> None:
         """Makes gamma, beta and the running statistics."""
         super().make(**given)
-        layer = self.options
-        if self.input_shape is None:
-            first = layer.first_state_of(self.sizes, self.state_dtype)
-        else:
-            first = layer.first_state(tuple(self.input_shape), self.state_dtype)
+        first = self.options.first_state_of(self.sizes, self.state_dtype, self.input_shape)
         make_state(self, first)
 
     def __call__(
