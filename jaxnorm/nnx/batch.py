@@ -23,42 +23,13 @@ class BatchNorm(AffineModule):
     In training (`model.train()`, as models are made) the batch's statistics normalize, and the
     running mean and variance, of the kind `nnx.BatchStat`, move towards them. In evaluation
     (`model.eval()`) the running ones normalize and nothing changes. Each part of that can be
-    decided by itself:
-
-    - which statistics normalize: `train_statistics` and `eval_statistics`, each "batch",
-      "running", "renorm" (`jaxnorm.batch_renorm`), or a number, the batch's weight in a mixture
-      with the running ones (`jaxnorm.blended_batch_norm`). Prediction by the batch is
-      `eval_statistics="batch"`.
-    - whether the running ones are updated: `update_running`, by default in training only.
-    - `frozen`: the running ones normalize and nothing is updated, whatever the call says.
+    decided by itself, as the twin for linen says; the options that are not listed are those of
+    `jaxnorm.linen.BatchNorm`.
 
     Attributes:
-      epsilon: added to the variance.
       num_features: size of gamma and beta; sizes where they have several axes, ascending.
       use_running_average: evaluation or training, as `model.eval()` and `model.train()` set it;
         here or in the call, which wins.
-      train_statistics: what normalizes in training.
-      eval_statistics: what normalizes in evaluation.
-      update_running: whether the running statistics are updated; here or in the call, which wins.
-      frozen: "statistics" freezes those; "all" also lets no gradient reach gamma and beta.
-      reduction_axes: the axes pooled; default: all that are not in `feature_axes`.
-      feature_axes: the axes that gamma and beta vary along; default: all that are not in
-        `reduction_axes`, or the last if neither is given.
-      batch_axis: the axis of the examples, for virtual batches and domains.
-      momentum: decay of the running statistics: new = momentum * old + (1 - momentum) * batch.
-        None: the plain average of all batches.
-      debias: whether the running statistics give their initial values no weight, as in Haiku.
-      unbiased: whether the running variance is unbiased (m / (m - 1)), as in the paper.
-      num_virtual_batches: into how many parts the batch is divided, over all devices together;
-        see `jaxnorm.ghost_batch_norm`.
-      r_max: limit of "renorm"; a number, or a schedule: a function of the number of updates.
-      d_max: like `r_max`.
-      num_domains: how many domains or classes have statistics of their own; the call then takes
-        `domain`, an integer for the whole batch or one for each example. As two domains for clean
-        and adversarial examples this is auxiliary batch norm.
-      affine_per_domain: whether gamma and beta are separate for each domain as well.
-      axis_name: mapped axes to pool over as well, as in synchronised batch norm.
-      axis_index_groups: groups of indices of `axis_name` that pool together.
       dtype: dtype of the result; default: that of the input. The running statistics have it, or
         without it `param_dtype`, in float32 or wider: complex inputs need a complex one.
       input_shape: an example of the inputs' shape, where they have axes that are neither pooled

@@ -13,13 +13,11 @@ class LayerNorm(MappedNorm):
 
     The same in training and at test time: it keeps no statistics.
 
+    The options that are not listed are those of `jaxnorm.linen.LayerNorm`.
+
     Attributes:
-      num_features: size of the features; sizes where they have several axes, ascending.
-      reduction_axes: the axes pooled.
-      feature_axes: the axes that gamma and beta vary along.
+      num_features: size of gamma and beta; sizes where they have several axes, ascending.
       gamma_offset: added to gamma; give `gamma_init=nnx.initializers.zeros` with 1.0.
-      axis_name: mapped axes to pool over as well, for features divided over devices.
-      axis_index_groups: groups of indices of `axis_name` that pool together.
 
     Example:
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx
@@ -42,14 +40,11 @@ class LayerNorm(MappedNorm):
 class RMSNorm(MappedNorm):
     """Root mean square normalization; see `jaxnorm.rms_norm`. Has no beta by default.
 
+    The options that are not listed are those of `jaxnorm.linen.RMSNorm`.
+
     Attributes:
-      num_features: size of the features; sizes where they have several axes, ascending.
-      reduction_axes: the axes pooled.
-      feature_axes: the axes that gamma and beta vary along.
+      num_features: size of gamma; sizes where it has several axes, ascending.
       gamma_offset: added to gamma; 1.0 with `gamma_init=nnx.initializers.zeros` is Gemma's rule.
-      cast_before_gamma: round to the input's dtype before gamma is applied, Llama's rule.
-      axis_name: mapped axes to pool over as well, for features divided over devices.
-      axis_index_groups: groups of indices of `axis_name` that pool together.
 
     Example:
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx

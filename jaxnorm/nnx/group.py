@@ -11,14 +11,10 @@ from jaxnorm.nnx._base import MappedNorm, module
 class GroupNorm(MappedNorm):
     """Group normalization; see `jaxnorm.group_norm`.
 
+    The options that are not listed are those of `jaxnorm.linen.GroupNorm`.
+
     Attributes:
       num_features: number of channels.
-      num_groups: into how many groups the channels are divided; 32 if `group_size` is not given.
-      group_size: channels per group, instead of `num_groups`.
-      channel_axis: the axis of the channels.
-      reduction_axes: the axes pooled beside the group's channels; default: all but axis 0.
-      axis_name: mapped axes to pool over as well, for positions divided over devices.
-      axis_index_groups: groups of indices of `axis_name` that pool together.
 
     Example:
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx
@@ -42,12 +38,10 @@ class GroupNorm(MappedNorm):
 class InstanceNorm(MappedNorm):
     """Instance normalization; see `jaxnorm.instance_norm`.
 
+    The options that are not listed are those of `jaxnorm.linen.InstanceNorm`.
+
     Attributes:
       num_features: number of channels.
-      channel_axis: the axis of the channels.
-      reduction_axes: the axes pooled; default: all but axis 0 and the channels.
-      axis_name: mapped axes to pool over as well, for positions divided over devices.
-      axis_index_groups: groups of indices of `axis_name` that pool together.
 
     Example:
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx

@@ -25,21 +25,12 @@ class DecorrelatedBatchNorm(AffineModule):
     evaluation (`model.eval()`) the running ones serve and nothing changes. A group should have
     fewer units than the batch has examples.
 
+    The options that are not listed are those of `jaxnorm.linen.DecorrelatedBatchNorm`.
+
     Attributes:
-      epsilon: added to the variances.
       num_features: number of units; sizes where they have several axes, ascending.
       use_running_average: evaluation or training, as `model.eval()` and `model.train()` set it;
         here or in the call, which wins. A traced boolean computes both.
-      reduction_axes: the axes pooled; default: all that are not in `feature_axes`.
-      feature_axes: the axes of the units, along which gamma and beta vary, too.
-      num_groups: into how many groups of neighbouring units they are divided, each whitened by
-        itself. The papers use groups of 16 to 64 units.
-      method: "zca", by eigenvalues, or "iterative", by Newton's iteration.
-      num_iterations: of the iterative method.
-      momentum: decay of the running statistics: new = momentum * old + (1 - momentum) * batch.
-      unbiased: whether the running projection goes by the unbiased covariance.
-      axis_name: mapped axes to pool over as well.
-      axis_index_groups: groups of indices of `axis_name` that pool together.
       dtype: dtype of the result; default: that of the input. The running statistics have it, or
         without it `param_dtype`, in float32 or wider: complex inputs need a complex one.
       input_shape: an example of the inputs' shape, where they have axes that are neither pooled
