@@ -11,8 +11,7 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.mesh import spec_of
-from jaxnorm._layers.whitening import WhiteningLayer
-from jaxnorm.functional.whitening import Method
+from jaxnorm._layers.whitening import Method, WhiteningLayer
 from jaxnorm.linen._base import AffineModule
 from jaxnorm.linen._state import StateVariables
 

@@ -147,9 +147,7 @@ class SpectralNorm(WeightWrapper):
     ) -> Any:
         """Calls the layer, or one of its other methods, with normalized weights."""
         layer, weights = self.options, {}
-        given = self.update_stats if update_stats is None else update_stats
-        training = not self.use_running_average if given is None else given
-        update = layer.decide(training, self.context)
+        update = layer.decide(update_stats, self.context, not self.use_running_average)
         for path, parameter in self.chosen().items():
             weights[path], new = layer.apply(parameter[...], self.own(path), update)
             keep(self, {own_name(path, name): value for name, value in (new or {}).items()})

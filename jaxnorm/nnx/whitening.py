@@ -10,8 +10,7 @@ import jax
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm._core.collectives import AxisIndexGroups
-from jaxnorm._layers.whitening import WhiteningLayer
-from jaxnorm.functional.whitening import Method
+from jaxnorm._layers.whitening import Method, WhiteningLayer
 from jaxnorm.nnx._base import AffineModule, module
 from jaxnorm.nnx._state import keep, make_state, state_of
 
