@@ -81,9 +81,9 @@ class LayerModule(nnx.Module):
 
     def __post_init__(self, *given: Any) -> None:
         freeze_lists(self)
-        self.make(**dict(zip(self.only_to_make, given, strict=True)))
+        self._make(**dict(zip(self.only_to_make, given, strict=True)))
 
-    def make(self, **given: Any) -> None:
+    def _make(self, **given: Any) -> None:
         """Makes the variables, of the options `given` that are not kept."""
 
     @property
@@ -125,7 +125,7 @@ class ParametricModule(LayerModule):
 
     param_dtype: DTypeLike = jnp.float32
 
-    def make(self, *, rngs: nnx.Rngs | None, **given: Any) -> None:
+    def _make(self, *, rngs: nnx.Rngs | None, **given: Any) -> None:
         """Makes the parameters; an attribute of one that an option leaves out is None."""
         for name, parameter in self.options.parameters(self.sizes).items():
             variable = None
@@ -134,7 +134,7 @@ class ParametricModule(LayerModule):
                 init = given[option] or nnx.initializers.constant(first)
                 value = draw(name, self._maker(init, shape), rngs, self.label)
                 variable = nnx.Param(value, **given.get(f"{name}_metadata", NO_METADATA))
-            setattr(self, self.called(name), nnx.data(variable))
+            setattr(self, self._called(name), nnx.data(variable))
 
     def _maker(self, init: Initializer, shape: tuple[int, ...]) -> Callable[[Any], Any]:
         return lambda key: init(key, shape, self.param_dtype)
@@ -144,23 +144,23 @@ class ParametricModule(LayerModule):
         """The dtype of inputs that the running statistics are made for."""
         return self.param_dtype if self.dtype is None else self.dtype
 
-    def called(self, name: str) -> str:
+    def _called(self, name: str) -> str:
         """Returns what a parameter is called in the model."""
         return name
 
-    def own(self, x: jax.Array, **given: ArrayLike | None) -> dict[str, Any]:
+    def _own(self, x: jax.Array, **given: ArrayLike | None) -> dict[str, Any]:
         """Returns the parameters, by name: those `given` in the call, else the module's own."""
         layer = self.options
         values: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
         for name, parameter in layer.parameters(layer.sizes(x.shape)).items():
-            variable: nnx.Param | None = getattr(self, self.called(name))
+            variable: nnx.Param | None = getattr(self, self._called(name))
             if parameter is None or variable is None or name in values:
                 continue
             value = variable[...]
             # Compared with the parameter and not num_features: devices hold parts of both.
             if value.shape != parameter.shape:
                 raise ValueError(
-                    f"{self.label} has a {self.called(name)} of shape {value.shape}, which does "
+                    f"{self.label} has a {self._called(name)} of shape {value.shape}, which does "
                     f"not fit an input of shape {x.shape} with features on axes "
                     f"{layer.features_of(x.shape)}: expected {parameter.shape}. Give their sizes "
                     "as num_features."
@@ -179,10 +179,10 @@ class SizedModule(ParametricModule):
 
     num_features: int | Sequence[int] = dataclasses.field(kw_only=False)
 
-    def make(self, **given: Any) -> None:
+    def _make(self, **given: Any) -> None:
         """Makes the parameters, of the sizes of the features."""
         self.num_features = check_sizes(self.num_features)
-        super().make(**given)
+        super()._make(**given)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -213,16 +213,16 @@ class AffineModule(SizedModule):
     gamma_metadata: InitVar[Metadata] = NO_METADATA
     beta_metadata: InitVar[Metadata] = NO_METADATA
 
-    def called(self, name: str) -> str:
+    def _called(self, name: str) -> str:
         """Returns what a parameter is called in the model: gamma and beta as `param_names` say."""
         gamma, beta = self.param_names
         return {"gamma": gamma, "beta": beta}.get(name, name)
 
-    def leave_to_calls(self, *names: str) -> None:
+    def _leave_to_calls(self, *names: str) -> None:
         """Gives up the module's own gamma, beta or both, which each call brings from now on."""
         for name in names:
             setattr(self, f"use_{name}", False)
-            setattr(self, self.called(name), nnx.data(None))
+            setattr(self, self._called(name), nnx.data(None))
 
 
 @module
@@ -239,7 +239,7 @@ class PlainNorm(AffineModule):
     ) -> jax.Array:
         """Normalizes `x`; a gamma or beta given here replaces the module's own."""
         x = _axes.check_input(x)
-        own = self.own(x, gamma=gamma, beta=beta)
+        own = self._own(x, gamma=gamma, beta=beta)
         return self.options.apply(x, own, self.context, mask)
 
 

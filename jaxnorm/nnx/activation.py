@@ -38,7 +38,7 @@ class _Squash(AffineModule):
     ) -> jax.Array:
         """Squashes `x`; a gamma or beta given here replaces the module's own."""
         x = _axes.check_input(x)
-        return self.options.apply(x, self.own(x, gamma=gamma, beta=beta))
+        return self.options.apply(x, self._own(x, gamma=gamma, beta=beta))
 
 
 @module
@@ -112,7 +112,7 @@ class LayerScale(SizedModule):
     def __call__(self, x: ArrayLike, *, gamma: ArrayLike | None = None) -> jax.Array:
         """Scales `x`; a gamma given here replaces the module's own."""
         x = _axes.check_input(x)
-        return self.options.apply(x, self.own(x, gamma=gamma))
+        return self.options.apply(x, self._own(x, gamma=gamma))
 
 
 @module
@@ -144,7 +144,7 @@ class PolyNorm(ParametricModule):
     def __call__(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
         """Applies the polynomial to `x`."""
         x = _axes.check_input(x)
-        return self.options.apply(x, self.own(x), mask)
+        return self.options.apply(x, self._own(x), mask)
 
 
 @module
@@ -180,7 +180,7 @@ class GatedRMSNorm(SizedModule):
     ) -> jax.Array:
         """Normalizes `x`; a gamma given here replaces the module's own."""
         x = _axes.check_input(x)
-        return self.options.apply(x, gate, self.own(x, gamma=gamma))
+        return self.options.apply(x, gate, self._own(x, gamma=gamma))
 
 
 @module

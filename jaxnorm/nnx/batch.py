@@ -72,9 +72,9 @@ class BatchNorm(AffineModule):
     axis_index_groups: AxisIndexGroups = None
     input_shape: Sequence[int] | None = None
 
-    def make(self, **given: Any) -> None:
+    def _make(self, **given: Any) -> None:
         """Makes gamma, beta and the running statistics."""
-        super().make(**given)
+        super()._make(**given)
         first = self.options.first_state_of(self.sizes, self.state_dtype, self.input_shape)
         make_state(self, first)
 
@@ -96,7 +96,7 @@ class BatchNorm(AffineModule):
         x = _axes.check_input(x)
         layer, context = self.options, self.context
         decisions = layer.decide(use_running_average, update_running, context)
-        own = self.own(x, gamma=gamma, beta=beta)
+        own = self._own(x, gamma=gamma, beta=beta)
         state = state_of(self, layer.first_state(x, decisions, context), x.shape)
         given = {"mask": mask, "domain": domain, "given": (gamma, beta)}
         y, new = layer.apply(x, state, own, decisions, context, **given)

@@ -31,7 +31,7 @@ class _OverNorm(nnx.Module):
         """What the fields say, as `technique` takes it."""
         return self.technique.of(self)
 
-    def adopt(self, rngs: nnx.Rngs | None, *names: str) -> tuple[int, nnx.Rngs]:
+    def _adopt(self, rngs: nnx.Rngs | None, *names: str) -> tuple[int, nnx.Rngs]:
         """Takes the parameters of those names from the norm; returns its features, and the keys."""
         label = type(self).__name__
         if not isinstance(self.norm, AffineModule):
@@ -41,7 +41,7 @@ class _OverNorm(nnx.Module):
             )
         if rngs is None:
             raise ValueError(f"{label} has layers of its own and needs rngs=nnx.Rngs(0).")
-        self.norm.leave_to_calls(*names)
+        self.norm._leave_to_calls(*names)
         return self.norm.sizes[-1], rngs
 
 
@@ -83,7 +83,7 @@ class AdaptiveNorm(_OverNorm):
         self, rngs: nnx.Rngs | None, kernel_init: Initializer, bias_init: Initializer
     ) -> None:
         layer = self.options
-        features, keys = self.adopt(rngs, *layer.given)
+        features, keys = self._adopt(rngs, *layer.given)
         self.condition = nnx.Linear(
             self.in_features,
             layer.outputs(features),
@@ -140,7 +140,7 @@ class SPADE(_OverNorm):
 
     def __post_init__(self, rngs: nnx.Rngs | None) -> None:
         layer = self.options
-        features, keys = self.adopt(rngs, "gamma", "beta")
+        features, keys = self._adopt(rngs, "gamma", "beta")
         for name, (inputs, outputs) in layer.channels(self.in_features, features).items():
             window = layer.window(self.num_position_axes)
             convolution = nnx.Conv(inputs, outputs, window, param_dtype=self.param_dtype, rngs=keys)

@@ -50,4 +50,4 @@ class GraphNorm(AffineModule):
     ) -> jax.Array:
         """Normalizes `x`; a gamma or beta given here replaces the module's own."""
         x = _axes.check_input(x)
-        return self.options.apply(x, segment_ids, self.own(x, gamma=gamma, beta=beta), mask)
+        return self.options.apply(x, segment_ids, self._own(x, gamma=gamma, beta=beta), mask)

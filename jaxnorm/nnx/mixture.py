@@ -34,9 +34,9 @@ class _Mixture(AffineModule):
     unbiased: bool = True
     axis_name: str | Sequence[str] | None = None
 
-    def make(self, **given: Any) -> None:
+    def _make(self, **given: Any) -> None:
         """Makes the parameters and the running statistics."""
-        super().make(**given)
+        super()._make(**given)
         make_state(self, self.options.first_state(self.sizes, self.state_dtype, self.context))
 
     def __call__(
@@ -51,7 +51,7 @@ class _Mixture(AffineModule):
         """Normalizes `x`; a gamma or beta given here replaces the module's own."""
         x = _axes.check_input(x)
         layer, context = self.options, self.context
-        own = self.own(x, gamma=gamma, beta=beta)
+        own = self._own(x, gamma=gamma, beta=beta)
         state = state_of(self, layer.first_state(layer.sizes(x.shape), x.dtype, context), x.shape)
         y, new = layer.apply(x, own, state, use_running_average, context, mask)
         keep(self, new)
@@ -172,9 +172,9 @@ class BatchChannelNorm(SizedModule):
     momentum: float | None = 0.99
     axis_name: str | Sequence[str] | None = None
 
-    def make(self, **given: Any) -> None:
+    def _make(self, **given: Any) -> None:
         """Makes the two norms."""
-        super().make(**given)
+        super()._make(**given)
         self.batch = BatchNorm(self.num_features, **self.options.batch)
         self.channel = GroupNorm(self.num_features, **self.options.channel)
 

@@ -90,7 +90,7 @@ class _LayerNormCell(nnx.RNNCellBase):
     def _norm(self, name: str, value: jax.Array) -> jax.Array:
         norm: LayerNorm = getattr(self, name)
         layer = dataclasses.replace(norm.options, dtype=compute_dtype(value.dtype))
-        return layer.apply(value, norm.own(value), norm.context, None)
+        return layer.apply(value, norm._own(value), norm.context, None)
 
     def initialize_carry(
         self,

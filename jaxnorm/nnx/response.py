@@ -51,7 +51,7 @@ class ScaleNorm(SizedModule):
     ) -> jax.Array:
         """Scales `x`; a gamma given here replaces the module's own."""
         x = _axes.check_input(x)
-        return self.options.apply(x, self.own(x, gamma=gamma), mask)
+        return self.options.apply(x, self._own(x, gamma=gamma), mask)
 
 
 @module

@@ -49,9 +49,9 @@ class CumulativeNorm(AffineModule):
     decode: bool = False
     input_shape: Sequence[int] | None = None
 
-    def make(self, **given: Any) -> None:
+    def _make(self, **given: Any) -> None:
         """Makes gamma and beta, and begins a stream if it is told of what."""
-        super().make(**given)
+        super()._make(**given)
         if self.input_shape is not None:
             self.init_cache(self.input_shape)
 
@@ -69,7 +69,7 @@ class CumulativeNorm(AffineModule):
     ) -> jax.Array:
         """Normalizes `x`; a gamma or beta given here replaces the module's own."""
         x = _axes.check_input(x)
-        layer, own = self.options, self.own(x, gamma=gamma, beta=beta)
+        layer, own = self.options, self._own(x, gamma=gamma, beta=beta)
         remedy = "Begin the stream with init_cache(x.shape)."
         state = state_of(self, layer.first_state(x.shape, x.dtype), x.shape, remedy)
         y, new = layer.apply(x, own, state, self.context, mask)

@@ -61,14 +61,14 @@ class RevIN(AffineModule):
     def normalize(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
         """Normalizes `x` and keeps its moments."""
         x = _axes.check_input(x)
-        y, _MOMENTS[self] = self.options.normalize(x, self.own(x), mask)
+        y, _MOMENTS[self] = self.options.normalize(x, self._own(x), mask)
         return y
 
     def denormalize(self, y: ArrayLike, *, moments: Moments | None = None) -> jax.Array:
         """Brings `y` back to the scale of the series that was normalized last."""
         y = _axes.check_input(y, "y")
         moments = _MOMENTS.get(self) if moments is None else moments
-        return self.options.denormalize(y, self.own(y), moments)
+        return self.options.denormalize(y, self._own(y), moments)
 
 
 @module
@@ -107,7 +107,7 @@ class InputNorm(LayerModule):
     axis_name: str | Sequence[str] | None = None
     axis_index_groups: AxisIndexGroups = None
 
-    def make(self, **given: Any) -> None:
+    def _make(self, **given: Any) -> None:
         """Makes the moments of nothing."""
         del given
         self.num_features = check_sizes(self.num_features)
@@ -119,7 +119,7 @@ class InputNorm(LayerModule):
         assert isinstance(self.num_features, tuple)
         return self.num_features
 
-    def population(self, x: jax.Array) -> dict[str, jax.Array]:
+    def _population(self, x: jax.Array) -> dict[str, jax.Array]:
         """Returns the moments of all inputs, for inputs like `x`."""
         layer = self.options
         return state_of(self, layer.first_state(layer.sizes(x.shape), x.dtype), x.shape)
@@ -133,7 +133,7 @@ class InputNorm(LayerModule):
     ) -> jax.Array:
         """Normalizes `x`."""
         x = _axes.check_input(x)
-        state = self.population(x)
+        state = self._population(x)
         y, new = self.options.apply(x, state, use_running_average, self.context, mask)
         keep(self, new)
         return y
@@ -141,4 +141,4 @@ class InputNorm(LayerModule):
     def inverse(self, y: ArrayLike) -> jax.Array:
         """Brings `y` back to the scale of the raw inputs."""
         y = _axes.check_input(y, "y")
-        return self.options.inverse(y, self.population(y))
+        return self.options.inverse(y, self._population(y))

@@ -64,9 +64,9 @@ class DecorrelatedBatchNorm(AffineModule):
     axis_index_groups: AxisIndexGroups = None
     input_shape: Sequence[int] | None = None
 
-    def make(self, **given: Any) -> None:
+    def _make(self, **given: Any) -> None:
         """Makes gamma, beta and the running statistics."""
-        super().make(**given)
+        super()._make(**given)
         first = self.options.first_state_of(self.sizes, self.state_dtype, self.input_shape)
         make_state(self, first)
 
@@ -84,7 +84,7 @@ class DecorrelatedBatchNorm(AffineModule):
         layer, context = self.options, self.context
         evaluate = layer.decide(use_running_average, context)
         state = state_of(self, layer.first_state(x.shape, x.dtype), x.shape)
-        own = self.own(x, gamma=gamma, beta=beta)
+        own = self._own(x, gamma=gamma, beta=beta)
         y, new = layer.apply(x, state, own, evaluate, context, mask=mask)
         keep(self, new)
         return y

@@ -240,3 +240,13 @@ def test_running_moments_accumulate(rng):
         norm(part)
     tools.settle(norm, momentum=0.99)
     chex.assert_trees_all_close(values(norm), values(whole), atol=1e-6)
+
+
+def test_tables_of_models(rng):
+    """`nnx.tabulate` compiles each public method by itself: none may need what is no array."""
+    rngs, x = nnx.Rngs(0), draw(rng, SHAPE)
+    linear = jnx.WeightNorm(nnx.Linear(8, 8, rngs=rngs))
+    model = nnx.Sequential(linear, jnx.BatchNorm(8), jnx.LayerNorm(8), jnx.RevIN(8))
+    assert "RevIN" in nnx.tabulate(model, x, console_kwargs={"width": 200})
+    norm = jnx.AdaptiveNorm(jnx.EvoNormB0(8), 3, rngs=rngs)
+    assert "EvoNormB0" in nnx.tabulate(norm, x, CONDITION, console_kwargs={"width": 200})
