@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike
 from jaxnorm._layers.conditional import AdaptiveNormLayer, SPADELayer
 from jaxnorm._layers.layer import Layer
@@ -73,7 +73,7 @@ class AdaptiveNorm(_OverNorm, kw_only=True):
         The condition is [*batch, features], or has some of the positions of `x` before its features
         as well. `options` go to the norm: a mask, or whether to evaluate.
         """
-        layer, features = self.options, np.shape(x)[-1]
+        layer, features = self.options, _axes.check_input(x).shape[-1]
         dense = nn.Dense(
             layer.outputs(features),
             param_dtype=self.param_dtype,
@@ -120,9 +120,10 @@ class SPADE(_OverNorm, kw_only=True):
     @nn.compact
     def __call__(self, x: ArrayLike, segmentation: ArrayLike, **options) -> jax.Array:
         """Normalizes `x`, [batch, *positions, channels]; `options` go to the norm."""
-        layer, shape = self.options, np.shape(x)
-        channels = layer.channels(np.shape(segmentation)[-1], shape[-1])
-        window = layer.window(len(shape) - 2)
+        x, segmentation = _axes.check_input(x), _axes.check_input(segmentation, "segmentation")
+        layer = self.options
+        channels = layer.channels(segmentation.shape[-1], x.shape[-1])
+        window = layer.window(x.ndim - 2)
 
         def convolve(name: str, value: jax.Array) -> jax.Array:
             _, outputs = channels[name]
