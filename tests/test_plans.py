@@ -9,6 +9,7 @@ import pytest
 
 from jaxnorm import batch_norm, group_norm, layer_norm
 from jaxnorm._core.plan import PORTABLE, plan_for
+from jaxnorm._core.pool import sum_axes
 from tests import programs, reference, registry, test_contract_exact, test_contract_gradients
 from tests.plans import PLANS, plan_of, planned_as
 
@@ -43,7 +44,7 @@ def test_each_platform_has_its_plan():
         ways = [plan.way for plan in plans]
         on_cpu = "quick" if one_device else "two_passes"
         assert ways == ["quick", "sampled", on_cpu, "two_passes", "two_passes"]
-        assert [plan.staged for plan in plans] == [False, False, True, True, True]
+        assert [plan.staged for plan in plans] == [None, "blocks", "axes", "axes", "axes"]
         assert {plan.one_device for plan in plans[:3]} == {one_device}
         assert plans[3] == plans[4] == PORTABLE
 
@@ -217,3 +218,31 @@ def test_samples_far_from_the_mean(axis, far, rng, planned):
     y, moments = jax.jit(lambda x: batch_norm(x, axis=axis, epsilon=1e-6))(x)
     np.testing.assert_allclose(moments.var, x.astype(np.float64).var(axis), rtol=4e-6)
     assert test_contract_exact.excess(y, expect(x, axis)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "blocks"),
+    [
+        ((3, 16, 5, 4), (1, 2), 8),
+        ((3, 28, 5, 4), (2, 1), 7),
+        ((3, 14, 4), (1,), 7),
+        ((2, 3, 8, 4), (1, 2), 1),  # 3 cannot be cut
+        ((16, 5, 4), (0, 1), 1),  # XLA cuts what goes through all examples
+        ((3, 16, 8), (1, 2), 1),  # rows
+        ((3, 0, 4), (1,), 8),
+        ((3, 1, 4), (1,), 1),
+        ((4,), (), 1),
+    ],
+)
+def test_sums_of_columns_in_blocks(shape, axes, blocks, rng):
+    """On GPU; XLA writes x - mean in float32 before it sums few long columns."""
+    plan = plan_for("gpu", one_device=True)
+    x = jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    total = sum_axes(x, axes, plan)
+    expected = np.sum(np.asarray(x, np.float64), axes, keepdims=True)
+    np.testing.assert_allclose(total, expected, rtol=1e-6, atol=1e-6)
+    text = str(jax.make_jaxpr(lambda x: sum_axes(x, axes, plan))(x))
+    assert text.count("reduce_sum") == (1 if blocks == 1 else 2)
+    assert blocks == 1 or f"[{shape[0]},{blocks}," in text
+    several = str(jax.make_jaxpr(lambda x: sum_axes(x, axes, plan_for("gpu", False)))(x))
+    assert f"[{shape[0]},7," not in several

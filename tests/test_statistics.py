@@ -252,3 +252,18 @@ def test_no_pass_is_taken_without_need(kind, distance, quick, rng):
         for way, plan in WAYS.items():
             jax.block_until_ready(jitted(x, None, COLUMNS, near, plan))
             assert count() == (quick if way == "quick" else 1), way
+
+
+@each_way
+def test_constants_stay_constant_where_sums_are_rough(plan, monkeypatch):
+    """A GPU adds up 100,000 equal numbers with an error of 100 eps."""
+    exact = Pool.sum
+
+    def rough(self, x, plan):
+        return exact(self, x, plan) * jnp.asarray(1 + 100 * jnp.finfo(x.dtype).eps, x.dtype)
+
+    monkeypatch.setattr(Pool, "sum", rough)
+    x = np.array([1 / 3, -1e6 / 7, 1e15, 3.3e-20, -2.7e12], np.float32) * np.ones((64, 1))
+    stats, _ = find(jnp.asarray(x, jnp.float32), None, COLUMNS, None, plan)
+    rest = np.float32(x) - np.asarray(stats.shift) - np.asarray(stats.offset)
+    np.testing.assert_array_equal(rest, 0)

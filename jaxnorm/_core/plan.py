@@ -16,14 +16,15 @@ class Plan(NamedTuple):
         CPU computes a value that two loops use only once, in memory: of bfloat16 input, all of it
         in float32; behind an optimization barrier each loop converts its own copy as it reads.
         "statistics": those alone. XLA on GPU would keep x - mean for several kernels.
-      staged: add up in short sums, for backends that do not add up in trees; see
-        `jaxnorm._core.pool.sum_axes`.
+      staged: how a sum is divided. "axes": one axis after the other, for backends that do not add
+        up in trees. "blocks": what examples have of their own in blocks first. XLA on GPU gives
+        each sum along leading axes few threads, and then writes what is added in float32 first.
       one_device: no array lies on several devices, so that a slice moves no data.
     """
 
     way: Literal["quick", "sampled", "two_passes"] = "two_passes"
     apart: Literal["arrays", "statistics"] | None = None
-    staged: bool = True
+    staged: Literal["axes", "blocks"] | None = "axes"
     one_device: bool = False
 
     def of_rows(self) -> Plan:
@@ -31,7 +32,9 @@ class Plan(NamedTuple):
 
         XLA on GPU makes one kernel of both, which reads a row once, if nothing stands in between.
         """
-        return self._replace(way="two_passes", apart=None) if self.way == "sampled" else self
+        if self.way != "sampled":
+            return self
+        return self._replace(way="two_passes", apart=None, staged=None)
 
     def next_pass(self, arrays: tuple[Any, ...], statistics: Any = ()) -> tuple[Any, ...]:
         """Returns the arrays and the statistics (None stays None) for the next pass over them."""
@@ -45,7 +48,7 @@ class Plan(NamedTuple):
 # Where the backend is not known, and for derivatives of derivatives.
 PORTABLE = Plan()
 # Inside `plain()`.
-PLAIN = Plan(staged=False)
+PLAIN = Plan(staged=None)
 # Beside a collective a pass over the input is cheap.
 MAPPED = Plan("quick")
 
@@ -54,10 +57,10 @@ def plan_for(platform: str | None, one_device: bool) -> Plan:
     """Returns the plan for programs of a platform, on one device or on several."""
     match platform:
         case "tpu":
-            return Plan("quick", staged=False, one_device=one_device)
+            return Plan("quick", staged=None, one_device=one_device)
         case "gpu":
-            return Plan("sampled", "statistics", staged=False, one_device=one_device)
+            return Plan("sampled", "statistics", "blocks", one_device)
         case "cpu":
             way = "quick" if one_device else "two_passes"
-            return Plan(way, "arrays", staged=True, one_device=one_device)
+            return Plan(way, "arrays", one_device=one_device)
     return PORTABLE

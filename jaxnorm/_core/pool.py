@@ -51,7 +51,7 @@ class Pool(NamedTuple):
         if self.groups is None:
             return x
         channel, parts = self.groups
-        if plan.staged:
+        if plan.staged == "axes":
             x = reduce_precision(x, 1)  # see `sum_axes`
         return jnp.sum(split_axis(x, channel, parts), channel + 1)
 
@@ -149,8 +149,8 @@ def reduce_precision(x: jax.Array, dropped_bits: int) -> jax.Array:
     return lax.reduce_precision(x, info.nexp, info.nmant - dropped_bits)
 
 
-def snap(offset: jax.Array) -> jax.Array:
-    """Returns `offset` rounded to a few bits where that changes it by rounding errors only.
+def snap(offset: jax.Array, errors: int = 16) -> jax.Array:
+    """Returns `offset` rounded to a few bits where that changes it by so many eps at most.
 
     Of a constant input, x - shift is a constant of few bits, but its mean need not be: XLA
     multiplies by the reciprocal of the count, and long sums are rounded. Snapped to it, the
@@ -159,11 +159,11 @@ def snap(offset: jax.Array) -> jax.Array:
     if is_plain():
         return offset
     if jnp.iscomplexobj(offset):
-        return lax.complex(snap(offset.real), snap(offset.imag))
+        return lax.complex(snap(offset.real, errors), snap(offset.imag, errors))
     value = lax.stop_gradient(offset)
     coarse = reduce_precision(value, 12)
     rest = value - coarse
-    slack = jnp.abs(coarse) * (16 * jnp.finfo(value.dtype).eps)
+    slack = jnp.abs(coarse) * (errors * jnp.finfo(value.dtype).eps)
     snapped = coarse + (jnp.maximum(rest - slack, 0) + jnp.minimum(rest + slack, 0))
     # The difference is exact: this is `snapped`, with the derivative of `offset`.
     return offset + (snapped - value)
@@ -191,12 +191,30 @@ def sum_axes(x: jax.Array, axes: Sequence[int], plan: Plan = PORTABLE) -> jax.Ar
     Rounding away one bit in between keeps XLA from merging the stages into one again, which an
     optimization barrier does not on every version of jax.
     """
-    stages = [[axis] for axis in sorted(axes, reverse=True)] if plan.staged else [list(axes)]
-    for position, stage in enumerate(stages):
-        if position:
-            x = reduce_precision(x, 1)
-        x = jnp.sum(x, tuple(stage), keepdims=True)
-    return x
+    if plan.staged == "axes":
+        first, *others = sorted(axes, reverse=True) or [()]
+        x = jnp.sum(x, first, keepdims=True)
+        for axis in others:
+            x = jnp.sum(reduce_precision(x, 1), axis, keepdims=True)
+        return x
+    axis, blocks = _find_blocks(x.shape, axes, plan) if plan.staged == "blocks" else (0, 1)
+    if blocks == 1:
+        return jnp.sum(x, tuple(axes), keepdims=True)
+    x = jnp.sum(split_axis(x, axis, blocks), tuple(a + 1 for a in axes), keepdims=True)
+    return jnp.sum(reduce_precision(x, 1), axis)
+
+
+def _find_blocks(shape: tuple[int, ...], axes: Sequence[int], plan: Plan) -> tuple[int, int]:
+    """Returns an axis of sums of columns, each example's own, and how many blocks it is cut into.
+
+    Of columns through all examples there are so few that XLA divides them itself.
+    """
+    axis = min(axes, default=0)
+    if axis == 0 or len(shape) - 1 in axes or not isinstance(shape[axis], int):
+        return axis, 1
+    # Powers of 2 move no data between devices that this axis may be divided over.
+    counts = (8, 7) if plan.one_device else (8, 4)
+    return axis, next((n for n in counts if shape[axis] % n == 0), 1)
 
 
 def abs2(x: jax.Array) -> jax.Array:

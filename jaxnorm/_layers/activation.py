@@ -20,7 +20,7 @@ from jaxnorm._layers.layer import (
     Parameter,
     Parameters,
 )
-from jaxnorm.functional import activation, evolved
+from jaxnorm.functional import activation, evolved_example
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,4 +142,4 @@ class EvoNormS0Layer(ChannelLayer):
         """Normalizes `x`."""
         del context
         options = {"num_groups": self.num_groups, "mask": mask}
-        return evolved.evo_norm_s0(x, **own, **options, **self.arguments(x))
+        return evolved_example.evo_norm_s0(x, **own, **options, **self.arguments(x))

@@ -23,7 +23,7 @@ from jaxnorm._layers.layer import (
     Parameters,
     State,
 )
-from jaxnorm.functional import adaptive, evolved
+from jaxnorm.functional import adaptive, evolved_batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class EvoNormB0Layer(MixtureLayer):
     def normalize(
         self, x: jax.Array, own: Own, given: Moments | None, axis_name: Any, mask: ArrayLike | None
     ) -> tuple[jax.Array, Moments]:
-        return evolved.evo_norm_b0(
+        return evolved_batch.evo_norm_b0(
             x,
             **own,
             axis=self.pooled(x.shape),

@@ -95,8 +95,8 @@ def spectral_norm(
       u: a vector of the shape of `w` along `feature_axes`, not 0; its length does not matter.
       n_steps: how many steps to take; 0 uses `u` as it is.
       feature_axes: the axes of the output units.
-      epsilon: vectors and singular values that are not longer are taken as 0; a matrix of zeros
-        stays zero.
+      epsilon: vectors and singular values that are not longer are taken as 0, as are those whose
+        squares underflow; a matrix of zeros stays zero.
 
     Returns:
       w / sigma in the shape and dtype of `w`; the new u, of length 1, and sigma, a scalar, in
@@ -148,6 +148,8 @@ def _product(matrix: jax.Array, vector: jax.Array, axis: int) -> jax.Array:
 @functools.partial(jax.jit, static_argnums=(2, 3, 4), inline=True)
 def _spectral_norm(w, u, features, n_steps, epsilon):
     dtype = compute_dtype(w.dtype)
+    # Below that squares are not exact, or 0, and derivatives not finite, as the backend has it.
+    epsilon = max(epsilon, float(jnp.finfo(dtype).tiny) ** 0.5)
 
     def as_matrix(w):
         last = jnp.moveaxis(w.astype(dtype), features, range(-len(features), 0))
