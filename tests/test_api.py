@@ -95,11 +95,14 @@ def test_modules_are_documented_and_keyword_only(name):
     positional = [f.name for f in fields if not f.kw_only]
     # A wrapper takes the module that it wraps, a recurrent cell its sizes, as flax's do.
     linen = ([], ["layer"], ["norm"], ["features"])
-    nnx = (["num_features"], ["layer"], ["in_features", "features"])
+    nnx = ([], ["num_features"], ["layer"], ["norm", "in_features"], ["in_features", "features"])
     assert positional in (linen if "linen" in name else nnx)
     # No field is called axis: in flax.linen.BatchNorm that is the axis kept, elsewhere reduced.
     assert "axis" not in {f.name for f in fields}
-    described = "".join(inspect.getdoc(base) or "" for base in module.__mro__)
+    # A module for NNX may leave options to its twin, if it says so.
+    twin = f"jaxnorm.linen.{module.__name__}"
+    described_in = [*module.__mro__, *(MODULES[twin].__mro__ if f"`{twin}`" in doc else ())]
+    described = "".join(inspect.getdoc(base) or "" for base in described_in)
     for option in set(inspect.signature(module.__init__).parameters) - {"self", "parent", "name"}:
         assert f"  {option}: " in described, option
 
