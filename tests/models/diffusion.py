@@ -44,6 +44,7 @@ class UNet(nnx.Module):
         )
         self.stem = nnx.Conv(3, channels, (3, 3), **options)
         self.down = ResidualBlock(channels, channels, width, groups, **options)
+        self.shrink = nnx.Conv(channels, channels, (3, 3), strides=(2, 2), **options)
         self.middle = ResidualBlock(channels, 2 * channels, width, groups, **options)
         self.up = ResidualBlock(3 * channels, channels, width, groups, **options)
         self.norm = GroupNorm(channels, groups, **options)
@@ -52,7 +53,7 @@ class UNet(nnx.Module):
     def __call__(self, x, time):
         condition = self.time(embed_time(time, self.width))
         skip = self.down(self.stem(x), condition)
-        x = self.middle(nnx.avg_pool(skip, (2, 2), strides=(2, 2)), condition)
+        x = self.middle(self.shrink(skip), condition)
         batch, height, width, channels = x.shape
         x = jax.image.resize(x, (batch, 2 * height, 2 * width, channels), "nearest")
         x = self.up(jnp.concatenate([x, skip], axis=-1), condition)

@@ -36,7 +36,9 @@ class Attention(nnx.Module):
         size = config.width // config.num_heads
         linear = {"use_bias": False, "dtype": config.dtype, "rngs": rngs}
         self.qkv = nnx.LinearGeneral(config.width, (3, config.num_heads, size), **linear)
-        self.out = nnx.LinearGeneral((config.num_heads, size), config.width, (-2, -1), **linear)
+        self.out = nnx.LinearGeneral(
+            (config.num_heads, size), config.width, axis=(-2, -1), **linear
+        )
         # One norm for every head, as several language models have it for queries and keys.
         self.query_norm = RMSNorm(size, dtype=config.dtype, rngs=rngs)
         self.key_norm = RMSNorm(size, dtype=config.dtype, rngs=rngs)
