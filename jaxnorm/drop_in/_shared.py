@@ -86,8 +86,9 @@ def instance_norm(norm: Norm) -> jax.Array:
     """Normalizes by mean and variance over all axes but the first and those of the features."""
     if 0 in norm.features:
         raise ValueError(
-            f"feature_axes must leave out axis 0, which is the batch, got {norm.features} for an "
-            f"input of shape {norm.x.shape}; LayerNorm takes any axes."
+            "The channel axes cannot include the leading dimension as this is assumed to be the "
+            f"batch axis: feature_axes are {norm.features} of an input of shape {norm.x.shape}. "
+            "LayerNorm takes any axes."
         )
     return layer_norm(norm, others((0, *norm.features), norm.x.ndim))
 
