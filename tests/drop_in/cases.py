@@ -59,13 +59,14 @@ def results(run, cases):
         return compute(arrays)
 
 
-def assert_close(ours, theirs, scale=1.0):
-    """Within rounding: of float32, or of the results' own dtype where that is narrower."""
+def assert_close(ours, theirs, scale=1.0, rounded_to=None):
+    """Within rounding: of float32, or of their own dtype where that is narrower, or another."""
     ours, theirs = (jax.tree.leaves_with_path(tree) for tree in (ours, theirs))
     assert [path for path, _ in ours] == [path for path, _ in theirs]
     for (path, a), (_, b) in zip(ours, theirs, strict=True):
         assert (a.dtype, a.shape) == (b.dtype, b.shape), path
-        unit = 4e-6 if jnp.finfo(a.dtype).bits >= 32 else 4 * float(jnp.finfo(a.dtype).eps)
+        kind = jnp.finfo(a.dtype if rounded_to is None else rounded_to)
+        unit = 4e-6 if kind.bits >= 32 else 4 * float(kind.eps)
         wide = np.complex128 if jnp.iscomplexobj(a) else np.float64
         a, b = (np.asarray(v).astype(wide) for v in (a, b))
         error = np.abs(a - b).max(initial=0)
