@@ -35,6 +35,20 @@ SHARED = {
     "instance, of one position": ("InstanceNorm", {}, (4, 8), "float32"),
 }
 
+# Those whose gradients are compared, too.
+WITH_GRADIENTS = (
+    "batch",
+    "batch, half",
+    "batch, one value",
+    "layer, positions",
+    "layer, of nothing",
+    "rms",
+    "group",
+    "instance",
+)
+# One value in each pool: gradients are 0.
+ONE_VALUE = ("batch, one value", "layer, of nothing")
+
 
 def draw(rng, shape=X, dtype="float32"):
     return jnp.asarray(rng.normal(0.5, 2, shape), dtype)
@@ -48,15 +62,26 @@ def random_init(seed):
 
 
 def results(run, cases):
-    """Returns what `run(case, x, dy)` gives for each case, all in one program."""
+    """Returns what `run(case, x, dy)` gives for each case, all in one program; maybe with dy."""
     rng = np.random.default_rng(0)
     arrays = {
-        name: (draw(rng, shape, dtype), draw(rng, shape))
+        name: (draw(rng, shape, dtype), draw(rng, shape) if name in WITH_GRADIENTS else None)
         for name, (_, _, shape, dtype) in cases.items()
     }
     compute = jax.jit(lambda arrays: {n: run(cases[n], *arrays[n]) for n in cases})
     with jax.numpy_dtype_promotion("standard"):
         return compute(arrays)
+
+
+def assert_same_results(found, case, fields):
+    """Compares what `run` gave, of jaxnorm's class and of flax's."""
+    mine, theirs = found[case]
+    if case in ONE_VALUE:
+        # What is left is the rounding of terms as large as 30 / sqrt(epsilon).
+        for x, *_ in (mine.pop("gradients"), theirs.pop("gradients")):
+            assert jnp.abs(x).max() < 3e4 * 2e-7
+    # With a dtype flax's NNX rounds parameters' gradients to it, and statistics in evaluation.
+    assert_close(mine, theirs, scale=8, rounded_to=fields.get("dtype"))
 
 
 def assert_close(ours, theirs, scale=1.0, rounded_to=None):
