@@ -11,10 +11,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as checkpoint
 import pytest
 
 import jaxnorm.drop_in.linen
 import jaxnorm.drop_in.nnx
+import jaxnorm.linen as jnn
 from tests.drop_in.training import MODELS, kept_bytes, start_training, train, with_drop_in
 
 # Bytes kept for the backward pass, in float32 and in bfloat16, and temporary memory of a compiled
@@ -34,6 +36,12 @@ def both_trainings(name):
     return start_training(model), start_training(model, with_drop_in(model))
 
 
+@functools.cache
+def both_steps(name):
+    """Their steps, compiled."""
+    return [training.compile() for training in both_trainings(name)]
+
+
 every_model = pytest.mark.parametrize("name", MODELS)
 
 
@@ -41,13 +49,13 @@ every_model = pytest.mark.parametrize("name", MODELS)
 def test_one_changed_import_trains_as_before_in_less_memory(name):
     model = MODELS[name]
     trainings = both_trainings(name)
-    chex.assert_trees_all_equal(*(training.start for training in trainings))
-    steps = [jax.jit(t.step).lower(t.start, *t.batch(0)).compile() for t in trainings]
-    first = [step(t.start, *t.batch(0)) for t, step in zip(trainings, steps, strict=True)]
+    chex.assert_trees_all_equal_shapes_and_dtypes(*(training.start for training in trainings))
+    start, steps = trainings[0].make_start(), both_steps(name)
+    first = [step(start, *trainings[0].batch(0)) for step in steps]
     gradients = [jax.tree.leaves(gradients) for *_, gradients in first]
-    for mine, theirs in zip(*gradients, strict=True):
+    for theirs, mine in zip(*gradients, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=2e-5 * max(1, jnp.abs(theirs).max()))
-    losses = [train(t, step=step)[1] for t, step in zip(trainings, steps, strict=True)]
+    losses = [train(step, t, start)[1] for t, step in zip(trainings, steps, strict=True)]
     np.testing.assert_allclose(*losses, rtol=1e-4)
     assert losses[0][-5:].mean() < 0.9 * losses[0][0]
 
@@ -76,3 +84,33 @@ def test_without_touching_the_model_the_program_is_the_same(name):
     before, expected = map(program, both_trainings(name))
     with inside:
         assert program(start_training(model, **changes)) == expected != before
+
+
+def with_own_norm(model):
+    """The module of the residual network with `jaxnorm.linen.BatchNorm` in flax's place."""
+    module = with_drop_in(model)
+
+    def batch_norm(scale_init=None, **fields):
+        fields |= {} if scale_init is None else {"gamma_init": scale_init}
+        return jnn.BatchNorm(param_names=("scale", "bias"), unbiased=False, **fields)
+
+    module.BatchNorm = batch_norm
+    return module
+
+
+def test_training_goes_on_from_a_checkpoint_of_flax(tmp_path):
+    """In the drop-in, and in jaxnorm's own batch norm."""
+    original, changed = both_trainings("residual network")
+    step, changed_step = both_steps("residual network")
+    model = MODELS["residual network"]
+    own = start_training(model, with_own_norm(model))
+    trained, _ = train(step, original, original.make_start(), steps=5)
+    with checkpoint.StandardCheckpointer() as saver:
+        saver.save(tmp_path / "model", trained._asdict())
+    _, expected = train(step, original, trained, first=5, steps=10)
+    for training, step in ((changed, changed_step), (own, own.compile())):
+        with checkpoint.StandardCheckpointer() as saver:
+            restored = saver.restore(tmp_path / "model", training.start._asdict())
+        restored = type(trained)(**restored)
+        _, losses = train(step, training, restored, first=5, steps=10)
+        np.testing.assert_allclose(losses, expected, rtol=1e-4)

@@ -80,21 +80,32 @@ class Trained(NamedTuple):
 
 
 class Training(NamedTuple):
-    """A model in training: its start, and the loss of parameters, other variables, batch, key."""
+    """A model in training.
+
+    Attributes:
+      start: shapes and dtypes of what it starts with.
+      make_start: makes the values.
+      loss: of parameters, other variables, a batch and a key; returns new other variables, too.
+      module: where the model comes from.
+    """
 
     start: Trained
+    make_start: Any
     loss: Any
     module: types.ModuleType
 
     def step(self, trained, batch, key):
         """Returns what is trained after a step of gradient descent, the loss and gradients."""
         params, rest, velocity = trained
-        (loss, rest), gradients = jax.value_and_grad(self.loss, has_aux=True)(
-            params, rest, batch, key
-        )
+        compute = jax.value_and_grad(self.loss, has_aux=True)
+        (loss, rest), gradients = compute(params, rest, batch, key)
         velocity = jax.tree.map(lambda v, g: MOMENTUM * v + g, velocity, gradients)
         params = jax.tree.map(lambda p, v: p - LEARNING_RATE * v, params, velocity)
         return Trained(params, rest, velocity), loss, gradients
+
+    def compile(self):
+        """Returns `step`, compiled."""
+        return jax.jit(self.step).lower(self.start, *self.batch(0)).compile()
 
     def batch(self, number):
         return self.module.make_batch(number), jax.random.key(number)
@@ -103,30 +114,39 @@ class Training(NamedTuple):
 def start_training(model: Model, module=None, dtype=jnp.float32, change=lambda built: built):
     """Returns a model in training, from the classes in `module`; `change` is for one of NNX."""
     module = model.source if module is None else module
-    built = change(model.make(module, dtype))
+    make = functools.partial(model.make, module, dtype)
     if model.is_nnx:
-        graph, params, rest = nnx.split(built, nnx.Param, ...)
+        graph, *state = nnx.split(change(nnx.eval_shape(make)), nnx.Param, ...)
+
+        def make_start():
+            return started(*nnx.split(change(make()), nnx.Param, ...)[1:])
 
         def loss(params, rest, batch, key):
             merged = nnx.merge(graph, params, rest, copy=True)
             value = module.loss_of(merged, batch, key)
             return value, nnx.state(merged, nnx.Not(nnx.Param))
 
-    else:
+        return Training(started(*state), make_start, loss, module)
+
+    built = make()
+
+    def init():
         variables = module.init(built, module.make_batch())
-        params, rest = variables["params"], {k: v for k, v in variables.items() if k != "params"}
+        return variables["params"], {k: v for k, v in variables.items() if k != "params"}
 
-        def loss(params, rest, batch, key):
-            return module.loss_of(built, {"params": params, **rest}, batch, key)
+    def loss(params, rest, batch, key):
+        return module.loss_of(built, {"params": params, **rest}, batch, key)
 
-    velocity = jax.tree.map(jnp.zeros_like, params)
-    return Training(Trained(params, rest, velocity), loss, module)
+    return Training(started(*jax.eval_shape(init)), lambda: started(*init()), loss, module)
 
 
-def train(training: Training, trained=None, first=0, steps=STEPS, step=None):
+def started(params, rest):
+    return Trained(params, rest, jax.tree.map(lambda p: 0 * p if hasattr(p, "at") else p, params))
+
+
+def train(step, training: Training, trained, first=0, steps=STEPS):
     """Returns what is trained after some steps, and their losses."""
-    trained = training.start if trained is None else trained
-    step, losses = step or jax.jit(training.step), []
+    losses = []
     for number in range(first, first + steps):
         trained, loss, _ = step(trained, *training.batch(number))
         losses.append(float(loss))
