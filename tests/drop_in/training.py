@@ -116,7 +116,7 @@ def start_training(model: Model, module=None, dtype=jnp.float32, change=lambda b
     module = model.source if module is None else module
     make = functools.partial(model.make, module, dtype)
     if model.is_nnx:
-        graph, *state = nnx.split(change(nnx.eval_shape(make)), nnx.Param, ...)
+        graph, *_ = nnx.split(change(nnx.eval_shape(make)))
 
         def make_start():
             return started(*nnx.split(change(make()), nnx.Param, ...)[1:])
@@ -126,7 +126,7 @@ def start_training(model: Model, module=None, dtype=jnp.float32, change=lambda b
             value = module.loss_of(merged, batch, key)
             return value, nnx.state(merged, nnx.Not(nnx.Param))
 
-        return Training(started(*state), make_start, loss, module)
+        return Training(jax.eval_shape(make_start), jax.jit(make_start), loss, module)
 
     built = make()
 
@@ -137,11 +137,12 @@ def start_training(model: Model, module=None, dtype=jnp.float32, change=lambda b
     def loss(params, rest, batch, key):
         return module.loss_of(built, {"params": params, **rest}, batch, key)
 
-    return Training(started(*jax.eval_shape(init)), lambda: started(*init()), loss, module)
+    make_start = jax.jit(lambda: started(*init()))
+    return Training(jax.eval_shape(make_start), make_start, loss, module)
 
 
 def started(params, rest):
-    return Trained(params, rest, jax.tree.map(lambda p: 0 * p if hasattr(p, "at") else p, params))
+    return Trained(params, rest, jax.tree.map(jnp.zeros_like, params))
 
 
 def train(step, training: Training, trained, first=0, steps=STEPS):
