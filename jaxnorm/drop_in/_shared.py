@@ -132,7 +132,7 @@ def first_statistics(norm: Norm, dtype: DTypeLike) -> FirstState:
 
 
 def batch_norm(
-    norm: Norm, state: State, evaluate: bool | jax.Array, context: Context
+    norm: Norm, state: State, evaluate: bool | jax.Array | None, context: Context
 ) -> tuple[jax.Array, State | None]:
     """Normalizes by statistics of the batch or running ones; returns those too, if they moved."""
     arrays, axes = _pooled(_arrays(norm), others(norm.features, norm.x.ndim))
@@ -148,7 +148,7 @@ def batch_norm(
 class _FlaxBatchLayer(BatchLayer):
     """Batch norm as flax has it."""
 
-    def check_count(self, *_: Any) -> None:
+    def check_count(self, *_: Any, **__: Any) -> None:
         """Lets a statistic be of one value, which becomes beta."""
 
 

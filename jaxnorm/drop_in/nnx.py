@@ -81,7 +81,7 @@ def _norm_of(
         # The user's own; flax's rounds the input and the parameters before it computes.
         arrays = module.promote_dtype(arrays, dtype=module.dtype)
     dtype = dtypes.canonicalize_dtype(*arrays, dtype=module.dtype)
-    found = dict(zip((*state, *parameters), arrays[1:], strict=True))
+    found: dict[str, Any] = dict(zip((*state, *parameters), arrays[1:], strict=True))
     scale, bias = (found.pop(name, None) for name in ("scale", "bias"))
     return Norm(arrays[0], scale, bias, features, mask, dtype, module), found
 

@@ -170,6 +170,9 @@ def test_wider_results_are_computed_in_their_dtype(rng):
         wide = x.astype(jnp.float64)
         _, new = norm.apply(norm.init(KEY, wide), wide, mutable=["batch_stats"])
         assert {v.dtype.name for v in jax.tree.leaves(new)} == {"float32"}
+        norm = nn.BatchNorm(use_running_average=False)
+        _, new = norm.apply(norm.init(KEY, wide), wide, mutable=["batch_stats"])
+        assert {v.dtype.name for v in jax.tree.leaves(new)} == {"float64"}
 
 
 def test_modes_are_chosen_and_refused_as_in_flax(rng):
@@ -193,6 +196,31 @@ def test_modes_are_chosen_and_refused_as_in_flax(rng):
             library.GroupNorm(2, reduction_axes=(0,)).init(KEY, x)
         with pytest.raises(ValueError, match="The channel axes cannot include the leading"):
             library.InstanceNorm(feature_axes=(0, 1)).init(KEY, x)
+
+
+def test_what_flax_lets_pass(rng):
+    x = draw(rng, (4, 8))
+    for error, norm, given, message in (
+        (ValueError, ours.LayerNorm(epsilon=-1.0), x, "epsilon must be finite and at least 0"),
+        (ValueError, ours.BatchNorm(False, momentum=1.5), x, r"momentum must lie in \[0, 1\]"),
+        (
+            TypeError,
+            ours.LayerNorm(dtype=jnp.float32),
+            x.astype(jnp.complex64),
+            "give a complex dtype",
+        ),
+    ):
+        variables = nn.BatchNorm(False).init(KEY, x)
+        with pytest.raises(error, match=message), jax.numpy_dtype_promotion("standard"):
+            norm.apply(variables, given, mutable=["batch_stats"])
+    with pytest.raises(TypeError, match="epsilon must be known when the function is traced"):
+        jax.jit(lambda e: ours.LayerNorm(epsilon=e).init(KEY, x))(1e-3)
+    # Nothing to divide by: the bias, and no gradient, where flax has NaN.
+    x = jnp.ones((2, 4))
+    for library in (ours, nn):
+        norm = library.LayerNorm(epsilon=0.0, bias_init=nn.initializers.constant(2.0))
+        y, dx = jax.value_and_grad(lambda x, n=norm: n.init_with_output(KEY, x)[0].sum())(x)
+        assert (y == 16 and not dx.any()) if library is ours else jnp.isnan(dx).all()
 
 
 def test_a_narrow_state_is_warned_of(rng):
@@ -232,6 +260,9 @@ def test_what_differs_with_masks(rng):
     layer = ours.LayerNorm().init_with_output(KEY, x, mask=mask)[0]
     assert jnp.isfinite(layer).all()
     assert jnp.isnan(nn.LayerNorm().init_with_output(KEY, x, mask=mask)[0]).any()
+    y, unmoved = norm.apply(variables, x, mask=mask & False, mutable=["batch_stats"])
+    assert_close(unmoved["batch_stats"], variables["batch_stats"])
+    assert not y.any()
     # The batch norm pools whole elements, flax averages the means of the devices.
     x = jnp.where(mask, x, jnp.nan)
 
