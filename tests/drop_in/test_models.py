@@ -23,7 +23,7 @@ from tests.drop_in.training import MODELS, kept_bytes, start_training, train, wi
 # step in float32, each as a part of what they are with flax's norms.
 FIGURES = {
     "residual network": (0.75, 0.54, 0.75),
-    "vision transformer": (0.84, 0.69, 0.95),
+    "vision transformer": (0.85, 0.71, 0.95),
     "language model": (0.76, 0.60, 0.90),
     "diffusion network": (0.81, 0.65, 0.90),
 }
