@@ -21,9 +21,9 @@ from tests.drop_in.cases import (
 from tests.test_contract_memory import handed_over
 
 NAMES = ("BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm")
-# How axes are read is known from linen.
-LEFT_OUT = ("batch, one example", "layer, twice the same", "group, of one position")
-CASES = {name: case for name, case in SHARED.items() if name not in LEFT_OUT} | {
+CASES = SHARED | {
+    # Nothing is pooled: every value is its own mean.
+    "batch, one example": ("BatchNorm", {}, (8,), "float32"),
     "layer, two features": ("LayerNorm", {"feature_axes": (3, 1)}, X, "float32"),
     "instance, all features": ("InstanceNorm", {"feature_axes": (1, 2, 3)}, X, "float32"),
 }
