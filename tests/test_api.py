@@ -124,7 +124,7 @@ def test_functions_are_documented(name):
 
 def test_the_pure_functions_and_layers_import_jax_alone():
     code = (
-        "import importlib, pkgutil, sys, jaxnorm, jaxnorm._layers as layers; "
+        "import importlib, pkgutil, sys, jaxnorm.drop_in, jaxnorm._layers as layers; "
         "names = [m.name for m in pkgutil.iter_modules(layers.__path__)]; "
         "[importlib.import_module(f'jaxnorm._layers.{name}') for name in names]; "
         "heavy = {'flax', 'optax', 'chex', 'matplotlib', 'rich', 'sklearn'} & set(sys.modules); "
@@ -138,6 +138,7 @@ def test_nothing_is_computed_at_import():
     # A backend started at import would fix the number of devices, before the user can.
     code = (
         "import jaxnorm, jaxnorm.linen, jaxnorm.nnx, jax; "
+        "import jaxnorm.drop_in.linen, jaxnorm.drop_in.nnx; "
         "jax.config.update('jax_num_cpu_devices', 3); "
         "import sys; sys.exit(jax.device_count() != 3)"
     )
