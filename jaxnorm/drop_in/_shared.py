@@ -141,7 +141,8 @@ def batch_norm(
     if jnp.iscomplexobj(x) and not jnp.iscomplexobj(state["mean"]):
         state = {**state, "mean": state["mean"].astype(compute_dtype(x.dtype))}
     decisions = layer.decide(evaluate, None, context)
-    y, new = layer.apply(x, state, (gamma, beta), decisions, context, mask=mask)
+    own = {"gamma": gamma, "beta": beta}
+    y, new = layer.apply(x, state, own, decisions, context, mask=mask)
     return y.reshape(norm.x.shape), new
 
 
@@ -155,6 +156,8 @@ class _FlaxBatchLayer(BatchLayer):
 def _layer_of(norm: Norm, axes: tuple[int, ...]) -> BatchLayer:
     return _FlaxBatchLayer(
         **norm.options,
+        use_gamma=norm.scale is not None,
+        use_beta=norm.bias is not None,
         momentum=norm.module.momentum,
         reduction_axes=axes,
         unbiased=False,
