@@ -34,6 +34,7 @@ QUICKLY_COMPILED = (
     "tests.cli.bench",
     "tests.cli.compare",
     "tests.cli.test",
+    "tests.convert",
     "tests.nnx",
     "tests.plot",
     "tests.test_api",

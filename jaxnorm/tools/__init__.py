@@ -1,8 +1,9 @@
-"""Tools around the modules: statistics over whole data sets and over microbatches."""
+"""Tools around the modules: layers converted, statistics over data sets and over microbatches."""
 
 from jaxnorm.tools._accumulate import accumulate as accumulate
 from jaxnorm.tools._accumulate import settle as settle
 from jaxnorm.tools._dataset import dataset_moments as dataset_moments
 from jaxnorm.tools._recalibrate import recalibrate as recalibrate
+from jaxnorm.tools.convert.torch import from_torch as from_torch
 
-__all__ = ["accumulate", "dataset_moments", "recalibrate", "settle"]
+__all__ = ["accumulate", "dataset_moments", "from_torch", "recalibrate", "settle"]
