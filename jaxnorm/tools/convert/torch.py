@@ -108,10 +108,9 @@ def _affine(layer: Any) -> tuple[jax.Array | None, jax.Array | None]:
 
 
 def _running(layer: Any) -> Moments:
-    mean, var, count = (
-        _array(layer, name) for name in ("running_mean", "running_var", "num_batches_tracked")
-    )
-    return Moments(mean, var, count)  # pyright: ignore[reportArgumentType]
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    arrays: Any = [_array(layer, name) for name in names]
+    return Moments(*arrays)
 
 
 def _array(layer: Any, name: str) -> jax.Array | None:
