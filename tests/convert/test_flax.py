@@ -13,7 +13,7 @@ import jaxnorm.linen as jnn
 from jaxnorm import tools
 from tests.convert.reference import data
 from tests.convert.stand_ins import arrays
-from tests.convert.training import TOLERANCE, evaluate, train
+from tests.convert.training import TOLERANCE, Functional, evaluate, train
 
 SHAPE = (3, 4, 5, 4)
 OPTIONS = {"epsilon": 1e-3}
@@ -111,21 +111,18 @@ def test_an_nnx_batch_norm_goes_on_alike():
     assert module.use_running_average is False
     graph, state = nnx.split(layer)
 
-    def apply(variables, x, use_running_average, mutable=False):
+    def apply(variables, x, training):
         model = nnx.merge(graph, state, copy=True)
         model.bias[...] = variables["params"]["beta"]
         for name, value in variables["batch_stats"].items():
             getattr(model, name)[...] = value
-        y = model(x, use_running_average=use_running_average)
-        new = {"batch_stats": {"mean": model.mean[...], "var": model.var[...]}}
-        return (y, new) if mutable else y
+        y = model(x, use_running_average=not training)
+        return y, {"batch_stats": {"mean": model.mean[...], "var": model.var[...]}}
 
-    peer = type("Peer", (), {"__dataclass_fields__": ["use_running_average"]})()
-    peer.apply = apply
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, **TOLERANCE),
         train(module, variables, x, dy),
-        train(peer, variables, x, dy),
+        train(Functional(apply), variables, x, dy),
     )
 
 

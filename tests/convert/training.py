@@ -8,6 +8,25 @@ from tests.convert.reference import RATE
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
 
+class Functional:
+    """A layer of another library in JAX, to be trained as a module is.
+
+    Args:
+      apply: a function of (variables, x, training) that returns y and what has changed.
+    """
+
+    __dataclass_fields__ = ("use_running_average",)
+
+    def __init__(self, apply):
+        self._apply = apply
+
+    def apply(self, variables, x, use_running_average, mutable=False):
+        # The libraries know no strict promotion.
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            y, new = self._apply(variables, x, not use_running_average)
+        return (y, new) if mutable else y
+
+
 def has_modes(module):
     """Whether training and evaluation are to be told apart in the call."""
     fields = type(module).__dataclass_fields__
