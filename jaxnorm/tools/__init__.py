@@ -7,6 +7,7 @@ from jaxnorm.tools._recalibrate import recalibrate as recalibrate
 from jaxnorm.tools.convert.equinox import from_equinox as from_equinox
 from jaxnorm.tools.convert.flax import from_flax as from_flax
 from jaxnorm.tools.convert.haiku import from_haiku as from_haiku
+from jaxnorm.tools.convert.keras import from_keras as from_keras
 from jaxnorm.tools.convert.torch import from_torch as from_torch
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "from_equinox",
     "from_flax",
     "from_haiku",
+    "from_keras",
     "from_torch",
     "recalibrate",
     "settle",

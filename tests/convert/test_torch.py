@@ -11,28 +11,12 @@ import pytest
 import jaxnorm.linen as jnn
 from jaxnorm import tools
 from tests.convert.reference import RATE, Reference, data
-from tests.convert.stand_ins import arrays, stand_in
+from tests.convert.stand_ins import Tensor, arrays, stand_in
 from tests.convert.training import check, evaluate
 
 GAMMA, BETA, MEAN, VAR = arrays(4, 4, 4, 4)
 SQUARE = arrays((4, 5), (4, 5))
 IMAGES = (3, 4, 5, 2)
-
-
-class Tensor:
-    """What is used of a torch.Tensor."""
-
-    def __init__(self, array, dtype="float32", device="cpu"):
-        self.array, self.dtype = np.asarray(array, np.float32), f"torch.{dtype}"
-        self.device = stand_in("torch.device", type=device)
-
-    def detach(self):
-        return self
-
-    cpu = float = detach
-
-    def numpy(self):
-        return self.array
 
 
 class Batch(Reference):

@@ -12,6 +12,7 @@ from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import compute_dtype
 from jaxnorm.tools.convert.build import BY_BATCH, Converted, build
 from jaxnorm.tools.convert.recognize import name_of, recognize
+from jaxnorm.tools.convert.tensor import to_array
 from jaxnorm.tools.convert.tracked import TrackedInstanceNorm
 
 
@@ -123,11 +124,7 @@ def _array(layer: Any, name: str) -> jax.Array | None:
             f"the {name} of the {name_of(layer)} is on torch's device meta, without values; load "
             "the layer's state_dict before from_torch."
         )
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    tensor = tensor.detach().cpu()
-    # NumPy's bfloat16 is unknown to torch.
-    host = (tensor.float() if dtype == "bfloat16" else tensor).numpy()
-    return jnp.asarray(host, jax.dtypes.canonicalize_dtype(dtype))
+    return to_array(tensor)
 
 
 _CONVERTERS = {
