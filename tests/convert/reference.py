@@ -26,6 +26,8 @@ class Reference:
       center: whether the mean is subtracted.
     """
 
+    dx = None  # the cotangent of the last batch, where it is known
+
     def __init__(self, gamma, beta, *, pooled, features, epsilon, groups=None, center=True):
         self.gamma, self.beta = (None if p is None else np.float64(p) for p in (gamma, beta))
         self.pooled, self.features = pooled, features

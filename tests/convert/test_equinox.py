@@ -12,7 +12,7 @@ import jaxnorm.linen as jnn
 from jaxnorm import tools
 from tests.convert.reference import Reference, data
 from tests.convert.stand_ins import arrays, stand_in
-from tests.convert.training import TOLERANCE, Functional, check, evaluate, train
+from tests.convert.training import Functional, check, check_alike, check_trees, train
 
 GAMMA, BETA, *STATISTICS = arrays(4, 4, 4, 4)
 MEAN, VAR = map(jnp.asarray, STATISTICS)
@@ -179,23 +179,15 @@ def test_a_layer_of_equinox_itself_goes_on_alike(name):
 
     held = {k: v for k, v in variables.items() if k == "params"} | {"batch_stats": leaves}
     x, dy = data(case.shape, 1)
-    peer = Functional(apply)
-    first = (evaluate(module, variables, x[0]), evaluate(peer, held, x[0]))
-    y, variables, after = train(module, variables, x, dy)
-    own_y, held, own_after = train(peer, held, x, dy)
-    for a, b in (first, (y, own_y), (after, own_after)):
-        np.testing.assert_allclose(a, b, **TOLERANCE)
-    for name in names:
-        np.testing.assert_allclose(variables["params"][name], held["params"][name], **TOLERANCE)
+    ours, theirs = train(module, variables, x, dy), train(Functional(apply), held, x, dy)
+    check_alike(ours, theirs)
+    if names:
+        check_trees(ours.variables["params"], theirs.variables["params"])
     if case.state:
         # Equinox's statistics, converted after training, are those that ours have become.
-        later = jax.tree.unflatten(structure, held["batch_stats"])
+        later = jax.tree.unflatten(structure, theirs.variables["batch_stats"])
         again = tools.from_equinox(layer, later)[1]
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, **TOLERANCE),
-            variables["batch_stats"],
-            again["batch_stats"],
-        )
+        check_trees(ours.variables["batch_stats"], again["batch_stats"])
         with pytest.raises(ValueError, match="and from_equinox got another; give it the one"):
             tools.from_equinox(layer, eqx.nn.State(eqx.nn.LayerNorm(3)))
         layer = eqx.tree_at(lambda m: m.axis_name, layer, ("batch", "devices"))

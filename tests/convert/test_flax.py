@@ -13,7 +13,7 @@ import jaxnorm.linen as jnn
 from jaxnorm import tools
 from tests.convert.reference import data
 from tests.convert.stand_ins import arrays
-from tests.convert.training import TOLERANCE, Functional, evaluate, train
+from tests.convert.training import TOLERANCE, Functional, check_alike, check_trees, evaluate, train
 
 SHAPE = (3, 4, 5, 4)
 OPTIONS = {"epsilon": 1e-3}
@@ -77,20 +77,13 @@ def test_a_linen_batch_norm_goes_on_alike():
     variables = initialized(layer)
     module, converted = tools.from_flax(layer, variables)
     assert module.use_running_average is True
-    y, converted, after = train(module, converted, x, dy)
+    ours = train(module, converted, x, dy)
     # A field and the call would be too much for flax.
-    expected, variables, expected_after = train(
-        layer.clone(use_running_average=None), variables, x, dy
-    )
-    np.testing.assert_allclose(y, expected, **TOLERANCE)
-    np.testing.assert_allclose(after, expected_after, **TOLERANCE)
-    params = variables["params"]
-    given = {"params": {"gamma": params["scale"], "beta": params["bias"]}}
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, **TOLERANCE),
-        converted,
-        given | {"batch_stats": variables["batch_stats"]},
-    )
+    theirs = train(layer.clone(use_running_average=None), variables, x, dy)
+    check_alike(ours, theirs)
+    params = theirs.variables["params"]
+    params = {"gamma": params["scale"], "beta": params["bias"]}
+    check_trees(ours.variables, theirs.variables | {"params": params})
 
 
 @pytest.mark.parametrize("name", NNX)
@@ -119,11 +112,8 @@ def test_an_nnx_batch_norm_goes_on_alike():
         y = model(x, use_running_average=not training)
         return y, {"batch_stats": {"mean": model.mean[...], "var": model.var[...]}}
 
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, **TOLERANCE),
-        train(module, variables, x, dy),
-        train(Functional(apply), variables, x, dy),
-    )
+    ours, theirs = train(module, variables, x, dy), train(Functional(apply), variables, x, dy)
+    check_trees(ours, theirs)
 
 
 def test_settings_become_fields():
@@ -176,6 +166,8 @@ def test_errors():
         ValueError, match=r"BatchNorm lack params/scale: they hold \{'params': \['LayerNorm_0'\]\}"
     ):
         tools.from_flax(nn.BatchNorm(), {"params": {"LayerNorm_0": params}})
+    with pytest.raises(ValueError, match=r"they hold .*'scale': 'an array'"):
+        tools.from_flax(nn.LayerNorm(), params["params"])
     with pytest.raises(ValueError, match="lack batch_stats/mean"):
         tools.from_flax(nn.BatchNorm(), params)
     with pytest.raises(ValueError, match="lack params/scale"):

@@ -14,7 +14,7 @@ import jaxnorm.linen as jnn
 from jaxnorm import tools
 from tests.convert.reference import Reference, data
 from tests.convert.stand_ins import Tensor, arrays, stand_in
-from tests.convert.training import TOLERANCE, Functional, check, evaluate, train
+from tests.convert.training import TOLERANCE, Functional, check, check_alike, check_trees, train
 
 GAMMA, BETA, MEAN, VAR = arrays(4, 4, 4, 4)
 PLANE = arrays((4, 5), (4, 5))
@@ -193,21 +193,13 @@ def test_a_layer_of_keras_itself_goes_on_alike(keras, name):
     held = {"batch_stats": [v.value for v in layer.non_trainable_variables]}
     held |= {k: v for k, v in variables.items() if k == "params"}
     x, dy = data(case.shape, 1)
-    peer = Functional(apply)
-    first = (evaluate(module, variables, x[0]), evaluate(peer, held, x[0]))
-    y, variables, after = train(module, variables, x, dy)
-    own_y, held, own_after = train(peer, held, x, dy)
-    for a, b in (first, (y, own_y), (after, own_after)):
-        np.testing.assert_allclose(a, b, **TOLERANCE)
+    ours, theirs = train(module, variables, x, dy), train(Functional(apply), held, x, dy)
+    check_alike(ours, theirs)
     if names:
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, **TOLERANCE),
-            variables["params"],
-            held["params"],
-        )
+        check_trees(ours.variables["params"], theirs.variables["params"])
     if "batch_stats" in variables:
-        for own, value in zip(held["batch_stats"][-2:], ("mean", "var"), strict=True):
-            np.testing.assert_allclose(variables["batch_stats"][value], own, **TOLERANCE)
+        own = dict(zip(("mean", "var"), theirs.variables["batch_stats"][-2:], strict=True))
+        check_trees(ours.variables["batch_stats"], own)
 
 
 def test_mixed_precision_of_keras_itself(keras):

@@ -187,9 +187,11 @@ class Peer:
         optimizer = self.torch.optim.SGD([*self.layer.parameters()] or [_lone(self.torch)], lr=RATE)
         for batch, cotangent in zip(x, dy, strict=True):
             optimizer.zero_grad()
-            y = self.layer(self.torch.tensor(batch).requires_grad_())
+            x = self.torch.tensor(batch).requires_grad_()
+            y = self.layer(x)
             y.backward(self.torch.tensor(cotangent))
             optimizer.step()
+        self.dx = x.grad.numpy()
         return y.detach().numpy()
 
 

@@ -1,5 +1,7 @@
 """Converted modules, trained beside what they were converted from."""
 
+from typing import NamedTuple
+
 import jax
 import numpy as np
 
@@ -40,30 +42,40 @@ def evaluate(module, variables, x):
     )
 
 
+class Trained(NamedTuple):
+    """What `train` returns: evaluation before and after, the last step, and the variables."""
+
+    before: jax.Array
+    y: jax.Array
+    dx: jax.Array
+    after: jax.Array
+    variables: dict
+
+
 def train(module, variables, x, dy):
-    """Returns the last y, the variables and evaluation after them, by gradient descent."""
+    """Returns what gradient descent over all batches makes of variables, in one program."""
     given = {"use_running_average": False} if has_modes(module) else {}
 
+    def step(variables, arrays):
+        batch, cotangent = arrays
+        rest = {k: v for k, v in variables.items() if k != "params"}
+
+        def apply(params, batch):
+            own = {**rest, "params": params} if params else rest
+            return module.apply(own, batch, **given, mutable=["batch_stats"])
+
+        params = variables.get("params", {})
+        y, pull, new = jax.vjp(apply, params, batch, has_aux=True)
+        gradients, dx = pull(cotangent)
+        if params:
+            new["params"] = jax.tree.map(lambda p, g: p - np.float32(RATE) * g, params, gradients)
+        return {**variables, **new}, (y, dx)
+
     @jax.jit
-    def run(variables, x, dy):
-        def step(variables, arrays):
-            batch, cotangent = arrays
-            rest = {k: v for k, v in variables.items() if k != "params"}
-
-            def apply(params):
-                all_variables = {**rest, "params": params} if params else rest
-                return module.apply(all_variables, batch, **given, mutable=["batch_stats"])
-
-            y, pull, new = jax.vjp(apply, variables.get("params", {}), has_aux=True)
-            (gradients,) = pull(cotangent)
-            variables = {**variables, **new}
-            if "params" in variables:
-                move = lambda p, g: p - np.asarray(RATE, p.dtype) * g  # noqa: E731
-                variables["params"] = jax.tree.map(move, variables["params"], gradients)
-            return variables, y
-
-        variables, y = jax.lax.scan(step, variables, (x, dy))
-        return y[-1], variables, evaluate(module, variables, x[0])
+    def run(first, x, dy):
+        variables, (y, dx) = jax.lax.scan(step, first, (x, dy))
+        before, after = (evaluate(module, v, x[0]) for v in (first, variables))
+        return Trained(before, y[-1], dx[-1], after, variables)
 
     return run(variables, x, dy)
 
@@ -73,22 +85,33 @@ def check(converted, reference, x, dy, move=lambda a: a):
 
     `move` brings an array from the reference's layout to the module's.
     """
-    module, variables = converted
-    np.testing.assert_allclose(
-        evaluate(module, variables, move(x[0])), move(reference.evaluate(x[0])), **TOLERANCE
-    )
     each = jax.vmap(move)
-    y, variables, after = train(module, variables, each(x), each(dy))
-    np.testing.assert_allclose(y, move(reference.train(x, dy)), **TOLERANCE)
-    np.testing.assert_allclose(after, move(reference.evaluate(x[0])), **TOLERANCE)
-    learned = variables.get("params", {})
+    ours = train(*converted, each(x), each(dy))
+    theirs = {"before": reference.evaluate(x[0]), "y": reference.train(x, dy)}
+    theirs |= {"after": reference.evaluate(x[0])}
+    if reference.dx is not None:
+        theirs["dx"] = reference.dx
+    for name, value in theirs.items():
+        np.testing.assert_allclose(getattr(ours, name), move(value), **TOLERANCE, err_msg=name)
+    learned = ours.variables.get("params", {})
     for name in ("gamma", "beta"):
         value = getattr(reference, name)
         assert (name in learned) == (value is not None)
         if value is not None:
             np.testing.assert_allclose(learned[name], value, **TOLERANCE)
     running = reference.running()
-    assert ("batch_stats" in variables) == (running is not None)
+    assert ("batch_stats" in ours.variables) == (running is not None)
     if running is not None:
         for name, value in zip(("mean", "var"), running, strict=True):
-            np.testing.assert_allclose(variables["batch_stats"][name], value, **TOLERANCE)
+            np.testing.assert_allclose(ours.variables["batch_stats"][name], value, **TOLERANCE)
+
+
+def check_alike(ours, theirs):
+    """Checks that two trainings gave the same, variables aside."""
+    for name in ("before", "y", "dx", "after"):
+        pair = (getattr(ours, name), getattr(theirs, name))
+        np.testing.assert_allclose(*pair, **TOLERANCE, err_msg=name)
+
+
+def check_trees(ours, theirs):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **TOLERANCE), ours, theirs)

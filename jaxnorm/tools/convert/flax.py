@@ -13,7 +13,7 @@ from flax.core import meta
 import jaxnorm.linen as jnn
 from jaxnorm._core.moments import Moments
 from jaxnorm.tools.convert.build import Converted, build, promoted_dtype
-from jaxnorm.tools.convert.recognize import name_of, recognize
+from jaxnorm.tools.convert.recognize import name_of, names_in, recognize
 
 Arrays = Mapping[str, Any]  # those of the layer, by their names in flax
 
@@ -85,7 +85,7 @@ def _arrays(module: Any, variables: Any) -> Arrays:
         if name not in variables.get(collection, {}):
             raise ValueError(
                 f"the variables of the {name_of(module)} lack {collection}/{name}: they hold "
-                f"{ {k: sorted(v) for k, v in variables.items()} }. Give from_flax the layer's own "
+                f"{names_in(variables)}. Give from_flax the layer's own "
                 'part, such as {"params": variables["params"]["BatchNorm_0"], ...}.'
             )
     return {name: variables[collection][name] for collection, name in places}

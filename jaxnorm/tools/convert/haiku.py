@@ -13,7 +13,7 @@ import jaxnorm.linen as jnn
 from jaxnorm._core.axes import other_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm.tools.convert.build import Converted, build, promoted_dtype
-from jaxnorm.tools.convert.recognize import name_of, recognize
+from jaxnorm.tools.convert.recognize import name_of, names_in, recognize
 
 Affine = tuple[jax.Array | None, jax.Array | None]
 
@@ -71,7 +71,7 @@ def _held(module: Any, name: str, tree: Any, what: str, names: Sequence[str]) ->
     if missing:
         raise ValueError(
             f"{what} of the {name_of(module)} {name!r} lacks {', '.join(missing)}: it holds "
-            f"{ {k: sorted(v) for k, v in (tree or {}).items()} }. Give from_haiku the {what} of "
+            f"{names_in(tree)}. Give from_haiku the {what} of "
             "the transformed function in which this module was made."
         )
     return {n: jnp.asarray(node[n]) for n in names}

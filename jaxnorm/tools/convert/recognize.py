@@ -46,3 +46,8 @@ def name_of(layer: Any) -> str:
     cls = layer if isinstance(layer, type) else type(layer)
     name = f"{cls.__module__}.{cls.__qualname__}"
     return f"class {name}, not a layer" if isinstance(layer, type) else name
+
+
+def names_in(tree: Any) -> dict[str, Any]:
+    """Returns the names in a tree of arrays, two levels deep, for errors."""
+    return {k: sorted(v) if isinstance(v, Mapping) else "an array" for k, v in (tree or {}).items()}
