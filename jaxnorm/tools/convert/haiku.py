@@ -71,8 +71,8 @@ def _held(module: Any, name: str, tree: Any, what: str, names: Sequence[str]) ->
     if missing:
         raise ValueError(
             f"{what} of the {name_of(module)} {name!r} lacks {', '.join(missing)}: it holds "
-            f"{names_in(tree)}. Give from_haiku the {what} of "
-            "the transformed function in which this module was made."
+            f"{names_in(tree)}. Give from_haiku the {what} of the transformed function in which "
+            "this module was made."
         )
     return {n: jnp.asarray(node[n]) for n in names}
 
@@ -82,17 +82,16 @@ def _batch(module: Any, affine: Affine, state: Any) -> Converted:
         _held(module, ema.module_name, state, "state", ("average", "counter"))
         for ema in (module.mean_ema, module.var_ema)
     )
-    average = mean["average"]  # of the rank of the input, with sizes of 1
+    shape = mean["average"].shape  # of the rank of the input, with sizes of 1
     if module.axis is None:
-        pooled = other_axes((module.channel_index % average.ndim,), average.ndim)
+        kept = features = (module.channel_index % len(shape),)
         axes: dict[str, Any] = {"feature_axes": module.channel_index}
-        kept = features = other_axes(pooled, average.ndim)
     else:
-        pooled = tuple(a % average.ndim for a in module.axis)
+        pooled = tuple(a % len(shape) for a in module.axis)
+        kept = other_axes(pooled, len(shape))
         # Haiku's parameters have all sizes but those along what is literally in `axis`.
-        features = other_axes(module.axis, average.ndim)
+        features = other_axes(module.axis, len(shape))
         axes = {"reduction_axes": pooled, "feature_axes": features}
-        kept = other_axes(pooled, average.ndim)
     averages = (_drop_ones(m["average"], kept) for m in (mean, var))
     running = Moments._make((*averages, mean["counter"]))
     gamma, beta = affine = _of_features(affine, features)

@@ -52,9 +52,8 @@ class TrackedInstanceNorm(AffineModule, kw_only=True):
             self._normalize(x, source, state, gamma, beta, channel) for source in decisions.sources
         ]
         if decisions.tracks(context):
-            mean, var, count = jax.lax.stop_gradient(
-                moments(x, _axes.other_axes((0, channel), x.ndim))
-            )
+            positions = _axes.other_axes((0, channel), x.ndim)
+            mean, var, count = jax.lax.stop_gradient(moments(x, positions))
             average = Moments(jnp.mean(mean, 0), jnp.mean(var, 0), count)
             options = {"momentum": self.momentum, "unbiased": True, "debias": False}
             state.keep(running.track(state.value, average, decisions.update, **options))
