@@ -35,6 +35,7 @@ QUICKLY_COMPILED = (
     "tests.cli.compare",
     "tests.cli.test",
     "tests.convert",
+    "tests.drop_in",
     "tests.nnx",
     "tests.plot",
     "tests.test_api",

@@ -95,11 +95,14 @@ def test_modules_are_documented_and_keyword_only(name):
     positional = [f.name for f in fields if not f.kw_only]
     # A wrapper takes the module that it wraps, a recurrent cell its sizes, as flax's do.
     linen = ([], ["layer"], ["norm"], ["features"])
-    nnx = (["num_features"], ["layer"], ["in_features", "features"])
+    nnx = ([], ["num_features"], ["layer"], ["norm", "in_features"], ["in_features", "features"])
     assert positional in (linen if "linen" in name else nnx)
     # No field is called axis: in flax.linen.BatchNorm that is the axis kept, elsewhere reduced.
     assert "axis" not in {f.name for f in fields}
-    described = "".join(inspect.getdoc(base) or "" for base in module.__mro__)
+    # A module for NNX may leave options to its twin, if it says so.
+    twin = f"jaxnorm.linen.{module.__name__}"
+    described_in = [*module.__mro__, *(MODULES[twin].__mro__ if f"`{twin}`" in doc else ())]
+    described = "".join(inspect.getdoc(base) or "" for base in described_in)
     for option in set(inspect.signature(module.__init__).parameters) - {"self", "parent", "name"}:
         assert f"  {option}: " in described, option
 
@@ -121,7 +124,7 @@ def test_functions_are_documented(name):
 
 def test_the_pure_functions_and_layers_import_jax_alone():
     code = (
-        "import importlib, pkgutil, sys, jaxnorm, jaxnorm._layers as layers; "
+        "import importlib, pkgutil, sys, jaxnorm.drop_in, jaxnorm._layers as layers; "
         "names = [m.name for m in pkgutil.iter_modules(layers.__path__)]; "
         "[importlib.import_module(f'jaxnorm._layers.{name}') for name in names]; "
         "heavy = {'flax', 'optax', 'chex', 'matplotlib', 'rich', 'sklearn'} & set(sys.modules); "
@@ -135,6 +138,7 @@ def test_nothing_is_computed_at_import():
     # A backend started at import would fix the number of devices, before the user can.
     code = (
         "import jaxnorm, jaxnorm.linen, jaxnorm.nnx, jax; "
+        "import jaxnorm.drop_in.linen, jaxnorm.drop_in.nnx; "
         "jax.config.update('jax_num_cpu_devices', 3); "
         "import sys; sys.exit(jax.device_count() != 3)"
     )

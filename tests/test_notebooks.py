@@ -19,6 +19,8 @@ NAMES = [
     "04_sequences",
     "05_why_it_trains_faster",
     "06_exact_lean_fast",
+    "07_gallery",
+    "08_your_model",
 ]
 PYPROJECT = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8"))
 REPOSITORY = PYPROJECT["project"]["urls"]["Repository"]

@@ -37,14 +37,16 @@ ARRAYS = {
 OTHERS = {
     "axis": (0, 1, 2),
     "ids": jnp.arange(8) % 2,
+    "nodes_of_each": jnp.full((8, 1, 1, 1), 4.0),
     "running": jaxnorm.init_running(6),
     "layer": nn.Dense(3),
     "tools": tools,
+    "jax": jax,
     "jnp": jnp,
     "f": jnp.tanh,
 }
 # Of papers that are not on arXiv: where they appeared.
-VENUES = r"(arXiv:\d{4}\.\d{5}|(NeurIPS|ICLR|Stanford) \d{4})$"
+VENUES = r"(arXiv:\d{4}\.\d{5}|(NeurIPS|ICLR|ICCV|Stanford) \d{4})$"
 
 
 def code_in(cell):
@@ -53,8 +55,11 @@ def code_in(cell):
 
 
 def test_it_has_these_columns():
-    assert HEADER == ["technique", "function or expression", "module", "pools", "paper"]
+    assert HEADER == ["technique", "function or expression", "module", "pools", "formula", "paper"]
     assert all(len(row) == len(HEADER) and all(row) for row in TECHNIQUES)
+    for *_, cell, _ in TECHNIQUES:
+        (formula,) = code_in(cell)  # in one piece, so that Markdown reads nothing into it
+        assert formula.count("(") == formula.count(")")
 
 
 def test_a_technique_is_found_by_its_name():
@@ -65,7 +70,7 @@ def test_a_technique_is_found_by_its_name():
 
 @pytest.mark.parametrize("row", TECHNIQUES, ids=lambda row: row[0])
 def test_a_row_runs(row):
-    _, functions, modules, _, paper = row
+    _, functions, modules, _, _, paper = row
     assert code_in(functions + modules)
     assert re.search(VENUES, paper) or row[0] == "statistics penalty"
     for code in code_in(functions):

@@ -16,7 +16,7 @@ from jaxnorm._core.formula import Options
 from jaxnorm._core.mesh import spec_of
 from jaxnorm._layers import banks, running, sources
 from jaxnorm._layers.decisions import Decisions
-from jaxnorm._layers.layer import Context, FirstState, Layer, State, first_placed
+from jaxnorm._layers.layer import AffineLayer, Context, FirstState, Own, State, first_placed
 from jaxnorm._layers.narrow import warn_if_narrow
 from jaxnorm._layers.sources import Limit, Statistics
 from jaxnorm.functional import _batch_core as core
@@ -26,11 +26,10 @@ Affine = tuple[ArrayLike | None, ArrayLike | None]  # gamma and beta
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BatchLayer(Layer):
+class BatchLayer(AffineLayer):
     """The options of batch norm, as `jaxnorm.linen.BatchNorm` describes them."""
 
     epsilon: float
-    dtype: DTypeLike | None
     use_running_average: bool | jax.Array | None
     train_statistics: Statistics
     eval_statistics: Statistics
@@ -73,12 +72,19 @@ class BatchLayer(Layer):
             return axes, _axes.other_axes(axes, rank)
         return axes, _axes.canonical_axes(self.feature_axes, shape, "feature_axes")
 
+    def features_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.axes_of(shape)[1]
+
     @property
     def affine_rows(self) -> tuple[int, ...]:
         """The sizes that gamma and beta have before those of the features: one row per domain."""
         if self.num_domains is None or not self.affine_per_domain:
             return ()
         return (self.num_domains,)
+
+    def affine_shape(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape of gamma and beta, of all domains if each has its own."""
+        return (*self.affine_rows, *sizes)
 
     def first_state(self, x: jax.Array, decisions: Decisions, context: Context) -> FirstState:
         """Returns what the state starts at; empty if this call can do without."""
@@ -89,13 +95,24 @@ class BatchLayer(Layer):
         first = self.first_moments(sizes, x.dtype)
         if context.accumulates:
             first |= running.first_accumulators(self.state_shape(sizes), x.dtype)
-        return first_placed(first, dict.fromkeys(first, self._state_spec(x)))
+        return first_placed(first, dict.fromkeys(first, self.state_spec(x)))
 
     @property
     def keeps_none(self) -> bool:
         """Whether the running statistics serve no call, unless the call itself says so."""
         by_batch = self.train_statistics == self.eval_statistics == "batch"
         return by_batch and self.update_running is False and self.frozen is None
+
+    def first_state_of(
+        self, sizes: tuple[int, ...], dtype: DTypeLike, shape: Sequence[int] | None
+    ) -> FirstState:
+        """Returns what the state starts at before an input is seen; empty if it serves no call.
+
+        It is that of features of `sizes`, all other axes being pooled, or of inputs of `shape`.
+        """
+        if self.keeps_none:
+            return {}
+        return self.first_moments(sizes if shape is None else self.kept_sizes(tuple(shape)), dtype)
 
     def first_moments(self, sizes: tuple[int, ...], dtype: DTypeLike) -> FirstState:
         """Returns what running moments start at, for the `sizes` of the axes not pooled."""
@@ -112,7 +129,7 @@ class BatchLayer(Layer):
         """Returns the shape of the running moments, for the `sizes` of the axes not pooled."""
         return sizes if self.num_domains is None else (self.num_domains, *sizes)
 
-    def _state_spec(self, x: jax.Array) -> tuple[Any, ...]:
+    def state_spec(self, x: jax.Array) -> tuple[Any, ...]:
         """Returns how the running moments lie on an explicit mesh: as the channels do."""
         axes, _ = self.axes_of(x.shape)
         kept = tuple(names for a, names in enumerate(spec_of(x)) if a not in axes)
@@ -122,7 +139,7 @@ class BatchLayer(Layer):
         self,
         x: jax.Array,
         state: State,
-        affine: Affine,
+        own: Own,
         decisions: Decisions,
         context: Context,
         *,
@@ -135,7 +152,7 @@ class BatchLayer(Layer):
         Args:
           x: the input.
           state: the values of what `first_state` named.
-          affine: gamma and beta of the layer.
+          own: gamma and beta of the layer.
           decisions: what `decide` returned.
           context: what the framework says of the call.
           mask: which elements count.
@@ -144,7 +161,7 @@ class BatchLayer(Layer):
         """
         axes, _ = self.axes_of(x.shape)
         batch, domain = self._divide(x, axes, domain, context)
-        gamma, beta = self._affine(x, axes, affine, given, batch, domain)
+        gamma, beta = self._affine(x, axes, own, given, batch, domain)
         inputs, axes = core.check_inputs(x, gamma, beta, mask, axes, self.feature_axes)
         if state:
             moments = running.moments_of(state)
@@ -156,7 +173,7 @@ class BatchLayer(Layer):
         results, pooled = [], None
         for source in decisions.sources:
             if source == "batch" and not context.initializing:
-                self._check_count(x.shape, axes, mask, batch, decisions, context)
+                self.check_count(x.shape, axes, mask, batch, decisions, context)
             limits = (self.r_max, self.d_max)
             y, moments = sources.normalize_by(source, inputs, batch, options, limits)
             pooled = pooled or moments
@@ -205,13 +222,13 @@ class BatchLayer(Layer):
             )
         return core.Batch(axis, 1, (domain, self.num_domains)), None
 
-    def _affine(self, x, axes, affine: Affine, given: Affine, batch, domain) -> Affine:
+    def _affine(self, x, axes, own: Own, given: Affine, batch, domain) -> Affine:
         """Returns gamma and beta: those of the call, else the layer's, of its domains if any."""
         chosen = []
-        for name, own, call in zip(("gamma", "beta"), affine, given, strict=True):
-            value = own if call is None else call
-            if call is None and own is not None and self.affine_rows:
-                bank = banks.check_bank(own, name, *self.affine_rows)
+        for name, call in zip(("gamma", "beta"), given, strict=True):
+            value = own.get(name) if call is None else call
+            if call is None and value is not None and self.affine_rows:
+                bank = banks.check_bank(value, name, *self.affine_rows)
                 features = self.feature_axes
                 value = banks.parameter(bank, name, x, axes, features, batch, domain)
             chosen.append(value)
@@ -226,7 +243,16 @@ class BatchLayer(Layer):
         except NameError as error:
             raise NameError(f"{context.label}: {error}") from None
 
-    def _check_count(self, shape, axes, mask, batch, decisions: Decisions, context: Context):
+    def check_count(
+        self,
+        shape: tuple[int, ...],
+        axes: tuple[int, ...],
+        mask: ArrayLike | None,
+        batch: core.Batch,
+        decisions: Decisions,
+        context: Context,
+    ) -> None:
+        """Checks that no statistic is of one value, which has no variance."""
         if not self._pools_one_value(shape, axes, mask, batch):
             return
         evaluates = decisions.evaluate is True

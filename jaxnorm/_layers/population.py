@@ -37,15 +37,17 @@ class PopulationLayer(Layer):
     axis_name: str | Sequence[str] | None
     axis_index_groups: AxisIndexGroups
 
-    def first_state(self, x: jax.Array) -> FirstState:
-        """Returns the moments of nothing: mean 0, variance 1, count 0."""
-        axes = self._axes_of(x)
-        shape = tuple(s for a, s in enumerate(x.shape) if a not in axes)
-        mean, real = compute_dtype(x.dtype), real_dtype(x.dtype)
+    def features_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return _axes.canonical_axes(self.feature_axes, shape, "feature_axes")
+
+    def first_state(self, sizes: tuple[int, ...], dtype: DTypeLike) -> FirstState:
+        """Returns the moments of nothing, for features of `sizes`: mean 0, variance 1, count 0."""
+        dtype = jax.dtypes.canonicalize_dtype(dtype)
+        mean, real = compute_dtype(dtype), real_dtype(dtype)
         makers = (
-            functools.partial(jnp.zeros, shape, mean),
-            functools.partial(jnp.ones, shape, real),
-            functools.partial(jnp.zeros, shape, real),
+            functools.partial(jnp.zeros, sizes, mean),
+            functools.partial(jnp.ones, sizes, real),
+            functools.partial(jnp.zeros, sizes, real),
         )
         return dict(zip(NAMES, makers, strict=True))
 
@@ -91,8 +93,7 @@ class PopulationLayer(Layer):
         return unstandardize(y, _moments_of(state), **options)
 
     def _axes_of(self, x: jax.Array) -> tuple[int, ...]:
-        features = _axes.canonical_axes(self.feature_axes, x.shape, "feature_axes")
-        return _axes.other_axes(features, x.ndim)
+        return _axes.other_axes(self.features_of(x.shape), x.ndim)
 
 
 def _moments_of(state: State) -> Moments:

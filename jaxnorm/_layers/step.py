@@ -165,6 +165,8 @@ def batch_norm_step(
     layer = BatchLayer(
         epsilon=epsilon,
         dtype=dtype,
+        use_gamma=gamma is not None,
+        use_beta=beta is not None,
         use_running_average=None,
         train_statistics=train_statistics,
         eval_statistics=eval_statistics,
@@ -190,8 +192,8 @@ def batch_norm_step(
     _check_running(running, layer, x.shape, decisions.update is not False)
     needed = bool(layer.first_state(x, decisions, context))
     state = running._asdict() if needed else {}
-    affine = gamma, beta
-    y, new = layer.apply(x, state, affine, decisions, context, mask=mask, domain=domain)
+    own = {"gamma": gamma, "beta": beta}
+    y, new = layer.apply(x, state, own, decisions, context, mask=mask, domain=domain)
     return y, running if new is None else Moments(**new)
 
 

@@ -140,9 +140,13 @@ class SpectralNormLayer(WeightLayer):
     warmup_steps: int
     epsilon: float
 
-    def decide(self, update: bool | None, context: Context) -> bool:
-        """Returns whether u and sigma are replaced; None leaves it to the options."""
+    def decide(self, update: bool | None, context: Context, training: bool | None = None) -> bool:
+        """Returns whether u and sigma are replaced, as the call says, or else the options.
+
+        If neither does, the mode of the model decides, where it has one.
+        """
         update = self.update_stats if update is None else update
+        update = training if update is None else update
         if update is None:
             raise ValueError(
                 "SpectralNorm needs update_stats: True in training, False in evaluation; set it "

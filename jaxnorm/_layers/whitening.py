@@ -15,7 +15,7 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.pool import compute_dtype, real_dtype
-from jaxnorm._layers.layer import Context, FirstState, Layer, State, first_placed
+from jaxnorm._layers.layer import AffineLayer, Context, FirstState, Own, State, first_placed
 from jaxnorm._layers.narrow import warn_if_narrow
 from jaxnorm.functional import whitening
 from jaxnorm.functional._layout import Layout, check_layout
@@ -23,11 +23,10 @@ from jaxnorm.functional.whitening import Method, Whitening
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WhiteningLayer(Layer):
+class WhiteningLayer(AffineLayer):
     """The options of whitening, as `jaxnorm.linen.DecorrelatedBatchNorm` describes them."""
 
     epsilon: float
-    dtype: DTypeLike | None
     use_running_average: bool | jax.Array | None
     reduction_axes: Axes | None
     feature_axes: Axes
@@ -38,6 +37,9 @@ class WhiteningLayer(Layer):
     unbiased: bool
     axis_name: str | Sequence[str] | None
     axis_index_groups: AxisIndexGroups
+
+    def features_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return _axes.canonical_axes(self.feature_axes, shape, "feature_axes")
 
     def decide(self, evaluate: Any, context: Context) -> bool | jax.Array:
         """Returns whether to evaluate, maybe traced; None leaves it to the options."""
@@ -65,8 +67,15 @@ class WhiteningLayer(Layer):
             return first
         return first_placed(first, dict(zip(first, layout.specs(spec, False), strict=False)))
 
-    def first_state_of(self, sizes: tuple[int, ...], dtype: DTypeLike) -> FirstState:
-        """Returns what they start at for units of those `sizes`, all other axes being pooled."""
+    def first_state_of(
+        self, sizes: tuple[int, ...], dtype: DTypeLike, shape: Sequence[int] | None
+    ) -> FirstState:
+        """Returns what they start at before an input is seen.
+
+        That is for units of `sizes`, all other axes being pooled, or for inputs of `shape`.
+        """
+        if shape is not None:
+            return self.first_state(tuple(shape), dtype)
         features = tuple(range(1, len(sizes) + 1))
         layer = dataclasses.replace(self, reduction_axes=0, feature_axes=features)
         return layer.first_state((1, *sizes), dtype)
@@ -75,8 +84,7 @@ class WhiteningLayer(Layer):
         self,
         x: jax.Array,
         state: State,
-        gamma: ArrayLike | None,
-        beta: ArrayLike | None,
+        own: Own,
         evaluate: bool | jax.Array,
         context: Context,
         *,
@@ -90,14 +98,13 @@ class WhiteningLayer(Layer):
         traced = isinstance(evaluate, jax.Array)
         result = None
         if traced or evaluate:
-            result = whitening.decorrelate(x, running, gamma, beta, **common)
+            result = whitening.decorrelate(x, running, **own, **common)
             if not traced:
                 return result, None
         self._check_training(x.shape, layout.axes, mask, context)
         y, batch = whitening.whiten(
             x,
-            gamma,
-            beta,
+            **own,
             **common,
             num_groups=self.num_groups,
             method=self.method,
@@ -121,8 +128,7 @@ class WhiteningLayer(Layer):
     def _layout(self, shape: tuple[int, ...]) -> Layout:
         axes = self.reduction_axes
         if axes is None:
-            features = _axes.canonical_axes(self.feature_axes, shape, "feature_axes")
-            axes = _axes.other_axes(features, len(shape))
+            axes = _axes.other_axes(self.features_of(shape), len(shape))
         return check_layout(shape, axes, self.feature_axes, self.num_groups)
 
     def _bound_names(self, context: Context) -> tuple[str, ...] | None:

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes
 
+# Why those joined to an activation are not for complex numbers.
+REAL_ACTIVATION = "its activation is that of real numbers"
+
 
 def check_real(x: ArrayLike, reason: str, name: str = "x") -> jax.Array:
     """Returns `x` as a real array of rank 1 or more."""

@@ -73,6 +73,39 @@ class SegmentPool(NamedTuple):
         return jnp.expand_dims(member, _axes.other_axes(pair, rank))
 
 
+class NodePool(SegmentPool):
+    """Nodes of one graph are pooled; there may be as many graphs as nodes.
+
+    A selection of every node for every graph would be far larger than the input.
+    """
+
+    def sum(self, x: jax.Array, plan: Plan = PORTABLE) -> jax.Array:
+        """Returns the sum over each graph, which takes the place of the nodes."""
+        del plan
+        size = x.shape[0]
+        # A scatter adds one node after the other: large graphs are summed in parts.
+        parts = max(1, size // (128 * self.number)) if isinstance(size, int) else 1
+        inside = (self.ids >= 0) & (self.ids < self.number)
+        rows = self.ids + self.number * (jnp.arange(size, dtype=self.ids.dtype) % parts)
+        rows = jnp.where(inside, rows, parts * self.number)
+        totals = jax.ops.segment_sum(x, rows, parts * self.number)
+        return jnp.sum(totals.reshape(parts, self.number, *x.shape[1:]), 0)
+
+    def count_kept(
+        self, mask: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, plan: Plan = PORTABLE
+    ) -> jax.Array:
+        """Returns how many elements of each graph a mask keeps, of size 1 where all are alike."""
+        del shape
+        return self.sum(mask.astype(dtype), plan)
+
+    def spread(self, statistic: Any, shape: tuple[int, ...]) -> Any:
+        """Returns for each node the statistic of its graph."""
+        del shape
+        if statistic is None:
+            return None
+        return jnp.take(statistic, self.ids, 0, mode="clip")
+
+
 def check_segments(ids: Any, number: int, x: jax.Array, batch_axis: int, name: str) -> jax.Array:
     """Returns the segment of each example of `x` as an array, where they lie.
 

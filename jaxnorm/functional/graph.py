@@ -12,10 +12,11 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core import statistics
 from jaxnorm._core.axes import ArrayLike, DTypeLike
 from jaxnorm._core.formula import apply_affine, inverse_root
+from jaxnorm._core.mesh import spec_of, without_explicit_axes
 from jaxnorm._core.pool import Pool, abs2, keep, subtract
 from jaxnorm._core.residuals import recomputed, save
 from jaxnorm._core.statistics import Centered
-from jaxnorm.functional._segments import SegmentPool, check_segments
+from jaxnorm.functional._segments import NodePool, check_segments
 
 
 def graph_norm(
@@ -79,10 +80,9 @@ def graph_norm(
 
 @functools.partial(jax.jit, static_argnums=(6, 7, 8), inline=True)
 def _graph_norm(x, ids, alpha, gamma, beta, mask, number, epsilon, dtype):
-    pool, mask = _nodes(x, ids, mask, number)
-
     @recomputed
-    def compute(x, alpha, gamma, beta):
+    def compute(x, ids, alpha, gamma, beta, mask):
+        pool, mask = _nodes(x, ids, mask, number)
         stats = _statistics(x, mask, pool)
         rest = keep(mask, subtract(x, mask, pool, stats.shift, stats.offset))
         var = stats.var
@@ -94,7 +94,7 @@ def _graph_norm(x, ids, alpha, gamma, beta, mask, number, epsilon, dtype):
         y = rest * pool.spread(inverse_root(var, epsilon), x.shape).astype(rest.dtype)
         return keep(mask, apply_affine(y, gamma, beta, 0.0)).astype(dtype)
 
-    return compute(x, alpha, gamma, beta)
+    return without_explicit_axes(compute, spec_of(x))(x, ids, alpha, gamma, beta, mask)
 
 
 def pair_norm(
@@ -139,9 +139,8 @@ def pair_norm(
     Reference: Zhao & Akoglu 2019, PairNorm: Tackling Oversmoothing in GNNs, arXiv:1909.12223.
     """
     x = _axes.check_input(x)
-    if segment_ids is None:
-        ids = jnp.zeros(x.shape[:1], jnp.int32)
-    else:
+    ids = None
+    if segment_ids is not None:
         ids = check_segments(segment_ids, num_segments, x, 0, "segment_ids")
     mask = _axes.expand_mask(mask, x)
     epsilon, dtype = _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype)
@@ -150,10 +149,9 @@ def pair_norm(
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6), inline=True)
 def _pair_norm(x, ids, scale, mask, number, epsilon, dtype):
-    pool, mask = _nodes(x, ids, mask, number)
-
     @recomputed
-    def compute(x, scale):
+    def compute(x, ids, scale, mask):
+        pool, mask = _nodes(x, ids, mask, number)
         stats = _statistics(x, mask, pool)
         rest = keep(mask, subtract(x, mask, pool, stats.shift, stats.offset))
         var = jnp.sum(stats.var, tuple(range(1, x.ndim)), keepdims=True)
@@ -162,12 +160,14 @@ def _pair_norm(x, ids, scale, mask, number, epsilon, dtype):
         y = rest * pool.spread(inverse, x.shape).astype(rest.dtype)
         return keep(mask, y).astype(dtype)
 
-    return compute(x, scale)
+    return without_explicit_axes(compute, spec_of(x))(x, ids, scale, mask)
 
 
-def _nodes(x, ids, mask, number) -> tuple[Any, jax.Array]:
+def _nodes(x, ids, mask, number) -> tuple[Any, jax.Array | None]:
     """Returns the pool of each graph, and the mask of the elements that are in one."""
-    pool = SegmentPool(Pool((0,)), ids, number, 0)
+    if ids is None:
+        return Pool((0,)), mask
+    pool = NodePool(Pool((0,)), ids, number, 0)
     held = pool.holds(x.ndim)
     return pool, held if mask is None else mask & held
 

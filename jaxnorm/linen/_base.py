@@ -1,27 +1,74 @@
-"""What the normalization modules share: gamma and beta, as parameters or from the call."""
+"""What the normalization modules share: parameters of their own or from the call, and the call."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxnorm._core import axes as _axes
-from jaxnorm._core.axes import ArrayLike, Axes
+from jaxnorm._core.axes import ArrayLike
 from jaxnorm._core.collectives import AxisIndexGroups
+from jaxnorm._layers.layer import Context, Layer
+from jaxnorm.linen._state import COLLECTION, context_of
 
 
-class AffineModule(nn.Module, kw_only=True):
-    """Base of the normalization modules: fields and parameters, no arithmetic.
+class LayerModule(nn.Module, kw_only=True):
+    """Base of the modules: their options as a layer takes them, no arithmetic and no decision.
 
     Attributes:
-      epsilon: added to the variance.
       dtype: dtype of the result; default: that of the input.
+    """
+
+    technique: ClassVar[type[Layer]]
+
+    dtype: jax.typing.DTypeLike | None = None
+
+    @property
+    def options(self) -> Any:
+        """What the fields say, as `technique` takes it."""
+        return self.technique.of(self)
+
+    @nn.nowrap
+    def context(self, collection: str = COLLECTION) -> Context:
+        """Returns what Flax says of the call, which keeps its state in `collection`."""
+        return context_of(self, type(self).__name__, collection)
+
+
+class ParametricModule(LayerModule, kw_only=True):
+    """Base of the modules with parameters.
+
+    Attributes:
       param_dtype: dtype of the parameters.
+    """
+
+    param_dtype: jax.typing.DTypeLike = jnp.float32
+
+    @nn.nowrap
+    def called(self, name: str) -> str:
+        """Returns what a parameter is called in the model."""
+        return name
+
+    @nn.nowrap
+    def own(self, x: jax.Array, **given: ArrayLike | None) -> dict[str, Any]:
+        """Returns the parameters, by name: those `given` in the call, else the module's own."""
+        layer = self.options
+        values = {name: value for name, value in given.items() if value is not None}
+        for name, parameter in layer.parameters(layer.sizes(x.shape)).items():
+            if parameter is not None and name not in values:
+                shape, option, first = parameter
+                init = getattr(self, option) or nn.initializers.constant(first)
+                values[name] = self.param(self.called(name), init, shape, self.param_dtype)
+        return values
+
+
+class AffineModule(ParametricModule, kw_only=True):
+    """Base of the modules with gamma and beta.
+
+    Attributes:
       use_gamma: whether to scale by a parameter gamma.
       use_beta: whether to add a parameter beta.
       gamma_init: initializer of gamma.
@@ -29,56 +76,46 @@ class AffineModule(nn.Module, kw_only=True):
       param_names: the names of the two parameters; ("scale", "bias") are flax.linen's.
     """
 
-    epsilon: float = 1e-6
-    dtype: jax.typing.DTypeLike | None = None
-    param_dtype: jax.typing.DTypeLike = jnp.float32
     use_gamma: bool = True
     use_beta: bool = True
     gamma_init: nn.initializers.Initializer = nn.initializers.ones
     beta_init: nn.initializers.Initializer = nn.initializers.zeros
     param_names: tuple[str, str] = ("gamma", "beta")
 
-    def field_axes(self, field: str, x: ArrayLike) -> tuple[int, ...]:
-        """Returns the axes in a field, checked under its own name."""
-        shape = _axes.check_input(x).shape
-        return _axes.canonical_axes(getattr(self, field), shape, field, allow_empty=True)
+    @nn.nowrap
+    def called(self, name: str) -> str:
+        """Returns what a parameter is called in the model: gamma and beta as `param_names` say."""
+        gamma, beta = self.param_names
+        return {"gamma": gamma, "beta": beta}.get(name, name)
 
-    def affine(
+
+class PlainNorm(AffineModule, kw_only=True):
+    """Base of the norms of an input alone that keep no statistics."""
+
+    @nn.compact
+    def __call__(
         self,
         x: ArrayLike,
-        axes: Axes,
-        gamma: ArrayLike | None,
-        beta: ArrayLike | None,
-        leading: tuple[int, ...] = (),
-    ) -> tuple[ArrayLike | None, ArrayLike | None]:
-        """Returns gamma and beta: those of the call, else the module's own parameters.
-
-        The parameters have the sizes `leading`, and then those of `x` along `axes`.
-        """
-        sizes = np.shape(x)
-        features = _axes.canonical_axes(axes, sizes, "feature_axes")
-        shape = (*leading, *(sizes[a] for a in features))
-        gamma_name, beta_name = self.param_names
-        if gamma is None and self.use_gamma:
-            gamma = self.param(gamma_name, self.gamma_init, shape, self.param_dtype)
-        if beta is None and self.use_beta:
-            beta = self.param(beta_name, self.beta_init, shape, self.param_dtype)
-        return gamma, beta
+        *,
+        mask: ArrayLike | None = None,
+        gamma: ArrayLike | None = None,
+        beta: ArrayLike | None = None,
+    ) -> jax.Array:
+        """Normalizes `x`; a gamma or beta given here replaces the module's own."""
+        x = _axes.check_input(x)
+        own = self.own(x, gamma=gamma, beta=beta)
+        return self.options.apply(x, own, self.context(), mask)
 
 
-class MappedModule(AffineModule, kw_only=True):
-    """Base of the modules that can pool over mapped axes.
+class MappedNorm(PlainNorm, kw_only=True):
+    """Base of those that can pool over mapped axes.
 
     Attributes:
+      epsilon: added to the variance.
       axis_name: mapped axes to pool over as well; not while initializing.
       axis_index_groups: groups of indices of `axis_name` that pool together.
     """
 
+    epsilon: float = 1e-6
     axis_name: str | Sequence[str] | None = None
     axis_index_groups: AxisIndexGroups = None
-
-    def mapped(self) -> dict[str, Any]:
-        """Returns the options of a function that pools over mapped axes."""
-        if self.is_initializing():
-            return {}
-        return {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}

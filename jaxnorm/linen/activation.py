@@ -6,38 +6,31 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes
-from jaxnorm._core.formula import apply_affine
-from jaxnorm._core.pool import widen
-from jaxnorm.functional import activation as _activation
-from jaxnorm.functional import evolved
-from jaxnorm.linen._base import AffineModule
+from jaxnorm._layers.activation import (
+    DynamicErfLayer,
+    DynamicTanhLayer,
+    EvoNormS0Layer,
+    GatedRMSNormLayer,
+    LayerScaleLayer,
+    PolyNormLayer,
+)
+from jaxnorm.linen._base import AffineModule, ParametricModule, PlainNorm
 
 
-class _Squash(nn.Module, kw_only=True):
+class _Squash(AffineModule, kw_only=True):
     feature_axes: Axes = -1
     alpha_init: nn.initializers.Initializer = nn.initializers.constant(0.5)
-    dtype: jax.typing.DTypeLike | None = None
-    param_dtype: jax.typing.DTypeLike = jnp.float32
-    use_gamma: bool = True
-    use_beta: bool = True
-    gamma_init: nn.initializers.Initializer = nn.initializers.ones
-    beta_init: nn.initializers.Initializer = nn.initializers.zeros
 
-    def own(self, x: ArrayLike, gamma, beta):
-        """Returns alpha, gamma and beta: those of the call, else the module's own parameters."""
-        sizes = _axes.check_input(x).shape
-        features = _axes.canonical_axes(self.feature_axes, sizes, "feature_axes")
-        shape = tuple(sizes[a] for a in features)
-        alpha = self.param("alpha", self.alpha_init, (), self.param_dtype)
-        if gamma is None and self.use_gamma:
-            gamma = self.param("gamma", self.gamma_init, shape, self.param_dtype)
-        if beta is None and self.use_beta:
-            beta = self.param("beta", self.beta_init, shape, self.param_dtype)
-        return alpha, gamma, beta
+    @nn.compact
+    def __call__(
+        self, x: ArrayLike, *, gamma: ArrayLike | None = None, beta: ArrayLike | None = None
+    ) -> jax.Array:
+        """Squashes `x`; a gamma or beta given here replaces the module's own."""
+        x = _axes.check_input(x)
+        return self.options.apply(x, self.own(x, gamma=gamma, beta=beta))
 
 
 class DynamicTanh(_Squash, kw_only=True):
@@ -47,12 +40,6 @@ class DynamicTanh(_Squash, kw_only=True):
       feature_axes: the axes that gamma and beta vary along.
       alpha_init: initializer of alpha, of rank 0. In language models the paper starts it higher in
         attention than elsewhere, and lower where the width is larger.
-      dtype: dtype of the result; default: that of the input.
-      param_dtype: dtype of the parameters.
-      use_gamma: whether to scale by a parameter gamma.
-      use_beta: whether to add a parameter beta.
-      gamma_init: initializer of gamma.
-      beta_init: initializer of beta.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnn
@@ -65,14 +52,7 @@ class DynamicTanh(_Squash, kw_only=True):
     arXiv:2503.10622.
     """
 
-    @nn.compact
-    def __call__(
-        self, x: ArrayLike, *, gamma: ArrayLike | None = None, beta: ArrayLike | None = None
-    ) -> jax.Array:
-        """Squashes `x`; a gamma or beta given here replaces the module's own."""
-        alpha, gamma, beta = self.own(x, gamma, beta)
-        options = {"feature_axes": self.feature_axes, "dtype": self.dtype}
-        return _activation.dynamic_tanh(x, alpha, gamma, beta, **options)
+    technique = DynamicTanhLayer
 
 
 class DynamicErf(_Squash, kw_only=True):
@@ -82,12 +62,6 @@ class DynamicErf(_Squash, kw_only=True):
       feature_axes: the axes that gamma and beta vary along.
       alpha_init: initializer of alpha, of rank 0.
       shift_init: initializer of the shift, of rank 0.
-      dtype: dtype of the result; default: that of the input.
-      param_dtype: dtype of the parameters.
-      use_gamma: whether to scale by a parameter gamma.
-      use_beta: whether to add a parameter beta.
-      gamma_init: initializer of gamma.
-      beta_init: initializer of beta.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnn
@@ -99,20 +73,12 @@ class DynamicErf(_Squash, kw_only=True):
     Reference: Chen et al. 2025, Stronger Normalization-Free Transformers, arXiv:2512.10938.
     """
 
+    technique = DynamicErfLayer
+
     shift_init: nn.initializers.Initializer = nn.initializers.zeros
 
-    @nn.compact
-    def __call__(
-        self, x: ArrayLike, *, gamma: ArrayLike | None = None, beta: ArrayLike | None = None
-    ) -> jax.Array:
-        """Squashes `x`; a gamma or beta given here replaces the module's own."""
-        alpha, gamma, beta = self.own(x, gamma, beta)
-        shift = self.param("shift", self.shift_init, (), self.param_dtype)
-        options = {"feature_axes": self.feature_axes, "dtype": self.dtype}
-        return _activation.dynamic_erf(x, alpha, shift, gamma, beta, **options)
 
-
-class LayerScale(nn.Module, kw_only=True):
+class LayerScale(ParametricModule, kw_only=True):
     """Scales the branches of a residual network by factors that start near zero: x * gamma.
 
     With `feature_axes=()` and zeros it is SkipInit, and ReZero.
@@ -120,8 +86,6 @@ class LayerScale(nn.Module, kw_only=True):
     Attributes:
       feature_axes: the axes that gamma varies along; none: one factor for all.
       gamma_init: initializer of gamma; the paper starts at 1e-5 in deep networks.
-      dtype: dtype of the result; default: that of the input.
-      param_dtype: dtype of the parameter.
 
     Example:
       >>> import jax, jax.numpy as jnp, flax.linen as nn, jaxnorm.linen as jnn
@@ -134,25 +98,19 @@ class LayerScale(nn.Module, kw_only=True):
     Transformers, arXiv:2103.17239.
     """
 
+    technique = LayerScaleLayer
+
     feature_axes: Axes = -1
     gamma_init: nn.initializers.Initializer = nn.initializers.constant(1e-5)
-    dtype: jax.typing.DTypeLike | None = None
-    param_dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: ArrayLike, *, gamma: ArrayLike | None = None) -> jax.Array:
         """Scales `x`; a gamma given here replaces the module's own."""
-        x, name = _axes.check_input(x), "feature_axes"
-        axes = _axes.canonical_axes(self.feature_axes, x.shape, name, allow_empty=True)
-        if gamma is None:
-            shape = tuple(x.shape[a] for a in axes)
-            gamma = self.param("gamma", self.gamma_init, shape, self.param_dtype)
-        gamma = _axes.expand_parameter(gamma, x, axes or -1, axes, "gamma")
-        y = apply_affine(widen(x, None), gamma, None, 0.0)
-        return y.astype(_axes.result_dtype(x, self.dtype))
+        x = _axes.check_input(x)
+        return self.options.apply(x, self.own(x, gamma=gamma))
 
 
-class PolyNorm(nn.Module, kw_only=True):
+class PolyNorm(ParametricModule, kw_only=True):
     """A polynomial of normalized powers, in an activation's place; see `jaxnorm.poly_norm`.
 
     Attributes:
@@ -161,8 +119,6 @@ class PolyNorm(nn.Module, kw_only=True):
       weights_init: initializer of the weights of the cube, the square and the input itself.
       use_bias: whether to add a parameter `bias`, of rank 0.
       bias_init: its initializer.
-      dtype: dtype of the result; default: that of the input.
-      param_dtype: dtype of the parameters.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnn
@@ -174,26 +130,22 @@ class PolyNorm(nn.Module, kw_only=True):
     Reference: Zhuo et al. 2024, Polynomial Composition Activations, arXiv:2411.03884.
     """
 
+    technique = PolyNormLayer
+
     reduction_axes: Axes = -1
     epsilon: float = 1e-6
     weights_init: nn.initializers.Initializer = nn.initializers.constant(1 / 3)
     use_bias: bool = True
     bias_init: nn.initializers.Initializer = nn.initializers.ones
-    dtype: jax.typing.DTypeLike | None = None
-    param_dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
         """Applies the polynomial to `x`."""
-        weights = self.param("weights", self.weights_init, (3,), self.param_dtype)
-        bias = None
-        if self.use_bias:
-            bias = self.param("bias", self.bias_init, (), self.param_dtype)
-        options = {"axis": self.reduction_axes, "epsilon": self.epsilon, "dtype": self.dtype}
-        return _activation.poly_norm(x, weights, bias, mask=mask, **options)
+        x = _axes.check_input(x)
+        return self.options.apply(x, self.own(x), mask)
 
 
-class GatedRMSNorm(nn.Module, kw_only=True):
+class GatedRMSNorm(ParametricModule, kw_only=True):
     """RMS norm with a gate; see `jaxnorm.gated_rms_norm`. Called with the input and the gate.
 
     Attributes:
@@ -202,8 +154,6 @@ class GatedRMSNorm(nn.Module, kw_only=True):
       activation: of the gate.
       reduction_axes: the axes pooled, along which gamma varies, too.
       epsilon: added to the mean square.
-      dtype: dtype of the result; default: that of the input.
-      param_dtype: dtype of the parameter.
       use_gamma: whether to scale by a parameter gamma.
       gamma_init: initializer of gamma.
 
@@ -217,13 +167,13 @@ class GatedRMSNorm(nn.Module, kw_only=True):
     Reference: Dao & Gu 2024, Transformers are SSMs (Mamba-2), arXiv:2405.21060.
     """
 
+    technique = GatedRMSNormLayer
+
     group_size: int | None = None
     norm_before_gate: bool = False
     activation: Callable[[jax.Array], jax.Array] = jax.nn.silu
     reduction_axes: Axes = -1
     epsilon: float = 1e-5
-    dtype: jax.typing.DTypeLike | None = None
-    param_dtype: jax.typing.DTypeLike = jnp.float32
     use_gamma: bool = True
     gamma_init: nn.initializers.Initializer = nn.initializers.ones
 
@@ -232,28 +182,15 @@ class GatedRMSNorm(nn.Module, kw_only=True):
         self, x: ArrayLike, gate: ArrayLike, *, gamma: ArrayLike | None = None
     ) -> jax.Array:
         """Normalizes `x`; a gamma given here replaces the module's own."""
-        sizes = _axes.check_input(x).shape
-        axes = _axes.canonical_axes(self.reduction_axes, sizes, "reduction_axes")
-        if gamma is None and self.use_gamma:
-            shape = tuple(sizes[a] for a in axes)
-            gamma = self.param("gamma", self.gamma_init, shape, self.param_dtype)
-        return _activation.gated_rms_norm(
-            x,
-            gate,
-            gamma,
-            group_size=self.group_size,
-            norm_before_gate=self.norm_before_gate,
-            activation=self.activation,
-            axis=axes,
-            epsilon=self.epsilon,
-            dtype=self.dtype,
-        )
+        x = _axes.check_input(x)
+        return self.options.apply(x, gate, self.own(x, gamma=gamma))
 
 
-class EvoNormS0(AffineModule, kw_only=True):
+class EvoNormS0(PlainNorm, kw_only=True):
     """Group norm joined to an activation; see `jaxnorm.evo_norm_s0`.
 
     Attributes:
+      epsilon: added to the variance.
       num_groups: into how many groups the channels are divided.
       channel_axis: the axis of the channels.
       use_v: whether the slope of the sigmoid is a parameter v, with one value per channel, or 1.
@@ -270,36 +207,10 @@ class EvoNormS0(AffineModule, kw_only=True):
     arXiv:2004.02967.
     """
 
+    technique = EvoNormS0Layer
+
     epsilon: float = 1e-5
     num_groups: int = 32
     channel_axis: int = -1
     use_v: bool = True
     v_init: nn.initializers.Initializer = nn.initializers.ones
-
-    @nn.compact
-    def __call__(
-        self,
-        x: ArrayLike,
-        *,
-        mask: ArrayLike | None = None,
-        gamma: ArrayLike | None = None,
-        beta: ArrayLike | None = None,
-    ) -> jax.Array:
-        """Normalizes `x`; a gamma or beta given here replaces the module's own."""
-        x = _axes.check_input(x)
-        channel = _axes.canonical_axis(self.channel_axis, x.shape, "channel_axis")
-        gamma, beta = self.affine(x, channel, gamma, beta)
-        v = None
-        if self.use_v:
-            v = self.param("v", self.v_init, (x.shape[channel],), self.param_dtype)
-        return evolved.evo_norm_s0(
-            x,
-            v,
-            gamma,
-            beta,
-            num_groups=self.num_groups,
-            channel_axis=channel,
-            epsilon=self.epsilon,
-            mask=mask,
-            dtype=self.dtype,
-        )

@@ -14,7 +14,7 @@ from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._layers.batch import BatchLayer
 from jaxnorm._layers.sources import Limit, Statistics
 from jaxnorm.linen._base import AffineModule
-from jaxnorm.linen._state import StateVariables, context_of
+from jaxnorm.linen._state import StateVariables
 
 
 class BatchNorm(AffineModule, kw_only=True):
@@ -34,6 +34,7 @@ class BatchNorm(AffineModule, kw_only=True):
     - `frozen`: the running ones normalize and nothing is updated, whatever the call says.
 
     Attributes:
+      epsilon: added to the variance.
       use_running_average: evaluation or training; here or in the call, which wins.
       train_statistics: what normalizes in training.
       eval_statistics: what normalizes in evaluation.
@@ -72,6 +73,8 @@ class BatchNorm(AffineModule, kw_only=True):
     functions named.
     """
 
+    technique = BatchLayer
+
     epsilon: float = 1e-5
     use_running_average: bool | None = None
     train_statistics: Statistics = "batch"
@@ -109,9 +112,9 @@ class BatchNorm(AffineModule, kw_only=True):
         Traced flags, as `nn.remat` makes them, compute training's result and evaluation's.
         """
         x = _axes.check_input(x)
-        layer, context = BatchLayer.of(self), context_of(self, "BatchNorm")
+        layer, context = self.options, self.context()
         decisions = layer.decide(use_running_average, update_running, context)
-        own = self.affine(x, layer.axes_of(x.shape)[1], gamma, beta, layer.affine_rows)
+        own = self.own(x, gamma=gamma, beta=beta)
         state = StateVariables(self, layer.first_state(x, decisions, context))
         given = {"mask": mask, "domain": domain, "given": (gamma, beta)}
         y, new = layer.apply(x, state.value, own, decisions, context, **given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -10,11 +11,19 @@ import jax.numpy as jnp
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike
-from jaxnorm._layers.conditional import resize_map, scale_and_shift, spread_condition
+from jaxnorm._layers.conditional import AdaptiveNormLayer, SPADELayer
+from jaxnorm._layers.layer import Layer
 
 
 class _OverNorm(nn.Module):
+    technique: ClassVar[type[Layer]]
+
     norm: nn.Module
+
+    @property
+    def options(self) -> Any:
+        """What the fields say, as `technique` takes it."""
+        return self.technique.of(self)
 
 
 class AdaptiveNorm(_OverNorm, kw_only=True):
@@ -46,6 +55,8 @@ class AdaptiveNorm(_OverNorm, kw_only=True):
     Reference: Peebles & Xie 2022, Scalable Diffusion Models with Transformers, arXiv:2212.09748.
     """
 
+    technique = AdaptiveNormLayer
+
     use_shift: bool = True
     gate: bool = False
     activation: Callable[[jax.Array], jax.Array] | None = None
@@ -62,22 +73,15 @@ class AdaptiveNorm(_OverNorm, kw_only=True):
         The condition is [*batch, features], or has some of the positions of `x` before its features
         as well. `options` go to the norm: a mask, or whether to evaluate.
         """
-        x, condition = _axes.check_input(x), _axes.check_input(condition, "condition")
-        features = x.shape[-1]
-        if self.activation is not None:
-            condition = self.activation(condition)
+        layer, features = self.options, _axes.check_input(x).shape[-1]
         dense = nn.Dense(
-            (1 + self.use_shift + self.gate) * features,
+            layer.outputs(features),
             param_dtype=self.param_dtype,
             kernel_init=self.kernel_init,
             bias_init=self.bias_init,
             name="condition",
         )
-        gamma, *rest = scale_and_shift(spread_condition(dense(condition), x.shape), features)
-        if self.use_shift:
-            options["beta"] = rest.pop(0)
-        y = self.norm(x, gamma=gamma, **options)
-        return (y, rest[0]) if self.gate else y
+        return layer.apply(x, condition, dense, self.norm, options)
 
 
 class SPADE(_OverNorm, kw_only=True):
@@ -106,6 +110,8 @@ class SPADE(_OverNorm, kw_only=True):
     Normalization, arXiv:1903.07291.
     """
 
+    technique = SPADELayer
+
     hidden: int = 128
     kernel_size: int = 3
     activation: Callable[[jax.Array], jax.Array] = nn.relu
@@ -115,13 +121,12 @@ class SPADE(_OverNorm, kw_only=True):
     def __call__(self, x: ArrayLike, segmentation: ArrayLike, **options) -> jax.Array:
         """Normalizes `x`, [batch, *positions, channels]; `options` go to the norm."""
         x, segmentation = _axes.check_input(x), _axes.check_input(segmentation, "segmentation")
+        layer = self.options
+        channels = layer.channels(segmentation.shape[-1], x.shape[-1])
+        window = layer.window(x.ndim - 2)
 
-        def convolution(features: int, name: str) -> nn.Conv:
-            window = (self.kernel_size,) * (x.ndim - 2)
-            return nn.Conv(features, window, param_dtype=self.param_dtype, name=name)
+        def convolve(name: str, value: jax.Array) -> jax.Array:
+            _, outputs = channels[name]
+            return nn.Conv(outputs, window, param_dtype=self.param_dtype, name=name)(value)
 
-        hidden = convolution(self.hidden, "hidden_map")(resize_map(segmentation, x.shape))
-        hidden = self.activation(hidden)
-        scale, shift = (convolution(x.shape[-1], name)(hidden) for name in ("scale", "shift"))
-        (gamma,) = scale_and_shift(scale, x.shape[-1])
-        return self.norm(x, gamma=gamma, beta=shift, **options)
+        return layer.apply(x, segmentation, convolve, self.norm, options)

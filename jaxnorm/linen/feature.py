@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import flax.linen as nn
-import jax
-
-from jaxnorm._core.axes import ArrayLike, Axes
-from jaxnorm.functional import feature
-from jaxnorm.linen._base import MappedModule
+from jaxnorm._core.axes import Axes
+from jaxnorm._layers.feature import LayerNormLayer, RMSNormLayer
+from jaxnorm.linen._base import MappedNorm
 
 
-class LayerNorm(MappedModule, kw_only=True):
+class LayerNorm(MappedNorm, kw_only=True):
     """Layer normalization; see `jaxnorm.layer_norm`.
 
     The same in training and at test time: it keeps no statistics.
@@ -33,38 +30,14 @@ class LayerNorm(MappedModule, kw_only=True):
     Reference: Ba, Kiros & Hinton 2016, Layer Normalization, arXiv:1607.06450.
     """
 
+    technique = LayerNormLayer
+
     reduction_axes: Axes = -1
     feature_axes: Axes = -1
     gamma_offset: float = 0.0
 
-    @nn.compact
-    def __call__(
-        self,
-        x: ArrayLike,
-        *,
-        mask: ArrayLike | None = None,
-        gamma: ArrayLike | None = None,
-        beta: ArrayLike | None = None,
-    ) -> jax.Array:
-        """Normalizes `x`; a gamma or beta given here replaces the module's own."""
-        axes = self.field_axes("reduction_axes", x)
-        features = self.field_axes("feature_axes", x)
-        gamma, beta = self.affine(x, features, gamma, beta)
-        return feature.layer_norm(
-            x,
-            gamma,
-            beta,
-            axis=axes,
-            feature_axes=features,
-            epsilon=self.epsilon,
-            mask=mask,
-            **self.mapped(),
-            gamma_offset=self.gamma_offset,
-            dtype=self.dtype,
-        )
 
-
-class RMSNorm(MappedModule, kw_only=True):
+class RMSNorm(MappedNorm, kw_only=True):
     """Root mean square normalization; see `jaxnorm.rms_norm`. Has no beta by default.
 
     Attributes:
@@ -86,35 +59,10 @@ class RMSNorm(MappedModule, kw_only=True):
     Reference: Zhang & Sennrich 2019, Root Mean Square Layer Normalization, arXiv:1910.07467.
     """
 
+    technique = RMSNormLayer
+
     use_beta: bool = False
     reduction_axes: Axes = -1
     feature_axes: Axes = -1
     gamma_offset: float = 0.0
     cast_before_gamma: bool = False
-
-    @nn.compact
-    def __call__(
-        self,
-        x: ArrayLike,
-        *,
-        mask: ArrayLike | None = None,
-        gamma: ArrayLike | None = None,
-        beta: ArrayLike | None = None,
-    ) -> jax.Array:
-        """Normalizes `x`; a gamma or beta given here replaces the module's own."""
-        axes = self.field_axes("reduction_axes", x)
-        features = self.field_axes("feature_axes", x)
-        gamma, beta = self.affine(x, features, gamma, beta)
-        return feature.rms_norm(
-            x,
-            gamma,
-            beta,
-            axis=axes,
-            feature_axes=features,
-            epsilon=self.epsilon,
-            mask=mask,
-            **self.mapped(),
-            gamma_offset=self.gamma_offset,
-            cast_before_gamma=self.cast_before_gamma,
-            dtype=self.dtype,
-        )

@@ -7,7 +7,7 @@ import jax
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike
-from jaxnorm.functional import graph
+from jaxnorm._layers.graph import GraphNormLayer
 from jaxnorm.linen._base import AffineModule
 
 
@@ -15,6 +15,7 @@ class GraphNorm(AffineModule, kw_only=True):
     """Normalization over the nodes of each graph; see `jaxnorm.graph_norm`.
 
     Attributes:
+      epsilon: added to the variances.
       num_segments: how many graphs there can be.
       use_alpha: whether the share of the mean that is subtracted is a parameter alpha, or 1.
       alpha_init: its initializer.
@@ -28,6 +29,8 @@ class GraphNorm(AffineModule, kw_only=True):
 
     Reference: Cai, Luo, Xu, He, Liu & Wang 2020, GraphNorm, arXiv:2009.03294.
     """
+
+    technique = GraphNormLayer
 
     num_segments: int
     epsilon: float = 1e-5
@@ -46,18 +49,4 @@ class GraphNorm(AffineModule, kw_only=True):
     ) -> jax.Array:
         """Normalizes `x`; a gamma or beta given here replaces the module's own."""
         x = _axes.check_input(x)
-        gamma, beta = self.affine(x, tuple(range(1, x.ndim)), gamma, beta)
-        alpha = None
-        if self.use_alpha:
-            alpha = self.param("alpha", self.alpha_init, x.shape[1:], self.param_dtype)
-        return graph.graph_norm(
-            x,
-            segment_ids,
-            num_segments=self.num_segments,
-            alpha=alpha,
-            gamma=gamma,
-            beta=beta,
-            epsilon=self.epsilon,
-            mask=mask,
-            dtype=self.dtype,
-        )
+        return self.options.apply(x, segment_ids, self.own(x, gamma=gamma, beta=beta), mask)

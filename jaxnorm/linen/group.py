@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import flax.linen as nn
-import jax
-
-from jaxnorm._core import axes as _axes
-from jaxnorm._core.axes import ArrayLike, Axes
-from jaxnorm.functional import group
-from jaxnorm.linen._base import MappedModule
+from jaxnorm._core.axes import Axes
+from jaxnorm._layers.group import GroupNormLayer, InstanceNormLayer
+from jaxnorm.linen._base import MappedNorm
 
 
-class GroupNorm(MappedModule, kw_only=True):
+class GroupNorm(MappedNorm, kw_only=True):
     """Group normalization; see `jaxnorm.group_norm`.
 
     Attributes:
@@ -33,41 +29,15 @@ class GroupNorm(MappedModule, kw_only=True):
     Reference: Wu & He 2018, Group Normalization, arXiv:1803.08494.
     """
 
+    technique = GroupNormLayer
+
     num_groups: int | None = None
     group_size: int | None = None
     channel_axis: int = -1
     reduction_axes: Axes | None = None
 
-    @nn.compact
-    def __call__(
-        self,
-        x: ArrayLike,
-        *,
-        mask: ArrayLike | None = None,
-        gamma: ArrayLike | None = None,
-        beta: ArrayLike | None = None,
-    ) -> jax.Array:
-        """Normalizes `x`; a gamma or beta given here replaces the module's own."""
-        x = _axes.check_input(x)
-        channel = _axes.canonical_axis(self.channel_axis, x.shape, "channel_axis")
-        axes = None if self.reduction_axes is None else self.field_axes("reduction_axes", x)
-        gamma, beta = self.affine(x, channel, gamma, beta)
-        return group.group_norm(
-            x,
-            gamma,
-            beta,
-            num_groups=self.num_groups,
-            group_size=self.group_size,
-            channel_axis=channel,
-            axis=axes,
-            epsilon=self.epsilon,
-            mask=mask,
-            **self.mapped(),
-            dtype=self.dtype,
-        )
 
-
-class InstanceNorm(MappedModule, kw_only=True):
+class InstanceNorm(MappedNorm, kw_only=True):
     """Instance normalization; see `jaxnorm.instance_norm`.
 
     Attributes:
@@ -87,31 +57,7 @@ class InstanceNorm(MappedModule, kw_only=True):
     Reference: Ulyanov, Vedaldi & Lempitsky 2016, Instance Normalization, arXiv:1607.08022.
     """
 
+    technique = InstanceNormLayer
+
     channel_axis: int = -1
     reduction_axes: Axes | None = None
-
-    @nn.compact
-    def __call__(
-        self,
-        x: ArrayLike,
-        *,
-        mask: ArrayLike | None = None,
-        gamma: ArrayLike | None = None,
-        beta: ArrayLike | None = None,
-    ) -> jax.Array:
-        """Normalizes `x`; a gamma or beta given here replaces the module's own."""
-        x = _axes.check_input(x)
-        channel = _axes.canonical_axis(self.channel_axis, x.shape, "channel_axis")
-        axes = None if self.reduction_axes is None else self.field_axes("reduction_axes", x)
-        gamma, beta = self.affine(x, channel, gamma, beta)
-        return group.instance_norm(
-            x,
-            gamma,
-            beta,
-            axis=axes,
-            channel_axis=channel,
-            epsilon=self.epsilon,
-            mask=mask,
-            **self.mapped(),
-            dtype=self.dtype,
-        )

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes
-from jaxnorm.functional import local, response
-from jaxnorm.linen._base import AffineModule
+from jaxnorm._layers.response import (
+    DivisiveNormLayer,
+    FilterResponseNormLayer,
+    GlobalResponseNormLayer,
+    LocalResponseNormLayer,
+    ScaleNormLayer,
+)
+from jaxnorm.linen._base import LayerModule, ParametricModule, PlainNorm
 
 
-class ScaleNorm(nn.Module, kw_only=True):
+class ScaleNorm(ParametricModule, kw_only=True):
     """Vectors of a learned length, one for all; see `jaxnorm.lp_norm`.
 
     Attributes:
       reduction_axes: the axes of the vectors.
       epsilon: the smallest length that is divided by.
-      dtype: dtype of the result; default: that of the input.
-      param_dtype: dtype of the parameter.
       use_gamma: whether the length is a parameter gamma, of rank 0, or 1.
       gamma_init: initializer of gamma; default: the root of the number of elements of a vector.
 
@@ -39,10 +41,10 @@ class ScaleNorm(nn.Module, kw_only=True):
     Reference: Nguyen & Salazar 2019, Transformers without Tears, arXiv:1910.05895.
     """
 
+    technique = ScaleNormLayer
+
     reduction_axes: Axes = -1
     epsilon: float = 1e-5
-    dtype: jax.typing.DTypeLike | None = None
-    param_dtype: jax.typing.DTypeLike = jnp.float32
     use_gamma: bool = True
     gamma_init: nn.initializers.Initializer | None = None
 
@@ -52,17 +54,10 @@ class ScaleNorm(nn.Module, kw_only=True):
     ) -> jax.Array:
         """Scales `x`; a gamma given here replaces the module's own."""
         x = _axes.check_input(x)
-        axes = _axes.canonical_axes(self.reduction_axes, x.shape, "reduction_axes")
-        if gamma is None and self.use_gamma:
-            size = math.prod(x.shape[a] for a in axes)
-            init = self.gamma_init or nn.initializers.constant(math.sqrt(size))
-            gamma = self.param("gamma", init, (), self.param_dtype)
-        return response.lp_norm(
-            x, gamma, axis=axes, epsilon=self.epsilon, mask=mask, dtype=self.dtype
-        )
+        return self.options.apply(x, self.own(x, gamma=gamma), mask)
 
 
-class LocalResponseNorm(nn.Module, kw_only=True):
+class LocalResponseNorm(LayerModule, kw_only=True):
     """Local response normalization over channels; see `jaxnorm.local_response_norm`.
 
     Attributes:
@@ -72,7 +67,6 @@ class LocalResponseNorm(nn.Module, kw_only=True):
       k: what a response is divided by, beside.
       channel_axis: the axis of the channels.
       average: whether to take the mean over the window, or else the sum.
-      dtype: dtype of the result; default: that of the input.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnn
@@ -84,43 +78,31 @@ class LocalResponseNorm(nn.Module, kw_only=True):
     Neural Networks.
     """
 
+    technique = LocalResponseNormLayer
+
     size: int
     alpha: float = 1e-4
     beta: float = 0.75
     k: float = 1.0
     channel_axis: int = -1
     average: bool = True
-    dtype: jax.typing.DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: ArrayLike) -> jax.Array:
         """Normalizes `x`."""
-        return local.local_response_norm(
-            x,
-            size=self.size,
-            alpha=self.alpha,
-            beta=self.beta,
-            k=self.k,
-            channel_axis=self.channel_axis,
-            average=self.average,
-            dtype=self.dtype,
-        )
+        return self.options.apply(x)
 
 
-class DivisiveNorm(nn.Module, kw_only=True):
+class DivisiveNorm(PlainNorm, kw_only=True):
     """Divisive normalization by the elements nearby; see `jaxnorm.divisive_norm`.
+
+    Its parameters sigma, gamma and beta have one value for each place on the last axis.
 
     Attributes:
       window: how long windows are along each of `reduction_axes`, odd; or one size for all.
       reduction_axes: the axes that windows extend along.
-      sigma_init: initializer of sigma, a parameter with one value for each place on the last axis.
+      sigma_init: initializer of sigma.
       center: whether to subtract the mean of the window.
-      dtype: dtype of the result; default: that of the input.
-      param_dtype: dtype of the parameters.
-      use_gamma: whether to scale by a parameter gamma, along the last axis.
-      use_beta: whether to add a parameter beta, along the last axis.
-      gamma_init: initializer of gamma.
-      beta_init: initializer of beta.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnn
@@ -134,50 +116,19 @@ class DivisiveNorm(nn.Module, kw_only=True):
     arXiv:1611.04520.
     """
 
+    technique = DivisiveNormLayer
+
     window: int | Sequence[int]
     reduction_axes: Axes = (1, 2)
     sigma_init: nn.initializers.Initializer = nn.initializers.ones
     center: bool = True
-    dtype: jax.typing.DTypeLike | None = None
-    param_dtype: jax.typing.DTypeLike = jnp.float32
-    use_gamma: bool = True
-    use_beta: bool = True
-    gamma_init: nn.initializers.Initializer = nn.initializers.ones
-    beta_init: nn.initializers.Initializer = nn.initializers.zeros
-
-    @nn.compact
-    def __call__(
-        self,
-        x: ArrayLike,
-        *,
-        mask: ArrayLike | None = None,
-        gamma: ArrayLike | None = None,
-        beta: ArrayLike | None = None,
-    ) -> jax.Array:
-        """Normalizes `x`; a gamma or beta given here replaces the module's own."""
-        x = _axes.check_input(x)
-        shape = x.shape[-1:]
-        if gamma is None and self.use_gamma:
-            gamma = self.param("gamma", self.gamma_init, shape, self.param_dtype)
-        if beta is None and self.use_beta:
-            beta = self.param("beta", self.beta_init, shape, self.param_dtype)
-        return local.divisive_norm(
-            x,
-            gamma,
-            beta,
-            axis=self.reduction_axes,
-            window=self.window,
-            sigma=self.param("sigma", self.sigma_init, shape, self.param_dtype),
-            center=self.center,
-            mask=mask,
-            dtype=self.dtype,
-        )
 
 
-class FilterResponseNorm(AffineModule, kw_only=True):
+class FilterResponseNorm(PlainNorm, kw_only=True):
     """Filter response normalization; see `jaxnorm.filter_response_norm`.
 
     Attributes:
+      epsilon: added to the mean square.
       channel_axis: the axis of the channels.
       reduction_axes: the axes pooled; default: all but axis 0 and the channels.
       use_tau: whether to end in max(y, tau), tau a parameter with one value per channel.
@@ -197,6 +148,9 @@ class FilterResponseNorm(AffineModule, kw_only=True):
     Reference: Singh & Krishnan 2019, Filter Response Normalization Layer, arXiv:1911.09737.
     """
 
+    technique = FilterResponseNormLayer
+
+    epsilon: float = 1e-6
     channel_axis: int = -1
     reduction_axes: Axes | None = None
     use_tau: bool = True
@@ -204,45 +158,12 @@ class FilterResponseNorm(AffineModule, kw_only=True):
     use_learned_epsilon: bool = False
     learned_epsilon_init: nn.initializers.Initializer = nn.initializers.constant(1e-4)
 
-    @nn.compact
-    def __call__(
-        self,
-        x: ArrayLike,
-        *,
-        mask: ArrayLike | None = None,
-        gamma: ArrayLike | None = None,
-        beta: ArrayLike | None = None,
-    ) -> jax.Array:
-        """Normalizes `x`; a gamma or beta given here replaces the module's own."""
-        x = _axes.check_input(x)
-        channel = _axes.canonical_axis(self.channel_axis, x.shape, "channel_axis")
-        axes = None if self.reduction_axes is None else self.field_axes("reduction_axes", x)
-        gamma, beta = self.affine(x, channel, gamma, beta)
-        shape, tau, learned = (x.shape[channel],), None, None
-        if self.use_tau:
-            tau = self.param("tau", self.tau_init, shape, self.param_dtype)
-        if self.use_learned_epsilon:
-            learned = self.param(
-                "learned_epsilon", self.learned_epsilon_init, shape, self.param_dtype
-            )
-        return response.filter_response_norm(
-            x,
-            gamma,
-            beta,
-            tau=tau,
-            axis=axes,
-            channel_axis=channel,
-            epsilon=self.epsilon,
-            learned_epsilon=learned,
-            mask=mask,
-            dtype=self.dtype,
-        )
 
-
-class GlobalResponseNorm(AffineModule, kw_only=True):
+class GlobalResponseNorm(PlainNorm, kw_only=True):
     """Global response normalization; see `jaxnorm.global_response_norm`. Starts as the identity.
 
     Attributes:
+      epsilon: added to the mean length of the channels.
       channel_axis: the axis of the channels.
       reduction_axes: the axes pooled; default: all but axis 0 and the channels.
 
@@ -257,31 +178,9 @@ class GlobalResponseNorm(AffineModule, kw_only=True):
     Reference: Woo et al. 2023, ConvNeXt V2, arXiv:2301.00808.
     """
 
+    technique = GlobalResponseNormLayer
+
+    epsilon: float = 1e-6
     gamma_init: nn.initializers.Initializer = nn.initializers.zeros
     channel_axis: int = -1
     reduction_axes: Axes | None = None
-
-    @nn.compact
-    def __call__(
-        self,
-        x: ArrayLike,
-        *,
-        mask: ArrayLike | None = None,
-        gamma: ArrayLike | None = None,
-        beta: ArrayLike | None = None,
-    ) -> jax.Array:
-        """Normalizes `x`; a gamma or beta given here replaces the module's own."""
-        x = _axes.check_input(x)
-        channel = _axes.canonical_axis(self.channel_axis, x.shape, "channel_axis")
-        axes = None if self.reduction_axes is None else self.field_axes("reduction_axes", x)
-        gamma, beta = self.affine(x, channel, gamma, beta)
-        return response.global_response_norm(
-            x,
-            gamma,
-            beta,
-            axis=axes,
-            channel_axis=channel,
-            epsilon=self.epsilon,
-            mask=mask,
-            dtype=self.dtype,
-        )

@@ -7,10 +7,9 @@ import jax
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes
-from jaxnorm._layers.stream import first_stream, moved_stream, stream_of
-from jaxnorm.functional import sequence
+from jaxnorm._layers.stream import CumulativeNormLayer
 from jaxnorm.linen._base import AffineModule
-from jaxnorm.linen._state import StateVariables, context_of
+from jaxnorm.linen._state import StateVariables
 
 
 class CumulativeNorm(AffineModule, kw_only=True):
@@ -21,6 +20,7 @@ class CumulativeNorm(AffineModule, kw_only=True):
     makes is of no steps: begin each stream with it.
 
     Attributes:
+      epsilon: added to the variances.
       reduction_axes: the axes pooled at each time.
       feature_axes: the axes that gamma and beta vary along.
       time_axis: the axis of the times.
@@ -40,6 +40,9 @@ class CumulativeNorm(AffineModule, kw_only=True):
     Reference: Luo & Mesgarani 2018, Conv-TasNet, arXiv:1809.07454.
     """
 
+    technique = CumulativeNormLayer
+
+    epsilon: float = 1e-6
     reduction_axes: Axes = -1
     feature_axes: Axes = -1
     time_axis: int = 1
@@ -56,20 +59,9 @@ class CumulativeNorm(AffineModule, kw_only=True):
     ) -> jax.Array:
         """Normalizes `x`; a gamma or beta given here replaces the module's own."""
         x = _axes.check_input(x)
-        axes, features = (self.field_axes(field, x) for field in ("reduction_axes", "feature_axes"))
-        time = _axes.canonical_axis(self.time_axis, x.shape, "time_axis")
-        gamma, beta = self.affine(x, features, gamma, beta)
-        gamma, beta = (
-            _axes.expand_parameter(p, x, features, features, name)
-            for p, name in ((gamma, "gamma"), (beta, "beta"))
-        )
-        options = {"axis": axes, "time_axis": time, "epsilon": self.epsilon, "mask": mask}
-        options["dtype"] = self.dtype
-        if not self.decode:
-            return sequence.cumulative_norm(x, gamma, beta, **options)[0]
-        shape = tuple(s for a, s in enumerate(x.shape) if a not in (*axes, time))
-        state = StateVariables(self, first_stream(shape, x.dtype), "cache")
-        initial = stream_of(state.value)
-        y, moments = sequence.cumulative_norm(x, gamma, beta, initial=initial, **options)
-        state.keep(moved_stream(moments, context_of(self, "CumulativeNorm", "cache")))
+        layer, context = self.options, self.context("cache")
+        own = self.own(x, gamma=gamma, beta=beta)
+        state = StateVariables(self, layer.first_state(x.shape, x.dtype), "cache")
+        y, new = layer.apply(x, own, state.value, context, mask)
+        state.keep(new)
         return y

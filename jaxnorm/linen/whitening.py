@@ -11,10 +11,9 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.mesh import spec_of
-from jaxnorm._layers.whitening import WhiteningLayer
-from jaxnorm.functional.whitening import Method
+from jaxnorm._layers.whitening import Method, WhiteningLayer
 from jaxnorm.linen._base import AffineModule
-from jaxnorm.linen._state import StateVariables, context_of
+from jaxnorm.linen._state import StateVariables
 
 
 class DecorrelatedBatchNorm(AffineModule, kw_only=True):
@@ -26,6 +25,7 @@ class DecorrelatedBatchNorm(AffineModule, kw_only=True):
     serve and nothing changes. A group should have fewer units than the batch has examples.
 
     Attributes:
+      epsilon: added to the variances.
       use_running_average: evaluation or training; here or in the call, which wins. A traced
         boolean computes both.
       reduction_axes: the axes pooled; default: all that are not in `feature_axes`.
@@ -55,6 +55,8 @@ class DecorrelatedBatchNorm(AffineModule, kw_only=True):
     iterative: Huang, Zhou, Zhu, Liu & Shao 2019, Iterative Normalization, arXiv:1904.03441.
     """
 
+    technique = WhiteningLayer
+
     epsilon: float = 1e-5
     use_running_average: bool | jax.Array | None = None
     reduction_axes: Axes | None = None
@@ -79,10 +81,10 @@ class DecorrelatedBatchNorm(AffineModule, kw_only=True):
     ) -> jax.Array:
         """Whitens `x`; a gamma or beta given here replaces the module's own."""
         x = _axes.check_input(x)
-        layer, context = WhiteningLayer.of(self), context_of(self, "DecorrelatedBatchNorm")
+        layer, context = self.options, self.context()
         evaluate = layer.decide(use_running_average, context)
         state = StateVariables(self, layer.first_state(x.shape, x.dtype, spec_of(x)))
-        gamma, beta = self.affine(x, self.feature_axes, gamma, beta)
-        y, new = layer.apply(x, state.value, gamma, beta, evaluate, context, mask=mask)
+        own = self.own(x, gamma=gamma, beta=beta)
+        y, new = layer.apply(x, state.value, own, evaluate, context, mask=mask)
         state.keep(new)
         return y

@@ -1,20 +1,23 @@
-"""What the normalization modules share: gamma and beta, as parameters or from the call."""
+"""What the normalization modules share: parameters of their own or from the call, and the call."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar
 from types import MappingProxyType
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
+import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from jaxnorm._core import axes as _axes
-from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
+from jaxnorm._core.axes import ArrayLike, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
+from jaxnorm._layers.layer import Context, Layer
+from jaxnorm.nnx._state import context_of
 
 Metadata = Mapping[str, Any]
 Initializer = Callable[..., Any]  # of key, shape and dtype
@@ -25,7 +28,11 @@ NO_METADATA: Metadata = MappingProxyType({})
 @dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(dataclasses.field,))
 def module(cls: type[Class]) -> type[Class]:
     """Makes fields out of annotations, which need no `__init__` then."""
-    return dataclasses.dataclass(kw_only=True, eq=False, repr=False)(cls)
+    made: Any = dataclasses.dataclass(kw_only=True, eq=False, repr=False)(cls)
+    kept = {"self", *(field.name for field in dataclasses.fields(made))}
+    options = inspect.signature(made.__init__).parameters
+    made.only_to_make = tuple(name for name in options if name not in kept)
+    return made
 
 
 def draw(name: str, make: Callable[[Any], Any], rngs: nnx.Rngs | None, label: str) -> Any:
@@ -51,63 +58,131 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
+def check_sizes(given: int | Sequence[int]) -> tuple[int, ...]:
+    """Returns `num_features` as a tuple of sizes."""
+    sizes = given if isinstance(given, Sequence) else (given,)
+    return tuple(_axes.check_int(size, "num_features") for size in sizes)
+
+
 @module
-class AffineModule(nnx.Module):
-    """Base of the normalization modules: options and parameters, no arithmetic.
+class LayerModule(nnx.Module):
+    """Base of the modules: their options as a layer takes them, no arithmetic and no decision.
 
     Attributes:
-      num_features: size of gamma and beta; sizes where they vary along several axes, ascending.
-      epsilon: added to the variance.
       dtype: dtype of the result; default: that of the input.
-      param_dtype: dtype of the parameters.
-      use_gamma: whether to scale by a parameter gamma.
-      use_beta: whether to add a parameter beta.
-      gamma_init: initializer of gamma.
-      beta_init: initializer of beta.
-      param_names: the names of the two parameters; ("scale", "bias") are those of flax.nnx.
-      gamma_metadata: metadata of gamma, as `nnx.Param` takes them.
-      beta_metadata: metadata of beta.
       rngs: keys, for initializers that draw.
     """
 
-    num_features: int | Sequence[int] = dataclasses.field(kw_only=False)
-    epsilon: float = 1e-6
+    technique: ClassVar[type[Layer]]
+    only_to_make: ClassVar[tuple[str, ...]]  # the options that are not kept
+
     dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    use_gamma: bool = True
-    use_beta: bool = True
-    gamma_init: InitVar[Initializer] = nnx.initializers.ones
-    beta_init: InitVar[Initializer] = nnx.initializers.zeros
-    param_names: tuple[str, str] = ("gamma", "beta")
-    gamma_metadata: InitVar[Metadata] = NO_METADATA
-    beta_metadata: InitVar[Metadata] = NO_METADATA
     rngs: InitVar[nnx.Rngs | None] = None
 
-    def __post_init__(
-        self,
-        gamma_init: Initializer,
-        beta_init: Initializer,
-        gamma_metadata: Metadata,
-        beta_metadata: Metadata,
-        rngs: nnx.Rngs | None,
-    ) -> None:
+    def __post_init__(self, *given: Any) -> None:
         freeze_lists(self)
-        given = self.num_features
-        sizes = (given,) if not isinstance(given, Sequence) else tuple(given)
-        self.num_features = tuple(_axes.check_int(size, "num_features") for size in sizes)
-        wanted = (
-            (self.use_gamma, gamma_init, gamma_metadata),
-            (self.use_beta, beta_init, beta_metadata),
-        )
-        for name, (use, init, metadata) in zip(self.param_names, wanted, strict=True):
-            parameter = None
-            if use:
-                make = self._maker(init)
-                parameter = nnx.Param(draw(name, make, rngs, self.label), **metadata)
-            setattr(self, name, nnx.data(parameter))
+        self._make(**dict(zip(self.only_to_make, given, strict=True)))
 
-    def _maker(self, init: Initializer) -> Callable[[Any], Any]:
-        return lambda key: init(key, self.affine_shape, self.param_dtype)
+    def _make(self, **given: Any) -> None:
+        """Makes the variables, of the options `given` that are not kept."""
+
+    @property
+    def options(self) -> Any:
+        """What the fields say, as `technique` takes it."""
+        return self.technique.of(self)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes of the features."""
+        return ()
+
+    @property
+    def label(self) -> str:
+        """What errors call the module."""
+        if not hasattr(self, "num_features"):
+            return type(self).__name__
+        sizes = self.sizes[0] if len(self.sizes) == 1 else self.sizes
+        return f"{type(self).__name__}(num_features={sizes})"
+
+    @property
+    def context(self) -> Context:
+        """What NNX says of a call."""
+        return context_of(self.label, self)
+
+    @property
+    def state_dtype(self) -> DTypeLike:
+        """The dtype of inputs that the running statistics are made for."""
+        return jnp.float32 if self.dtype is None else self.dtype
+
+
+@module
+class ParametricModule(LayerModule):
+    """Base of the modules with parameters.
+
+    Attributes:
+      param_dtype: dtype of the parameters.
+    """
+
+    param_dtype: DTypeLike = jnp.float32
+
+    def _make(self, *, rngs: nnx.Rngs | None, **given: Any) -> None:
+        """Makes the parameters; an attribute of one that an option leaves out is None."""
+        for name, parameter in self.options.parameters(self.sizes).items():
+            variable = None
+            if parameter is not None:
+                shape, option, first = parameter
+                init = given[option] or nnx.initializers.constant(first)
+                value = draw(name, self._maker(init, shape), rngs, self.label)
+                variable = nnx.Param(value, **given.get(f"{name}_metadata", NO_METADATA))
+            setattr(self, self._called(name), nnx.data(variable))
+
+    def _maker(self, init: Initializer, shape: tuple[int, ...]) -> Callable[[Any], Any]:
+        return lambda key: init(key, shape, self.param_dtype)
+
+    @property
+    def state_dtype(self) -> DTypeLike:
+        """The dtype of inputs that the running statistics are made for."""
+        return self.param_dtype if self.dtype is None else self.dtype
+
+    def _called(self, name: str) -> str:
+        """Returns what a parameter is called in the model."""
+        return name
+
+    def _own(self, x: jax.Array, **given: ArrayLike | None) -> dict[str, Any]:
+        """Returns the parameters, by name: those `given` in the call, else the module's own."""
+        layer = self.options
+        values: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
+        for name, parameter in layer.parameters(layer.sizes(x.shape)).items():
+            variable: nnx.Param | None = getattr(self, self._called(name))
+            if parameter is None or variable is None or name in values:
+                continue
+            value = variable[...]
+            # Compared with the parameter and not num_features: devices hold parts of both.
+            if value.shape != parameter.shape:
+                raise ValueError(
+                    f"{self.label} has a {self._called(name)} of shape {value.shape}, which does "
+                    f"not fit an input of shape {x.shape} with features on axes "
+                    f"{layer.features_of(x.shape)}: expected {parameter.shape}. Give their sizes "
+                    "as num_features."
+                )
+            values[name] = value
+        return values
+
+
+@module
+class SizedModule(ParametricModule):
+    """Base of the modules with parameters along features.
+
+    Attributes:
+      num_features: size of the features; sizes where they have several axes, ascending.
+    """
+
+    num_features: int | Sequence[int] = dataclasses.field(kw_only=False)
+
+    def _make(self, **given: Any) -> None:
+        """Makes the parameters, of the sizes of the features."""
+        self.num_features = check_sizes(self.num_features)
+        super()._make(**given)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -115,71 +190,69 @@ class AffineModule(nnx.Module):
         assert isinstance(self.num_features, tuple)
         return self.num_features
 
-    @property
-    def affine_shape(self) -> tuple[int, ...]:
-        """The shape of gamma and beta."""
-        return self.sizes
 
-    @property
-    def state_dtype(self) -> DTypeLike:
-        """The dtype of inputs that the running statistics are made for."""
-        return self.param_dtype if self.dtype is None else self.dtype
+@module
+class AffineModule(SizedModule):
+    """Base of the modules with gamma and beta.
 
-    @property
-    def label(self) -> str:
-        """What errors call the module."""
-        sizes = self.sizes[0] if len(self.sizes) == 1 else self.sizes
-        return f"{type(self).__name__}(num_features={sizes})"
+    Attributes:
+      use_gamma: whether to scale by a parameter gamma.
+      use_beta: whether to add a parameter beta.
+      gamma_init: initializer of gamma.
+      beta_init: initializer of beta.
+      param_names: the names of the two parameters; ("scale", "bias") are those of flax.nnx.
+      gamma_metadata: metadata of gamma, as `nnx.Param` takes them.
+      beta_metadata: metadata of beta.
+    """
 
-    def field_axes(self, field: str, x: ArrayLike) -> tuple[int, ...]:
-        """Returns the axes in a field, checked under its own name."""
-        shape = _axes.check_input(x).shape
-        return _axes.canonical_axes(getattr(self, field), shape, field, allow_empty=True)
+    use_gamma: bool = True
+    use_beta: bool = True
+    gamma_init: InitVar[Initializer] = nnx.initializers.ones
+    beta_init: InitVar[Initializer] = nnx.initializers.zeros
+    param_names: tuple[str, str] = ("gamma", "beta")
+    gamma_metadata: InitVar[Metadata] = NO_METADATA
+    beta_metadata: InitVar[Metadata] = NO_METADATA
 
-    def affine(
-        self,
-        x: ArrayLike,
-        axes: Axes,
-        gamma: ArrayLike | None,
-        beta: ArrayLike | None,
-        leading: tuple[int, ...] = (),
-    ) -> tuple[ArrayLike | None, ArrayLike | None]:
-        """Returns gamma and beta: those of the call, else the module's own parameters.
+    def _called(self, name: str) -> str:
+        """Returns what a parameter is called in the model: gamma and beta as `param_names` say."""
+        gamma, beta = self.param_names
+        return {"gamma": gamma, "beta": beta}.get(name, name)
 
-        The parameters have the sizes `leading`, and then those of `x` along `axes`.
-        """
-        shape = np.shape(x)
-        features = _axes.canonical_axes(axes, shape, "feature_axes")
-        expected = (*leading, *(shape[a] for a in features))
-        chosen = []
-        for name, given in zip(self.param_names, (gamma, beta), strict=True):
-            own: nnx.Param | None = getattr(self, name)
-            if given is None and own is not None:
-                given = own[...]
-                # Compared with the parameter and not num_features: devices hold parts of both.
-                if given.shape != expected:
-                    raise ValueError(
-                        f"{self.label} has a {name} of shape {given.shape}, which does not fit an "
-                        f"input of shape {shape} with features on axes {features}: expected "
-                        f"{expected}. Give their sizes as num_features."
-                    )
-            chosen.append(given)
-        gamma, beta = chosen
-        return gamma, beta
+    def _leave_to_calls(self, *names: str) -> None:
+        """Gives up the module's own gamma, beta or both, which each call brings from now on."""
+        for name in names:
+            setattr(self, f"use_{name}", False)
+            setattr(self, self._called(name), nnx.data(None))
 
 
 @module
-class MappedModule(AffineModule):
-    """Base of the modules that can pool over mapped axes.
+class PlainNorm(AffineModule):
+    """Base of the norms of an input alone that keep no statistics."""
+
+    def __call__(
+        self,
+        x: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        gamma: ArrayLike | None = None,
+        beta: ArrayLike | None = None,
+    ) -> jax.Array:
+        """Normalizes `x`; a gamma or beta given here replaces the module's own."""
+        x = _axes.check_input(x)
+        own = self._own(x, gamma=gamma, beta=beta)
+        return self.options.apply(x, own, self.context, mask)
+
+
+@module
+class MappedNorm(PlainNorm):
+    """Base of those that can pool over mapped axes.
 
     Attributes:
+      epsilon: added to the variance.
       axis_name: mapped axes to pool over as well.
       axis_index_groups: groups of indices of `axis_name` that pool together.
     """
 
+    epsilon: float = 1e-6
     axis_name: str | Sequence[str] | None = None
     axis_index_groups: AxisIndexGroups = None
-
-    def mapped(self) -> dict[str, Any]:
-        """Returns the options of a function that pools over mapped axes."""
-        return {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}

@@ -1,6 +1,8 @@
-"""The state of a layer, as Flax NNX variables of the kind `nnx.BatchStat`."""
+"""The state of a layer, as Flax NNX variables, of the kind `nnx.BatchStat` if nothing else."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,36 +25,45 @@ def context_of(label: str, module: nnx.Module) -> Context:
     )
 
 
-def make_state(module: nnx.Module, first: FirstState) -> None:
-    """Gives `module` the variables of a state."""
+def make_state(
+    module: nnx.Module, first: FirstState, kind: type[nnx.Variable] = nnx.BatchStat
+) -> None:
+    """Gives `module` the variables of a state, or lets those that it has start anew."""
     for name, make in first.items():
-        setattr(module, name, nnx.BatchStat(make()))
+        if hasattr(module, name):
+            getattr(module, name).set_value(make())
+        else:
+            setattr(module, name, kind(make()))
 
 
 def state_of(
-    module: nnx.Module, first: FirstState, shape: tuple[int, ...], label: str
+    module: Any, first: FirstState, shape: tuple[int, ...], remedy: str | None = None
 ) -> dict[str, jax.Array]:
-    """Returns the values of a state that would start as `first`, for an input of shape `shape`."""
+    """Returns the values of a state that would start as `first`, for an input of shape `shape`.
+
+    Errors say what to do, which is `remedy` if it is given.
+    """
     state = {}
     for name, make in first.items():
         if not hasattr(module, name):
             raise ValueError(
-                f"{label} was made without a running {name}, which its options of now need; give "
-                "them when it is made."
+                f"{module.label} was made without a running {name}, which its options of now need. "
+                f"{remedy or 'Give them when it is made.'}"
             )
         state[name] = getattr(module, name)[...]
         expected = jax.eval_shape(make)
         if jnp.iscomplexobj(expected) and not jnp.iscomplexobj(state[name]):
             raise TypeError(
-                f"{label} has a running {name} of dtype {state[name].dtype}, which cannot hold "
-                f"that of complex inputs; make it with dtype={expected.dtype}."
+                f"{module.label} has a running {name} of dtype {state[name].dtype}, which cannot "
+                f"hold that of complex inputs; make it with dtype={expected.dtype}."
             )
         if state[name].shape != expected.shape:
+            sizes = "Give the sizes of the features as num_features"
+            if hasattr(module, "input_shape"):
+                sizes += "; and input_shape, if some axes are neither pooled nor of features"
             raise ValueError(
-                f"{label} has a running {name} of shape {state[name].shape}, which does not fit an "
-                f"input of shape {shape}: expected {expected.shape}. Give the sizes of the "
-                "features as num_features; and input_shape, if some axes are neither pooled nor "
-                "of features."
+                f"{module.label} has a running {name} of shape {state[name].shape}, which does not "
+                f"fit an input of shape {shape}: expected {expected.shape}. {remedy or sizes + '.'}"
             )
     return state
 

@@ -58,14 +58,14 @@ class WeightWrapper(nnx.Module):
         """What NNX says of a call."""
         return context_of(f"{type(self).__name__}({type(self.layer).__name__})", self)
 
-    def chosen(self) -> dict[Path, nnx.Variable]:
+    def _chosen(self) -> dict[Path, nnx.Variable]:
         """Returns the layer's parameters to replace, by their path from the layer."""
         found = {_name(path): one for path, one in _flat(nnx.state(self.layer, nnx.Param))}
         values = {path: one[...] for path, one in found.items()}
         paths = self.options.choose(values, self.context.label, type(self.layer).__name__)
         return {path: found[path] for path in paths}
 
-    def own(self, path: Path) -> Own:
+    def _own(self, path: Path) -> Own:
         """Returns what the wrapper keeps for the parameter at `path`, by name."""
         found = {name: own_name(path, name) for name in self.technique.own_names}
         return {
@@ -74,14 +74,14 @@ class WeightWrapper(nnx.Module):
             if hasattr(self, attribute)
         }
 
-    def weights(self) -> dict[Path, jax.Array]:
+    def _weights(self) -> dict[Path, jax.Array]:
         """Returns the weights of evaluation, by the path of the parameter that they replace."""
         return {
-            path: self.options.weight(parameter[...], self.own(path))
-            for path, parameter in self.chosen().items()
+            path: self.options.weight(parameter[...], self._own(path))
+            for path, parameter in self._chosen().items()
         }
 
-    def replaced(self, weights: dict[Path, jax.Array]) -> Any:
+    def _replaced(self, weights: dict[Path, jax.Array]) -> Any:
         """Returns the layer with `weights` for its parameters, sharing all other variables."""
         graph, state = nnx.split(self.layer)
         variables = {
@@ -90,16 +90,16 @@ class WeightWrapper(nnx.Module):
         }
         return nnx.merge(graph, nnx.from_flat_state(variables))
 
-    def call_layer(self, weights: dict[Path, jax.Array], method: str, args, kwargs) -> Any:
+    def _call_layer(self, weights: dict[Path, jax.Array], method: str, args, kwargs) -> Any:
         """Calls the layer, with `weights` in place of the parameters at their paths."""
-        return getattr(self.replaced(weights), method)(*args, **kwargs)
+        return getattr(self._replaced(weights), method)(*args, **kwargs)
 
-    def unit_shape(self, parameter: nnx.Variable) -> tuple[int, ...]:
+    def _unit_shape(self, parameter: nnx.Variable) -> tuple[int, ...]:
         """Returns the sizes of the output units of a parameter."""
         value = parameter[...]
         return tuple(value.shape[a] for a in self.options.unit_axes(value))
 
-    def add_parameter(self, path: Path, name: str, like: nnx.Variable, value: jax.Array) -> None:
+    def _add_parameter(self, path: Path, name: str, like: nnx.Variable, value: jax.Array) -> None:
         """Adds a parameter of the output units of `like`, partitioned as they are."""
         metadata = {}
         names = like.get_metadata().get("out_sharding")

@@ -53,7 +53,7 @@ def _without_wrappers(node: Any, done: dict[int, tuple[Any, Any]]) -> Any:
     layer = node
     # Outer wrappers first: they compute the parameters that inner ones are called with.
     if isinstance(node, WeightWrapper):
-        layer = _without_wrappers(node.replaced(node.weights()), done)
+        layer = _without_wrappers(node._replaced(node._weights()), done)
     done[id(node)] = node, layer
     if layer is node:
         for name, value in list(vars(node).items()):

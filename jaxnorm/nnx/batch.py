@@ -13,7 +13,7 @@ from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._layers.batch import BatchLayer
 from jaxnorm._layers.sources import Limit, Statistics
 from jaxnorm.nnx._base import AffineModule, module
-from jaxnorm.nnx._state import context_of, keep, make_state, state_of
+from jaxnorm.nnx._state import keep, make_state, state_of
 
 
 @module
@@ -23,41 +23,13 @@ class BatchNorm(AffineModule):
     In training (`model.train()`, as models are made) the batch's statistics normalize, and the
     running mean and variance, of the kind `nnx.BatchStat`, move towards them. In evaluation
     (`model.eval()`) the running ones normalize and nothing changes. Each part of that can be
-    decided by itself:
-
-    - which statistics normalize: `train_statistics` and `eval_statistics`, each "batch",
-      "running", "renorm" (`jaxnorm.batch_renorm`), or a number, the batch's weight in a mixture
-      with the running ones (`jaxnorm.blended_batch_norm`). Prediction by the batch is
-      `eval_statistics="batch"`.
-    - whether the running ones are updated: `update_running`, by default in training only.
-    - `frozen`: the running ones normalize and nothing is updated, whatever the call says.
+    decided by itself, as the twin for linen says; the options that are not listed are those of
+    `jaxnorm.linen.BatchNorm`.
 
     Attributes:
       num_features: size of gamma and beta; sizes where they have several axes, ascending.
       use_running_average: evaluation or training, as `model.eval()` and `model.train()` set it;
         here or in the call, which wins.
-      train_statistics: what normalizes in training.
-      eval_statistics: what normalizes in evaluation.
-      update_running: whether the running statistics are updated; here or in the call, which wins.
-      frozen: "statistics" freezes those; "all" also lets no gradient reach gamma and beta.
-      reduction_axes: the axes pooled; default: all that are not in `feature_axes`.
-      feature_axes: the axes that gamma and beta vary along; default: all that are not in
-        `reduction_axes`, or the last if neither is given.
-      batch_axis: the axis of the examples, for virtual batches and domains.
-      momentum: decay of the running statistics: new = momentum * old + (1 - momentum) * batch.
-        None: the plain average of all batches.
-      debias: whether the running statistics give their initial values no weight, as in Haiku.
-      unbiased: whether the running variance is unbiased (m / (m - 1)), as in the paper.
-      num_virtual_batches: into how many parts the batch is divided, over all devices together;
-        see `jaxnorm.ghost_batch_norm`.
-      r_max: limit of "renorm"; a number, or a schedule: a function of the number of updates.
-      d_max: like `r_max`.
-      num_domains: how many domains or classes have statistics of their own; the call then takes
-        `domain`, an integer for the whole batch or one for each example. As two domains for clean
-        and adversarial examples this is auxiliary batch norm.
-      affine_per_domain: whether gamma and beta are separate for each domain as well.
-      axis_name: mapped axes to pool over as well, as in synchronised batch norm.
-      axis_index_groups: groups of indices of `axis_name` that pool together.
       dtype: dtype of the result; default: that of the input. The running statistics have it, or
         without it `param_dtype`, in float32 or wider: complex inputs need a complex one.
       input_shape: an example of the inputs' shape, where they have axes that are neither pooled
@@ -76,6 +48,8 @@ class BatchNorm(AffineModule):
     References: Ioffe & Szegedy 2015, Batch Normalization, arXiv:1502.03167; for the options, the
     functions named.
     """
+
+    technique = BatchLayer
 
     epsilon: float = 1e-5
     use_running_average: bool | None = False
@@ -98,20 +72,11 @@ class BatchNorm(AffineModule):
     axis_index_groups: AxisIndexGroups = None
     input_shape: Sequence[int] | None = None
 
-    def __post_init__(self, *initial: Any) -> None:
-        super().__post_init__(*initial)
-        layer = BatchLayer.of(self)
-        if layer.keeps_none:
-            return
-        sizes = self.sizes
-        if self.input_shape is not None:
-            sizes = layer.kept_sizes(tuple(self.input_shape))
-        make_state(self, layer.first_moments(sizes, self.state_dtype))
-
-    @property
-    def affine_shape(self) -> tuple[int, ...]:
-        """The shape of gamma and beta."""
-        return (*BatchLayer.of(self).affine_rows, *self.sizes)
+    def _make(self, **given: Any) -> None:
+        """Makes gamma, beta and the running statistics."""
+        super()._make(**given)
+        first = self.options.first_state_of(self.sizes, self.state_dtype, self.input_shape)
+        make_state(self, first)
 
     def __call__(
         self,
@@ -129,11 +94,10 @@ class BatchNorm(AffineModule):
         Traced flags compute training's result and evaluation's.
         """
         x = _axes.check_input(x)
-        layer, context = BatchLayer.of(self), context_of(self.label, self)
+        layer, context = self.options, self.context
         decisions = layer.decide(use_running_average, update_running, context)
-        own = self.affine(x, layer.axes_of(x.shape)[1], gamma, beta, layer.affine_rows)
-        first = layer.first_state(x, decisions, context)
-        state = state_of(self, first, x.shape, self.label)
+        own = self._own(x, gamma=gamma, beta=beta)
+        state = state_of(self, layer.first_state(x, decisions, context), x.shape)
         given = {"mask": mask, "domain": domain, "given": (gamma, beta)}
         y, new = layer.apply(x, state, own, decisions, context, **given)
         keep(self, new)

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import jax
-
-from jaxnorm._core.axes import ArrayLike, Axes
-from jaxnorm.functional import feature
-from jaxnorm.nnx._base import MappedModule, module
+from jaxnorm._core.axes import Axes
+from jaxnorm._layers.feature import LayerNormLayer, RMSNormLayer
+from jaxnorm.nnx._base import MappedNorm, module
 
 
 @module
-class LayerNorm(MappedModule):
+class LayerNorm(MappedNorm):
     """Layer normalization; see `jaxnorm.layer_norm`.
 
     The same in training and at test time: it keeps no statistics.
 
+    The options that are not listed are those of `jaxnorm.linen.LayerNorm`.
+
     Attributes:
-      num_features: size of the features; sizes where they have several axes, ascending.
-      reduction_axes: the axes pooled.
-      feature_axes: the axes that gamma and beta vary along.
+      num_features: size of gamma and beta; sizes where they have several axes, ascending.
       gamma_offset: added to gamma; give `gamma_init=nnx.initializers.zeros` with 1.0.
-      axis_name: mapped axes to pool over as well, for features divided over devices.
-      axis_index_groups: groups of indices of `axis_name` that pool together.
 
     Example:
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx
@@ -33,48 +29,22 @@ class LayerNorm(MappedModule):
     Reference: Ba, Kiros & Hinton 2016, Layer Normalization, arXiv:1607.06450.
     """
 
+    technique = LayerNormLayer
+
     reduction_axes: Axes = -1
     feature_axes: Axes = -1
     gamma_offset: float = 0.0
 
-    def __call__(
-        self,
-        x: ArrayLike,
-        *,
-        mask: ArrayLike | None = None,
-        gamma: ArrayLike | None = None,
-        beta: ArrayLike | None = None,
-    ) -> jax.Array:
-        """Normalizes `x`; a gamma or beta given here replaces the module's own."""
-        axes = self.field_axes("reduction_axes", x)
-        features = self.field_axes("feature_axes", x)
-        gamma, beta = self.affine(x, features, gamma, beta)
-        return feature.layer_norm(
-            x,
-            gamma,
-            beta,
-            axis=axes,
-            feature_axes=features,
-            epsilon=self.epsilon,
-            mask=mask,
-            **self.mapped(),
-            gamma_offset=self.gamma_offset,
-            dtype=self.dtype,
-        )
-
 
 @module
-class RMSNorm(MappedModule):
+class RMSNorm(MappedNorm):
     """Root mean square normalization; see `jaxnorm.rms_norm`. Has no beta by default.
 
+    The options that are not listed are those of `jaxnorm.linen.RMSNorm`.
+
     Attributes:
-      num_features: size of the features; sizes where they have several axes, ascending.
-      reduction_axes: the axes pooled.
-      feature_axes: the axes that gamma and beta vary along.
+      num_features: size of gamma; sizes where it has several axes, ascending.
       gamma_offset: added to gamma; 1.0 with `gamma_init=nnx.initializers.zeros` is Gemma's rule.
-      cast_before_gamma: round to the input's dtype before gamma is applied, Llama's rule.
-      axis_name: mapped axes to pool over as well, for features divided over devices.
-      axis_index_groups: groups of indices of `axis_name` that pool together.
 
     Example:
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx
@@ -86,34 +56,10 @@ class RMSNorm(MappedModule):
     Reference: Zhang & Sennrich 2019, Root Mean Square Layer Normalization, arXiv:1910.07467.
     """
 
+    technique = RMSNormLayer
+
     use_beta: bool = False
     reduction_axes: Axes = -1
     feature_axes: Axes = -1
     gamma_offset: float = 0.0
     cast_before_gamma: bool = False
-
-    def __call__(
-        self,
-        x: ArrayLike,
-        *,
-        mask: ArrayLike | None = None,
-        gamma: ArrayLike | None = None,
-        beta: ArrayLike | None = None,
-    ) -> jax.Array:
-        """Normalizes `x`; a gamma or beta given here replaces the module's own."""
-        axes = self.field_axes("reduction_axes", x)
-        features = self.field_axes("feature_axes", x)
-        gamma, beta = self.affine(x, features, gamma, beta)
-        return feature.rms_norm(
-            x,
-            gamma,
-            beta,
-            axis=axes,
-            feature_axes=features,
-            epsilon=self.epsilon,
-            mask=mask,
-            **self.mapped(),
-            gamma_offset=self.gamma_offset,
-            cast_before_gamma=self.cast_before_gamma,
-            dtype=self.dtype,
-        )

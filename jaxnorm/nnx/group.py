@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import jax
-
-from jaxnorm._core import axes as _axes
-from jaxnorm._core.axes import ArrayLike, Axes
-from jaxnorm.functional import group
-from jaxnorm.nnx._base import MappedModule, module
+from jaxnorm._core.axes import Axes
+from jaxnorm._layers.group import GroupNormLayer, InstanceNormLayer
+from jaxnorm.nnx._base import MappedNorm, module
 
 
 @module
-class GroupNorm(MappedModule):
+class GroupNorm(MappedNorm):
     """Group normalization; see `jaxnorm.group_norm`.
+
+    The options that are not listed are those of `jaxnorm.linen.GroupNorm`.
 
     Attributes:
       num_features: number of channels.
-      num_groups: into how many groups the channels are divided; 32 if `group_size` is not given.
-      group_size: channels per group, instead of `num_groups`.
-      channel_axis: the axis of the channels.
-      reduction_axes: the axes pooled beside the group's channels; default: all but axis 0.
-      axis_name: mapped axes to pool over as well, for positions divided over devices.
-      axis_index_groups: groups of indices of `axis_name` that pool together.
 
     Example:
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx
@@ -33,49 +26,22 @@ class GroupNorm(MappedModule):
     Reference: Wu & He 2018, Group Normalization, arXiv:1803.08494.
     """
 
+    technique = GroupNormLayer
+
     num_groups: int | None = None
     group_size: int | None = None
     channel_axis: int = -1
     reduction_axes: Axes | None = None
 
-    def __call__(
-        self,
-        x: ArrayLike,
-        *,
-        mask: ArrayLike | None = None,
-        gamma: ArrayLike | None = None,
-        beta: ArrayLike | None = None,
-    ) -> jax.Array:
-        """Normalizes `x`; a gamma or beta given here replaces the module's own."""
-        x = _axes.check_input(x)
-        channel = _axes.canonical_axis(self.channel_axis, x.shape, "channel_axis")
-        axes = None if self.reduction_axes is None else self.field_axes("reduction_axes", x)
-        gamma, beta = self.affine(x, channel, gamma, beta)
-        return group.group_norm(
-            x,
-            gamma,
-            beta,
-            num_groups=self.num_groups,
-            group_size=self.group_size,
-            channel_axis=channel,
-            axis=axes,
-            epsilon=self.epsilon,
-            mask=mask,
-            **self.mapped(),
-            dtype=self.dtype,
-        )
-
 
 @module
-class InstanceNorm(MappedModule):
+class InstanceNorm(MappedNorm):
     """Instance normalization; see `jaxnorm.instance_norm`.
+
+    The options that are not listed are those of `jaxnorm.linen.InstanceNorm`.
 
     Attributes:
       num_features: number of channels.
-      channel_axis: the axis of the channels.
-      reduction_axes: the axes pooled; default: all but axis 0 and the channels.
-      axis_name: mapped axes to pool over as well, for positions divided over devices.
-      axis_index_groups: groups of indices of `axis_name` that pool together.
 
     Example:
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx
@@ -87,30 +53,7 @@ class InstanceNorm(MappedModule):
     Reference: Ulyanov, Vedaldi & Lempitsky 2016, Instance Normalization, arXiv:1607.08022.
     """
 
+    technique = InstanceNormLayer
+
     channel_axis: int = -1
     reduction_axes: Axes | None = None
-
-    def __call__(
-        self,
-        x: ArrayLike,
-        *,
-        mask: ArrayLike | None = None,
-        gamma: ArrayLike | None = None,
-        beta: ArrayLike | None = None,
-    ) -> jax.Array:
-        """Normalizes `x`; a gamma or beta given here replaces the module's own."""
-        x = _axes.check_input(x)
-        channel = _axes.canonical_axis(self.channel_axis, x.shape, "channel_axis")
-        axes = None if self.reduction_axes is None else self.field_axes("reduction_axes", x)
-        gamma, beta = self.affine(x, channel, gamma, beta)
-        return group.instance_norm(
-            x,
-            gamma,
-            beta,
-            axis=axes,
-            channel_axis=channel,
-            epsilon=self.epsilon,
-            mask=mask,
-            **self.mapped(),
-            dtype=self.dtype,
-        )

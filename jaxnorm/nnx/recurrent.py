@@ -13,7 +13,6 @@ from flax import nnx
 from jaxnorm._core.axes import DTypeLike
 from jaxnorm._core.pool import compute_dtype
 from jaxnorm._layers.recurrent import GRU, LSTM, Activation, Initializer, for_each_gate
-from jaxnorm.functional import feature
 from jaxnorm.nnx._base import draw, module
 from jaxnorm.nnx.feature import LayerNorm
 
@@ -90,9 +89,8 @@ class _LayerNormCell(nnx.RNNCellBase):
 
     def _norm(self, name: str, value: jax.Array) -> jax.Array:
         norm: LayerNorm = getattr(self, name)
-        gamma, beta = norm.affine(value, norm.feature_axes, None, None)
-        dtype = compute_dtype(value.dtype)
-        return feature.layer_norm(value, gamma, beta, epsilon=norm.epsilon, dtype=dtype)
+        layer = dataclasses.replace(norm.options, dtype=compute_dtype(value.dtype))
+        return layer.apply(value, norm._own(value), norm.context, None)
 
     def initialize_carry(
         self,

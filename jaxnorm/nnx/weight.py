@@ -56,12 +56,12 @@ class WeightNorm(WeightWrapper):
 
     def __post_init__(self, rngs: nnx.Rngs | None) -> None:
         super().__post_init__(rngs)
-        for path, parameter in self.chosen().items():
-            self.add_parameter(path, "g", parameter, self.options.first_g(parameter[...], None))
+        for path, parameter in self._chosen().items():
+            self._add_parameter(path, "g", parameter, self.options.first_g(parameter[...], None))
 
     def __call__(self, *args: Any, layer_method: str = "__call__", **kwargs: Any) -> Any:
         """Calls the layer, or one of its other methods, with normalized weights."""
-        return self.call_layer(self.weights(), layer_method, args, kwargs)
+        return self._call_layer(self._weights(), layer_method, args, kwargs)
 
     def data_dependent_init(self, *args: Any, **kwargs: Any) -> Any:
         """Starts from a batch, and returns what the layer makes of it then.
@@ -70,8 +70,8 @@ class WeightNorm(WeightWrapper):
         over the batch (without a bias: variance 1). For a layer with a single selected parameter,
         linear in it.
         """
-        y = self.call_layer({}, "__call__", args, kwargs)
-        values = {path: one[...] for path, one in self.chosen().items()}
+        y = self._call_layer({}, "__call__", args, kwargs)
+        values = {path: one[...] for path, one in self._chosen().items()}
         path = self.options.check_output(values, y.shape, type(self.layer).__name__)
         variable = getattr(self.layer, "bias", None)
         bias = None if variable is None else variable[...]
@@ -131,7 +131,7 @@ class SpectralNorm(WeightWrapper):
 
     def __post_init__(self, rngs: nnx.Rngs | None) -> None:
         super().__post_init__(rngs)
-        for path, parameter in self.chosen().items():
+        for path, parameter in self._chosen().items():
             make = functools.partial(self.options.first_u, parameter[...])
             u = draw(own_name(path, "u"), make, rngs, self.context.label)
             sigma = self.options.first_sigma(parameter[...], u)
@@ -147,13 +147,11 @@ class SpectralNorm(WeightWrapper):
     ) -> Any:
         """Calls the layer, or one of its other methods, with normalized weights."""
         layer, weights = self.options, {}
-        given = self.update_stats if update_stats is None else update_stats
-        training = not self.use_running_average if given is None else given
-        update = layer.decide(training, self.context)
-        for path, parameter in self.chosen().items():
-            weights[path], new = layer.apply(parameter[...], self.own(path), update)
+        update = layer.decide(update_stats, self.context, not self.use_running_average)
+        for path, parameter in self._chosen().items():
+            weights[path], new = layer.apply(parameter[...], self._own(path), update)
             keep(self, {own_name(path, name): value for name, value in (new or {}).items()})
-        return self.call_layer(weights, layer_method, args, kwargs)
+        return self._call_layer(weights, layer_method, args, kwargs)
 
 
 @module
@@ -200,13 +198,13 @@ class WeightStandardization(WeightWrapper):
 
     def __post_init__(self, rngs: nnx.Rngs | None, gain_init: Initializer) -> None:
         super().__post_init__(rngs)
-        chosen = self.chosen()  # checks the options, without a gain too
+        chosen = self._chosen()  # checks the options, without a gain too
         for path, parameter in chosen.items() if self.use_gain else ():
-            shape = self.unit_shape(parameter)
+            shape = self._unit_shape(parameter)
             make = functools.partial(gain_init, shape=shape, dtype=self.param_dtype)
             gain = draw(own_name(path, "gain"), make, rngs, self.context.label)
-            self.add_parameter(path, "gain", parameter, gain)
+            self._add_parameter(path, "gain", parameter, gain)
 
     def __call__(self, *args: Any, layer_method: str = "__call__", **kwargs: Any) -> Any:
         """Calls the layer, or one of its other methods, with standardized weights."""
-        return self.call_layer(self.weights(), layer_method, args, kwargs)
+        return self._call_layer(self._weights(), layer_method, args, kwargs)

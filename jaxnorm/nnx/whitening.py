@@ -10,10 +10,9 @@ import jax
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm._core.collectives import AxisIndexGroups
-from jaxnorm._layers.whitening import WhiteningLayer
-from jaxnorm.functional.whitening import Method
+from jaxnorm._layers.whitening import Method, WhiteningLayer
 from jaxnorm.nnx._base import AffineModule, module
-from jaxnorm.nnx._state import context_of, keep, make_state, state_of
+from jaxnorm.nnx._state import keep, make_state, state_of
 
 
 @module
@@ -25,20 +24,12 @@ class DecorrelatedBatchNorm(AffineModule):
     evaluation (`model.eval()`) the running ones serve and nothing changes. A group should have
     fewer units than the batch has examples.
 
+    The options that are not listed are those of `jaxnorm.linen.DecorrelatedBatchNorm`.
+
     Attributes:
       num_features: number of units; sizes where they have several axes, ascending.
       use_running_average: evaluation or training, as `model.eval()` and `model.train()` set it;
         here or in the call, which wins. A traced boolean computes both.
-      reduction_axes: the axes pooled; default: all that are not in `feature_axes`.
-      feature_axes: the axes of the units, along which gamma and beta vary, too.
-      num_groups: into how many groups of neighbouring units they are divided, each whitened by
-        itself. The papers use groups of 16 to 64 units.
-      method: "zca", by eigenvalues, or "iterative", by Newton's iteration.
-      num_iterations: of the iterative method.
-      momentum: decay of the running statistics: new = momentum * old + (1 - momentum) * batch.
-      unbiased: whether the running projection goes by the unbiased covariance.
-      axis_name: mapped axes to pool over as well.
-      axis_index_groups: groups of indices of `axis_name` that pool together.
       dtype: dtype of the result; default: that of the input. The running statistics have it, or
         without it `param_dtype`, in float32 or wider: complex inputs need a complex one.
       input_shape: an example of the inputs' shape, where they have axes that are neither pooled
@@ -58,6 +49,8 @@ class DecorrelatedBatchNorm(AffineModule):
     iterative: Huang, Zhou, Zhu, Liu & Shao 2019, Iterative Normalization, arXiv:1904.03441.
     """
 
+    technique = WhiteningLayer
+
     epsilon: float = 1e-5
     use_running_average: bool | None = False
     reduction_axes: Axes | None = None
@@ -71,13 +64,10 @@ class DecorrelatedBatchNorm(AffineModule):
     axis_index_groups: AxisIndexGroups = None
     input_shape: Sequence[int] | None = None
 
-    def __post_init__(self, *initial: Any) -> None:
-        super().__post_init__(*initial)
-        layer = WhiteningLayer.of(self)
-        if self.input_shape is None:
-            first = layer.first_state_of(self.sizes, self.state_dtype)
-        else:
-            first = layer.first_state(tuple(self.input_shape), self.state_dtype)
+    def _make(self, **given: Any) -> None:
+        """Makes gamma, beta and the running statistics."""
+        super()._make(**given)
+        first = self.options.first_state_of(self.sizes, self.state_dtype, self.input_shape)
         make_state(self, first)
 
     def __call__(
@@ -91,10 +81,10 @@ class DecorrelatedBatchNorm(AffineModule):
     ) -> jax.Array:
         """Whitens `x`; a gamma or beta given here replaces the module's own."""
         x = _axes.check_input(x)
-        layer, context = WhiteningLayer.of(self), context_of(self.label, self)
+        layer, context = self.options, self.context
         evaluate = layer.decide(use_running_average, context)
-        state = state_of(self, layer.first_state(x.shape, x.dtype), x.shape, self.label)
-        gamma, beta = self.affine(x, self.feature_axes, gamma, beta)
-        y, new = layer.apply(x, state, gamma, beta, evaluate, context, mask=mask)
+        state = state_of(self, layer.first_state(x.shape, x.dtype), x.shape)
+        own = self._own(x, gamma=gamma, beta=beta)
+        y, new = layer.apply(x, state, own, evaluate, context, mask=mask)
         keep(self, new)
         return y

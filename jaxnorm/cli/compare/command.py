@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxnorm.cli import arguments
+from jaxnorm.cli.compare.norms import NORMS, NUM_GROUPS
 from jaxnorm.cli.compare.results import Result, make_grid, make_rows
-from jaxnorm.cli.compare.settings import FULL, NORMS, NUM_GROUPS, SHORT, Setting, list_settings
+from jaxnorm.cli.compare.settings import FULL, SHORT, Setting, list_settings
 from jaxnorm.cli.errors import UserError, require
 from jaxnorm.cli.jobs import Job, Progress, run_jobs
 from jaxnorm.cli.outputs import prepare_folder, write_csv
@@ -21,10 +22,15 @@ if TYPE_CHECKING:
     from jaxnorm.cli.compare.data import Dataset, Split
 
 CSV, PICTURE = "compare.csv", "compare.png"
+ALL = "all"
 DESCRIPTION = """\
 Trains the same small convolutional classifier with each normalization, by plain stochastic
 gradient descent, and compares test accuracy, steps to a target accuracy and time per step.
-Writes compare.csv and compare.png. Ctrl-C ends it early and keeps what was measured."""
+Writes compare.csv and compare.png. Ctrl-C ends it early and keeps what was measured.
+
+With --norms all it trains with every normalization that fits a convolutional network. Those of
+sequences (cumulative norm looks back in time), graphs and raw inputs do not, nor do those that need
+a gate or a condition. Where a norm pools positions, the hidden dense layer goes without."""
 
 
 def add_parser(subparsers) -> None:
@@ -46,7 +52,8 @@ def add_parser(subparsers) -> None:
             name, type=read, default=default, metavar=metavar, help=f"{text} (default: {default})"
         )
 
-    add_list("--norms", arguments.one_of(*NORMS), "normalizations")
+    norms = f"normalizations: {ALL}, or some of {', '.join(NORMS)}"
+    add_list("--norms", arguments.one_of(*NORMS, ALL), norms)
     add_list("--batch-sizes", arguments.positive_int, "batch sizes")
     add_list("--learning-rates", arguments.positive_float, "learning rates")
     seeds = "seeds of split, initialization and order (default: 0)"
@@ -54,7 +61,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--full",
         action="store_true",
-        help="all normalizations, batch sizes and learning rates, but those that are given",
+        help="more normalizations, batch sizes and learning rates, but those that are given",
     )
     hidden = "units of the hidden dense layer, normalized too; 0: no such layer"
     add("--hidden", arguments.whole_number, "32", "UNITS", hidden)
@@ -110,6 +117,8 @@ def run(args: argparse.Namespace) -> int:
 
 def fill_in(args: argparse.Namespace) -> list[str]:
     """Fills in what was not said, and returns a line on what a short run leaves out."""
+    if ALL in (args.norms or ()):
+        args.norms = tuple(NORMS)
     left = {name: values for name, values in FULL.items() if getattr(args, name) is None}
     for name in left:
         setattr(args, name, (FULL if args.full else SHORT)[name])
@@ -127,16 +136,19 @@ def _join(values: Sequence[object]) -> str:
 
 def check_hidden(args: argparse.Namespace) -> None:
     """Checks that every normalization can work on the hidden dense layer."""
-    if "group" in args.norms and args.hidden % NUM_GROUPS:
-        raise UserError(
-            f"--hidden must be a multiple of {NUM_GROUPS}, the groups of group norm, "
-            f"got {args.hidden}"
-        )
-    if "batch" in args.norms and args.hidden and 1 in args.batch_sizes:
-        raise UserError(
-            "batch norm cannot train with batch size 1: the hidden dense layer would normalize "
-            "single values; leave out one of the two, or pass --hidden 0"
-        )
+    there = {name: NORMS[name] for name in args.norms if not NORMS[name].positions}
+    for name, norm in there.items():
+        if "num_groups" in norm.options and args.hidden % NUM_GROUPS:
+            raise UserError(
+                f"--hidden must be a multiple of {NUM_GROUPS}, the groups of {name} norm, "
+                f"got {args.hidden}"
+            )
+    for name, norm in there.items():
+        if norm.layer.startswith("Batch") and args.hidden and 1 in args.batch_sizes:
+            raise UserError(
+                f"{name} norm cannot train with batch size 1: the hidden dense layer would "
+                "normalize single values; leave out one of the two, or pass --hidden 0"
+            )
 
 
 def list_jobs(

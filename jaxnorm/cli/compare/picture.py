@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import matplotlib as mpl
@@ -23,7 +24,11 @@ STYLES = {
     "rms": ("#56B4E9", (0, (3, 1, 1, 1)), "D"),
     "group": ("#009E73", "-", "^"),
     "instance": ("#CC79A7", (0, (5, 1.5)), "v"),
+    "another": ("#E69F00", (0, (3, 1, 1, 1)), "P"),
+    "one more": ("#6B4C9A", "-", "*"),
 }
+# Where there are more normalizations than styles, those that do worse than the others.
+REST, REST_STYLE = "the rest", {"color": "#c4c4c4", "linewidth": 0.8, "zorder": 1}
 # Accuracies are drawn on a logit scale: 0.95 and 0.98 stand as far apart as 0.5 and 0.72.
 TICKS = (0.001, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999)
 EVERY = 5  # points from marker to marker
@@ -34,6 +39,7 @@ def draw(results: Sequence[Result], title: str) -> Figure:
     summaries = summarize(results)
     cells = {(s.norm, s.batch_size, s.learning_rate): s for s in summaries}
     norms = list(dict.fromkeys(s.norm for s in summaries))
+    styles = _choose_styles(summaries)
     batch_sizes = list(dict.fromkeys(s.batch_size for s in summaries))
     rates = list(dict.fromkeys(s.learning_rate for s in summaries))
     limits = _limits(results)
@@ -55,24 +61,44 @@ def draw(results: Sequence[Result], title: str) -> Figure:
             axes = figure.add_subplot(grid[row + 1, column])
             for norm in norms:
                 if summary := cells.get((norm, batch_size, rate)):
-                    _draw_curve(axes, summary, limits, norms.index(norm) % EVERY)
+                    offset = {"markevery": (norms.index(norm) % EVERY, EVERY)}
+                    style = {**styles[norm], **offset} if norm in styles else REST_STYLE
+                    _draw_curve(axes, summary, limits, style)
             _finish_curves(axes, results[0].target, limits)
             axes.set_title(f"learning rate {rate:g}", fontsize=10, loc="left")
             axes.tick_params(labelleft=column == 0, labelbottom=row == len(rates) - 1)
             if column == 0:
                 axes.set_ylabel("test accuracy in %")
         axes.set_xlabel("training steps")
-    handles = [Line2D([], [], label=norm, **_style(norm)) for norm in norms]
-    handles.append(Line2D([], [], label=f"target {results[0].target:.4g}", **TARGET_STYLE))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), handlelength=3)
+    lines = {**styles, f"target {results[0].target:.4g}": TARGET_STYLE}
+    if len(styles) < len(norms):
+        lines[REST] = REST_STYLE
+    handles = [Line2D([], [], label=name, **style) for name, style in lines.items()]
+    columns = math.ceil(len(handles) / math.ceil(len(handles) / 6))  # no more fit in a row
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=3)
     return figure
 
 
 TARGET_STYLE = {"color": "#999999", "linewidth": 1.0, "linestyle": "-"}
 
 
-def _style(norm: str) -> dict:
-    color, linestyle, marker = STYLES[norm]
+def _choose_styles(summaries: Sequence[Summary]) -> dict[str, dict]:
+    """Returns the style of each normalization, or of none and the best, as many as there are.
+
+    The best are those with the highest mean accuracy over batch sizes, each at its best rate.
+    """
+    best: dict[str, dict[int, float]] = {}
+    for s in summaries:
+        accuracies = best.setdefault(s.norm, {})
+        accuracies[s.batch_size] = max(s.mean_accuracy, accuracies.get(s.batch_size, 0.0))
+    ranked = sorted(best, key=lambda n: (n == "none", sum(best[n].values())), reverse=True)
+    chosen = [norm for norm in best if norm in ranked[: len(STYLES)]]
+    free = iter(name for name in STYLES if name not in chosen and name != "none")
+    return {norm: _style(norm if norm in STYLES else next(free)) for norm in chosen}
+
+
+def _style(name: str) -> dict:
+    color, linestyle, marker = STYLES[name]
     return {
         "color": color,
         "linestyle": linestyle,
@@ -128,7 +154,7 @@ def _draw_numbers(
     axes.spines[:].set_visible(False)
 
 
-def _draw_curve(axes: Axes, summary: Summary, limits: tuple[float, float], offset: int) -> None:
+def _draw_curve(axes: Axes, summary: Summary, limits: tuple[float, float], style: dict) -> None:
     """Draws the accuracy after each evaluated step, the mean over the seeds."""
     longest = max((r.curve for r in summary.results), key=len)
     steps = [point.step for point in longest]
@@ -141,7 +167,7 @@ def _draw_curve(axes: Axes, summary: Summary, limits: tuple[float, float], offse
         ]
     ).mean(axis=0)
     heights = [_logit(a, limits) for a in accuracies]
-    axes.plot(steps, heights, markevery=(offset, EVERY), **_style(summary.norm))
+    axes.plot(steps, heights, **style)
 
 
 def _finish_curves(axes: Axes, target: float, limits: tuple[float, float]) -> None:

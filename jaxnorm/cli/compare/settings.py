@@ -1,4 +1,4 @@
-"""What `compare` trains: the normalizations by name, and the settings of its rows."""
+"""What `compare` trains: the settings of its rows."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-NORMS = ("none", "batch", "layer", "rms", "group", "instance")
-NUM_GROUPS = 4  # of group norm
+from jaxnorm.cli.compare.norms import CLASSICAL
+
 # Where nothing is said: the best-known normalizations, where they differ most. It takes a third of
 # the time of `FULL`.
 SHORT: dict[str, tuple[Any, ...]] = {
@@ -16,7 +16,7 @@ SHORT: dict[str, tuple[Any, ...]] = {
     "learning_rates": (0.1, 1.0),
 }
 FULL: dict[str, tuple[Any, ...]] = {
-    "norms": NORMS,
+    "norms": tuple(CLASSICAL),
     "batch_sizes": (2, 8, 32),
     "learning_rates": (0.03, 0.1, 0.3, 1.0),
 }

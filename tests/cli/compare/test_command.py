@@ -15,6 +15,7 @@ import pytest
 
 from jaxnorm.__main__ import main
 from jaxnorm.cli.compare import command, training
+from jaxnorm.cli.compare.norms import NORMS
 from tests.cli.compare.rows import HEADER, make_result
 
 
@@ -134,6 +135,7 @@ def quick(monkeypatch):
         ),
         ("--full", 72, None),
         ("--full --norms batch rms", 2 * 3 * 4, None),
+        ("--norms all --batch-sizes 4 --learning-rates 1", len(NORMS), None),
         (
             "--batch-sizes 4 --norms batch --seeds 0 1",
             4,

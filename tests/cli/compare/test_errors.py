@@ -8,6 +8,7 @@ import pytest
 
 from jaxnorm.__main__ import main
 from jaxnorm.cli.compare import command
+from jaxnorm.cli.compare.norms import NORMS
 from tests.cli.compare.rows import X, Y
 
 
@@ -20,8 +21,8 @@ def assert_fails(capsys, arguments, message):
     ("arguments", "message"),
     [
         (
-            "--norms batch,weight",
-            "argument --norms: unknown 'weight', expected none, batch, layer, rms, group, instance",
+            "--norms batch,weights",
+            f"argument --norms: unknown 'weights', expected {', '.join(NORMS)}, all",
         ),
         ("--norms rms,rms", "argument --norms: 'rms' is given twice"),
         ("--batch-sizes 0", "argument --batch-sizes: expected a positive whole number, got '0'"),

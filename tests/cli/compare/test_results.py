@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxnorm.cli.compare.picture import STYLES, draw
+from jaxnorm.cli.compare.norms import CLASSICAL, NORMS
+from jaxnorm.cli.compare.picture import REST_STYLE, STYLES, draw
 from jaxnorm.cli.compare.results import (
     Point,
     Result,
@@ -16,14 +17,14 @@ from jaxnorm.cli.compare.results import (
     make_rows,
     summarize,
 )
-from jaxnorm.cli.compare.settings import NORMS, Setting
+from jaxnorm.cli.compare.settings import Setting
 from jaxnorm.cli.outputs import write_csv
 from jaxnorm.cli.tables import make_table
 from tests.cli.compare.rows import HEADER, make_result
 
 
-def test_every_norm_has_a_style():
-    assert tuple(STYLES) == NORMS
+def test_the_classical_norms_have_styles_of_their_own():
+    assert list(STYLES)[: len(CLASSICAL)] == list(CLASSICAL)
 
 
 def test_the_target_is_counted_from_its_first_appearance():
@@ -118,7 +119,8 @@ def drawn_texts(figure):
 @pytest.mark.parametrize(
     ("norms", "batch_sizes", "rates"),
     [
-        (NORMS, (2, 8, 32), (0.03, 0.1, 0.3, 1.0)),
+        (CLASSICAL, (2, 8, 32), (0.03, 0.1, 0.3, 1.0)),
+        (NORMS, (32, 2), (0.1, 1.0)),
         (("none",), (2,), (0.1,)),
         (("layer", "instance"), (1, 2, 4, 8, 16, 1024), (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 3.0)),
     ],
@@ -151,6 +153,19 @@ def test_the_picture_shows_the_numbers_that_were_measured():
     first = figure.axes[1].lines[0].get_ydata()
     accuracies = np.array([point.test_accuracy for point in results[0].curve])
     np.testing.assert_allclose(1 / (1 + np.exp(-np.asarray(first))), accuracies, rtol=1e-12)
+
+
+def test_of_many_norms_the_best_and_none_are_in_colour():
+    curves = {norm: (0.5, 0.6 + i / 100) for i, norm in enumerate(NORMS)}
+    figure = draw([make_result(norm, 2, 0.1, curve=curve) for norm, curve in curves.items()], "")
+    lines = dict(zip(NORMS, figure.axes[1].lines, strict=False))
+    grey = [norm for norm, line in lines.items() if line.get_color() == REST_STYLE["color"]]
+    assert grey == list(NORMS)[1 : 1 - len(STYLES)]  # the accuracies rise
+    colours = {lines[norm].get_color() for norm in set(NORMS) - set(grey)}
+    assert colours == {color for color, *_ in STYLES.values()}
+    assert lines["none"].get_color() == STYLES["none"][0]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == [*(n for n in NORMS if n not in grey), "target 0.8", "the rest"]
 
 
 def test_the_picture_of_extreme_accuracies_and_unequal_curves():

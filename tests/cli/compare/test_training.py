@@ -3,14 +3,16 @@
 import functools
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxnorm.cli.compare import data as compare_data
-from jaxnorm.cli.compare import settings, training
+from jaxnorm.cli.compare import training
 from jaxnorm.cli.compare.model import Classifier
+from jaxnorm.cli.compare.norms import CLASSICAL, NORMS
 from jaxnorm.cli.compare.settings import Setting
 from tests.cli.compare.rows import X, Y
 
@@ -60,13 +62,13 @@ def test_constant_images_are_not_divided_by_zero():
 def test_the_models_differ_by_their_normalization_alone():
     key, x = jax.random.key(0, impl="rbg"), jnp.zeros((2, 8, 8, 1))
     variables = {
-        norm: Classifier(norm, 10, hidden=4).init(key, x, train=False) for norm in settings.NORMS
+        norm: Classifier(norm, 10, hidden=4).init(key, x, train=False) for norm in CLASSICAL
     }
     layers = ("Conv_0", "Conv_1", "Conv_2", "Dense_0", "Dense_1")
     kernels = {
         norm: [v["params"][layer]["kernel"] for layer in layers] for norm, v in variables.items()
     }
-    for norm in settings.NORMS:
+    for norm in CLASSICAL:
         for one, two in zip(kernels[norm], kernels["none"], strict=True):
             np.testing.assert_array_equal(one, two)
     found = {}
@@ -91,6 +93,20 @@ def test_the_models_differ_by_their_normalization_alone():
         "instance": kernels | affine("InstanceNorm", 3) | {"Dense_0:bias"},
     }
     assert [norm for norm, v in variables.items() if "batch_stats" in v] == ["batch"]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_step_with_every_norm_keeps_the_shapes_of_its_state(norm):
+    """Traced alone: what the modules compute is tested with them."""
+    functions = training.make_functions(norm, 10, 8, (8, 8, 1))
+    state = jax.eval_shape(functions.initialize.__wrapped__, 0)
+    rows = jax.ShapeDtypeStruct((5, 2), jnp.int32)
+    x, y = jax.ShapeDtypeStruct((9, 8, 8, 1), jnp.float32), jax.ShapeDtypeStruct((9,), jnp.int32)
+    new = jax.eval_shape(functions.train_step, state, jnp.float32(0.1), x, y, rows)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+    assert jax.eval_shape(functions.count_correct, new, x, y).shape == ()
+    of_norms = [name for name in state.params if not name.startswith(("Conv", "Dense"))]
+    assert bool(of_norms or state.batch_stats) == (norm not in ("none", "lrn", "pixel"))
 
 
 def test_an_epoch_is_a_shuffle_without_the_odd_rows():

@@ -1,0 +1,80 @@
+"""What the docstring of `jaxnorm.drop_in` lists; dtypes are in `test_linen` and `test_nnx`."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jaxnorm.drop_in.linen as ours
+from tests.drop_in.cases import assert_close, draw
+
+KEY = jax.random.key(0)
+
+
+def test_what_differs_with_masks(rng):
+    """Masked slots give 0, and where all are masked the result is finite; counts are weighed."""
+    x, mask = draw(rng, (4, 3, 8)), jnp.asarray(rng.random((4, 3, 1)) < 0.6).at[0].set(False)
+    norm, flax_norm = (library.BatchNorm(use_running_average=False) for library in (ours, nn))
+    variables = norm.init(KEY, x)
+    y, new = norm.apply(variables, x, mask=mask.astype(jnp.int32), mutable=["batch_stats"])
+    other, expected = flax_norm.apply(variables, x, mask=mask, mutable=["batch_stats"])
+    assert_close(new, expected, scale=2)
+    assert_close(y, jnp.where(mask, other, 0), scale=2)
+    # flax normalizes those, too.
+    assert jnp.where(mask, 0, other).any()
+    layer = ours.LayerNorm().init_with_output(KEY, x, mask=mask)[0]
+    assert jnp.isfinite(layer).all()
+    assert jnp.isnan(nn.LayerNorm().init_with_output(KEY, x, mask=mask)[0]).any()
+    y, unmoved = norm.apply(variables, x, mask=mask & False, mutable=["batch_stats"])
+    assert_close(unmoved["batch_stats"], variables["batch_stats"])
+    assert not y.any()
+    # The batch norm pools whole elements, flax averages the means of the devices.
+    x = jnp.where(mask, x, jnp.nan)
+
+    def sharded(library):
+        norm = library.BatchNorm(use_running_average=False, axis_name="d")
+
+        def call(x, mask):
+            return norm.apply(variables, x, mask=mask, mutable=["batch_stats"])
+
+        return jax.vmap(call, axis_name="d")(x, mask)
+
+    y, stats = sharded(ours)
+    assert_close(y, norm.apply(variables, x, mask=mask, mutable=["batch_stats"])[0], scale=2)
+    assert jnp.isfinite(stats["batch_stats"]["mean"]).all()
+    assert jnp.isnan(sharded(nn)[1]["batch_stats"]["mean"]).all()
+
+
+def test_what_flax_lets_pass(rng):
+    x = draw(rng, (4, 8))
+    for error, norm, given, message in (
+        (ValueError, ours.LayerNorm(epsilon=-1.0), x, "epsilon must be finite and at least 0"),
+        (ValueError, ours.BatchNorm(False, momentum=1.5), x, r"momentum must lie in \[0, 1\]"),
+        (
+            TypeError,
+            ours.LayerNorm(dtype=jnp.float32),
+            x.astype(jnp.complex64),
+            "give a complex dtype",
+        ),
+    ):
+        variables = nn.BatchNorm(False).init(KEY, x)
+        with pytest.raises(error, match=message), jax.numpy_dtype_promotion("standard"):
+            norm.apply(variables, given, mutable=["batch_stats"])
+    with pytest.raises(TypeError, match="epsilon must be known when the function is traced"):
+        jax.jit(lambda e: ours.LayerNorm(epsilon=e).init(KEY, x))(1e-3)
+    # Nothing to divide by: the bias, and no gradient, where flax has NaN.
+    x = jnp.ones((2, 4))
+    for library in (ours, nn):
+        norm = library.LayerNorm(epsilon=0.0, bias_init=nn.initializers.constant(2.0))
+        y, dx = jax.value_and_grad(lambda x, n=norm: n.init_with_output(KEY, x)[0].sum())(x)
+        assert (y == 16 and not dx.any()) if library is ours else jnp.isnan(dx).all()
+
+
+def test_a_narrow_state_is_warned_of(rng):
+    x = draw(rng, (4, 8), "bfloat16")
+    norm = ours.BatchNorm(
+        use_running_average=False, force_float32_reductions=False, param_dtype=jnp.bfloat16
+    )
+    variables = norm.init(KEY, x)
+    with pytest.warns(UserWarning, match="With force_float32_reductions=True they are in float32"):
+        norm.apply(variables, x, mutable=["batch_stats"])
