@@ -1,0 +1,1 @@
+"""Tests of the conversions of layers of other libraries."""
