@@ -1,0 +1,47 @@
+"""Which modules normalize, of jaxnorm's and of flax's, and what their parameters are called."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import flax.linen as nn
+from flax import nnx
+
+import jaxnorm.linen
+import jaxnorm.nnx
+
+FLAX_BATCH = (nn.BatchNorm, nnx.BatchNorm)
+FLAX = (
+    *FLAX_BATCH,
+    *(nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm),
+    *(nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm, nnx.InstanceNorm),
+)
+OWN_BATCH = (jaxnorm.linen.BatchNorm, jaxnorm.nnx.BatchNorm)
+OWN = tuple(
+    module
+    for package in (jaxnorm.linen, jaxnorm.nnx)
+    for module in (getattr(package, name) for name in package.__all__)
+    if isinstance(module, type)
+)
+BATCH = (*FLAX_BATCH, *OWN_BATCH)
+
+
+def is_norm(module: Any) -> bool:
+    """Whether a module is a normalization of jaxnorm's or flax's."""
+    return isinstance(module, FLAX + OWN)
+
+
+def affine_names(module: Any) -> tuple[str, ...]:
+    """Returns the names of its gamma and beta."""
+    if isinstance(module, FLAX):
+        return ("scale", "bias")
+    return getattr(module, "param_names", ("gamma", "beta"))
+
+
+def arguments(module: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """Returns the arguments of a call of `module`, by name, those left out as well."""
+    call = inspect.signature(type(module).__call__)
+    bound = call.bind(module, *args, **kwargs)
+    bound.apply_defaults()
+    return dict(list(bound.arguments.items())[1:])
