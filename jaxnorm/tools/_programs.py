@@ -198,6 +198,7 @@ def _hooking(hook: Hook) -> Iterator[None]:
 def _watched(base: Any, path: Path) -> Any:
     """Returns a class of NNX modules that hands its calls over, as linen's interceptors do."""
 
+    @functools.wraps(base.__call__)
     def call(self, *args, **kwargs):
         run = functools.partial(base.__call__, self)
         hook = getattr(_hooks, "hook", None)
