@@ -3,8 +3,21 @@
 from jaxnorm.tools._accumulate import accumulate as accumulate
 from jaxnorm.tools._accumulate import settle as settle
 from jaxnorm.tools._dataset import dataset_moments as dataset_moments
+from jaxnorm.tools._fold import Folded as Folded
+from jaxnorm.tools._fold import fold as fold
+from jaxnorm.tools._fold_kernel import fold_kernel as fold_kernel
 from jaxnorm.tools._freeze import freeze as freeze
 from jaxnorm.tools._norm_params import norm_params as norm_params
 from jaxnorm.tools._recalibrate import recalibrate as recalibrate
 
-__all__ = ["accumulate", "dataset_moments", "freeze", "norm_params", "recalibrate", "settle"]
+__all__ = [
+    "Folded",
+    "accumulate",
+    "dataset_moments",
+    "fold",
+    "fold_kernel",
+    "freeze",
+    "norm_params",
+    "recalibrate",
+    "settle",
+]

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 from flax import nnx
 
-from jaxnorm.tools._norms import OWN_BATCH, affine_names, is_norm
+from jaxnorm.tools._norms import OWN_BATCH, affine_names, instead, is_norm
 
 # What makes a call use the running statistics and leave them as they are.
 _FLAGS = {"use_running_average": True, "update_stats": False}
@@ -147,7 +147,7 @@ def _run_frozen(run: Callable[..., Any], module: Any, args, kwargs, affine: bool
         fields["frozen"] = "all" if affine else "statistics"
     if affine:
         fields |= _detached(module)
-    with _instead(module, fields):
+    with instead(module, fields):
         return run(*bound.args[1:], **bound.kwargs)
 
 
@@ -167,20 +167,3 @@ def _detached(module: Any) -> dict[str, Any]:
         return jax.lax.stop_gradient(value) if name in names else value
 
     return {"param": param}
-
-
-@contextlib.contextmanager
-def _instead(module: Any, attributes: dict[str, Any]) -> Iterator[None]:
-    """Gives a module other attributes for the time of a call."""
-    own = vars(module)
-    before = {name: own[name] for name in attributes if name in own}
-    for name, value in attributes.items():
-        object.__setattr__(module, name, value)
-    try:
-        yield
-    finally:
-        for name in attributes:
-            if name in before:
-                object.__setattr__(module, name, before[name])
-            else:
-                object.__delattr__(module, name)

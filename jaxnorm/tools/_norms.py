@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -45,3 +47,20 @@ def arguments(module: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
     bound = call.bind(module, *args, **kwargs)
     bound.apply_defaults()
     return dict(list(bound.arguments.items())[1:])
+
+
+@contextlib.contextmanager
+def instead(module: Any, attributes: dict[str, Any]) -> Iterator[None]:
+    """Gives a module other attributes for the time of a call."""
+    own = vars(module)
+    before = {name: own[name] for name in attributes if name in own}
+    for name, value in attributes.items():
+        object.__setattr__(module, name, value)
+    try:
+        yield
+    finally:
+        for name in attributes:
+            if name in before:
+                object.__setattr__(module, name, before[name])
+            else:
+                object.__delattr__(module, name)

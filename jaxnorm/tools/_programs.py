@@ -61,7 +61,7 @@ class Program:
         raise NotImplementedError
 
     def leaf_path(self, path: Path, name: str) -> Path:
-        """Returns where in the state a parameter lies."""
+        """Returns where in the state a parameter or statistic lies."""
         raise NotImplementedError
 
     def trace(self, hook: Hook, args: tuple) -> Any:
@@ -100,7 +100,8 @@ class LinenProgram(Program):
             return self._apply(state, *args, rngs=self.rngs)[0]
 
     def leaf_path(self, path: Path, name: str) -> Path:
-        return ("params", *path, name)
+        collection = "batch_stats" if name in ("mean", "var", "count") else "params"
+        return (collection, *path, name)
 
 
 class NnxProgram(Program):
