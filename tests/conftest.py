@@ -34,6 +34,7 @@ QUICKLY_COMPILED = (
     "tests.cli.bench",
     "tests.cli.compare",
     "tests.cli.test",
+    "tests.drop_in",
     "tests.nnx",
     "tests.plot",
     "tests.test_api",

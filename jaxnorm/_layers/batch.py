@@ -89,7 +89,7 @@ class BatchLayer(Layer):
         first = self.first_moments(sizes, x.dtype)
         if context.accumulates:
             first |= running.first_accumulators(self.state_shape(sizes), x.dtype)
-        return first_placed(first, dict.fromkeys(first, self._state_spec(x)))
+        return first_placed(first, dict.fromkeys(first, self.state_spec(x)))
 
     @property
     def keeps_none(self) -> bool:
@@ -112,7 +112,7 @@ class BatchLayer(Layer):
         """Returns the shape of the running moments, for the `sizes` of the axes not pooled."""
         return sizes if self.num_domains is None else (self.num_domains, *sizes)
 
-    def _state_spec(self, x: jax.Array) -> tuple[Any, ...]:
+    def state_spec(self, x: jax.Array) -> tuple[Any, ...]:
         """Returns how the running moments lie on an explicit mesh: as the channels do."""
         axes, _ = self.axes_of(x.shape)
         kept = tuple(names for a, names in enumerate(spec_of(x)) if a not in axes)
@@ -156,7 +156,7 @@ class BatchLayer(Layer):
         results, pooled = [], None
         for source in decisions.sources:
             if source == "batch" and not context.initializing:
-                self._check_count(x.shape, axes, mask, batch, decisions, context)
+                self.check_count(x.shape, axes, mask, batch, decisions, context)
             limits = (self.r_max, self.d_max)
             y, moments = sources.normalize_by(source, inputs, batch, options, limits)
             pooled = pooled or moments
@@ -226,7 +226,16 @@ class BatchLayer(Layer):
         except NameError as error:
             raise NameError(f"{context.label}: {error}") from None
 
-    def _check_count(self, shape, axes, mask, batch, decisions: Decisions, context: Context):
+    def check_count(
+        self,
+        shape: tuple[int, ...],
+        axes: tuple[int, ...],
+        mask: ArrayLike | None,
+        batch: core.Batch,
+        decisions: Decisions,
+        context: Context,
+    ) -> None:
+        """Checks that no statistic is of one value, which has no variance."""
         if not self._pools_one_value(shape, axes, mask, batch):
             return
         evaluates = decisions.evaluate is True

@@ -1,0 +1,1 @@
+"""Flax's own norms with jaxnorm behind them."""

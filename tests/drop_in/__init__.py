@@ -1,0 +1,1 @@
+"""Tests of `jaxnorm.drop_in`."""

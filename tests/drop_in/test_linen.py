@@ -1,0 +1,304 @@
+"""`jaxnorm.drop_in.linen`: flax.linen's classes, variables and results, exact and lean."""
+
+import dataclasses
+import inspect
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+import jaxnorm.drop_in.linen as ours
+from tests.drop_in.cases import SHARED, X, assert_close, draw, random_init, results
+from tests.test_contract_memory import handed_over
+
+KEY = jax.random.key(0)
+NAMES = ("BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm")
+CASES = SHARED | {
+    "batch, two kept": ("BatchNorm", {"axis": (1, -1)}, X, "float32"),
+    "batch, all kept": ("BatchNorm", {"axis": (0, 1)}, (4, 8), "float32"),
+    "batch, none kept": ("BatchNorm", {"axis": ()}, (4, 8), "float32"),
+    "batch, narrow": (
+        "BatchNorm",
+        {"force_float32_reductions": False, "param_dtype": jnp.float16, "momentum": 0.5},
+        X,
+        "float16",
+    ),
+    "layer, two features": (
+        "LayerNorm",
+        {"reduction_axes": (1, 2, 3), "feature_axes": (3, 1)},
+        X,
+        "float32",
+    ),
+    "layer, one parameter": ("LayerNorm", {"feature_axes": ()}, X, "float32"),
+    "layer, integers": ("LayerNorm", {}, X, "int32"),
+    "group, all axes": ("GroupNorm", {"num_groups": 2, "reduction_axes": (0, 1, 3)}, X, "float32"),
+    "instance, all features": ("InstanceNorm", {"feature_axes": (1, 2, 3)}, X, "float32"),
+}
+ONE_VALUE = (
+    "batch, one example",
+    "batch, one value",
+    "batch, all kept",
+    "layer, of nothing",
+    "instance, of one position",
+    "instance, all features",
+)
+every_norm = pytest.mark.parametrize("name", NAMES)
+
+
+def make(library, name, fields):
+    """A norm with random parameters, in training, which flax computes in two passes."""
+    fields = {"use_fast_variance": False} | fields
+    fields["scale_init"] = random_init(1)
+    if name != "RMSNorm":
+        fields["bias_init"] = random_init(2)
+    if name == "BatchNorm":
+        fields["use_running_average"] = False
+    return getattr(library, name)(**fields)
+
+
+def run(case, x, dy):
+    """Variables, result, new statistics and gradients, of jaxnorm's class and of flax's."""
+    name, fields, _, _ = case
+    found = []
+    for library in (ours, nn):
+        norm = make(library, name, fields)
+        variables = norm.init(KEY, x)
+
+        def loss(params, x, norm=norm, variables=variables):
+            y, new = norm.apply({**variables, "params": params}, x, mutable=["batch_stats"])
+            return (y.astype(jnp.float32) * dy).sum(), (y, new)
+
+        wanted = (0, 1) if jnp.issubdtype(x.dtype, jnp.inexact) else (0,)
+        gradients, (y, new) = jax.grad(loss, wanted, has_aux=True)(variables.get("params", {}), x)
+        found.append({"variables": variables, "y": y, "new": new, "gradients": gradients})
+    return found
+
+
+@pytest.fixture(scope="module")
+def found():
+    return results(run, CASES)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_variables_results_and_gradients_are_those_of_flax(case, found):
+    mine, theirs = found[case]
+    if case in ONE_VALUE:
+        # A gradient of 0: what is left is the rounding of terms as large as 30 / sqrt(epsilon).
+        dx, other = (g["gradients"][1] for g in (mine, theirs))
+        assert dx.shape == other.shape and max(jnp.abs(dx).max(), jnp.abs(other).max()) < 3e4 * 2e-7
+        mine, theirs = ({**g, "gradients": g["gradients"][:1]} for g in (mine, theirs))
+    assert_close(mine, theirs, scale=8)
+
+
+def parameters_of(function):
+    return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
+
+
+@every_norm
+def test_a_norm_is_one_of_flax_with_its_fields(name):
+    mine, theirs = (getattr(library, name) for library in (ours, nn))
+    fields = [
+        [(f.name, f.kw_only, f.default) for f in dataclasses.fields(c)] for c in (mine, theirs)
+    ]
+    assert fields[0] == fields[1] and issubclass(mine, theirs) and mine.__name__ == name
+    for method in (lambda c: c, lambda c: c.__call__):
+        assert parameters_of(method(mine)) == parameters_of(method(theirs))
+
+
+@every_norm
+def test_it_is_exact_where_flax_is_not_and_keeps_the_input_alone(name, rng):
+    """At a mean of a million standard deviations, with flax's quick variance, in bfloat16 too."""
+    x = np.asarray(rng.normal(1e6, 1, X), np.float32)
+    fields = {"use_running_average": False} if name == "BatchNorm" else {}
+    fields |= {"num_groups": 2} if name == "GroupNorm" else {}
+    y, _ = getattr(ours, name)(**fields).init_with_output(KEY, x)
+    axes = {"BatchNorm": (0, 1, 2), "InstanceNorm": (1, 2)}.get(name, (-1,))
+    wide = x.astype(np.float64)
+    if name == "GroupNorm":
+        wide, axes = wide.reshape(4, 6, 2, 4), (1, 3)
+    center = 0 if name == "RMSNorm" else wide.mean(axes, keepdims=True)
+    epsilon = 1e-5 if name == "BatchNorm" else 1e-6
+    square = ((wide - center) ** 2).mean(axes, keepdims=True)
+    expected = ((wide - center) / np.sqrt(square + epsilon)).reshape(X)
+    np.testing.assert_allclose(y, expected, atol=4e-6, rtol=0)
+
+    for dtype in (jnp.float32, jnp.bfloat16):
+        fields["dtype"] = dtype
+        x = draw(rng, (8, 32, 128), dtype)
+        fields |= {"use_fast_variance": True}
+        norm = getattr(ours, name)(**fields)
+        variables = norm.init(KEY, x)
+        statistics = {"BatchNorm": 128, "InstanceNorm": 8 * 128, "GroupNorm": 16}.get(name, 256)
+
+        def apply(params, x, norm=norm, variables=variables):
+            return norm.apply({**variables, "params": params}, x, mutable=["batch_stats"])[0]
+
+        kept = handed_over(apply, variables["params"], x)
+        assert kept <= 1.05 * x.nbytes + 4 * 3 * statistics + 4 * 2 * 2 * 128
+
+
+def test_complex_running_means_become_complex_as_in_flax(rng):
+    x = jax.lax.complex(draw(rng, (6, 4)), draw(rng, (6, 4)))
+    found = []
+    for library in (ours, nn):
+        norm = library.BatchNorm(use_running_average=False, dtype=jnp.complex64)
+        with jax.numpy_dtype_promotion("standard"):
+            variables = norm.init(KEY, x)
+            found.append(norm.apply(variables, x, mutable=["batch_stats"]))
+    assert_close(*found)
+    assert found[0][1]["batch_stats"]["mean"].dtype == jnp.complex64
+
+
+def test_wider_results_are_computed_in_their_dtype(rng):
+    """In float64 where the result is, as flax does; running statistics stay in float32."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        x = jnp.asarray(rng.normal(1e6, 1, (6, 4)), jnp.float32)
+        norms = (
+            (library.LayerNorm(dtype=jnp.float64), library.LayerNorm(param_dtype=jnp.float64))
+            for library in (ours, nn)
+        )
+        for mine, theirs in zip(*norms, strict=True):
+            y, other = (norm.init_with_output(KEY, x)[0] for norm in (mine, theirs))
+            assert y.dtype == other.dtype == jnp.float64
+        np.testing.assert_allclose(
+            ours.LayerNorm(dtype=jnp.float64).init_with_output(KEY, x)[0],
+            nn.LayerNorm(dtype=jnp.float64, use_fast_variance=False).init_with_output(KEY, x)[0],
+            rtol=1e-7,
+        )
+        norm = ours.BatchNorm(use_running_average=False)
+        wide = x.astype(jnp.float64)
+        _, new = norm.apply(norm.init(KEY, wide), wide, mutable=["batch_stats"])
+        assert {v.dtype.name for v in jax.tree.leaves(new)} == {"float32"}
+
+
+def test_modes_are_chosen_and_refused_as_in_flax(rng):
+    x = draw(rng, (4, 8))
+    variables = nn.BatchNorm(use_running_average=True).init(KEY, x)
+    stats = {"mean": draw(rng, (8,)), "var": jnp.abs(draw(rng, (8,)))}
+    variables = {**variables, "batch_stats": stats}
+    found = [library.BatchNorm().apply(variables, x, True) for library in (ours, nn)]
+    assert_close(*found)
+    for library in (ours, nn):
+        with pytest.raises(nn.module.errors.ModifyScopeVariableError):
+            library.BatchNorm().apply(variables, x, use_running_average=False)
+        with pytest.raises(ValueError, match="use_running_average"):
+            library.BatchNorm().apply(variables, x)
+        with pytest.raises(ValueError, match="use_running_average"):
+            library.BatchNorm(True).apply(variables, x, True)
+        for options in ({"num_groups": 3}, {"num_groups": None}, {"group_size": 2}):
+            with pytest.raises(ValueError, match="group"):
+                library.GroupNorm(**options).init(KEY, x)
+        with pytest.raises(ValueError, match=r"reduction.axes must"):
+            library.GroupNorm(2, reduction_axes=(0,)).init(KEY, x)
+        with pytest.raises(ValueError, match="The channel axes cannot include the leading"):
+            library.InstanceNorm(feature_axes=(0, 1)).init(KEY, x)
+
+
+def test_a_narrow_state_is_warned_of(rng):
+    x = draw(rng, (4, 8), "bfloat16")
+    norm = ours.BatchNorm(
+        use_running_average=False, force_float32_reductions=False, param_dtype=jnp.bfloat16
+    )
+    variables = norm.init(KEY, x)
+    with pytest.warns(UserWarning, match="With force_float32_reductions=True they are in float32"):
+        norm.apply(variables, x, mutable=["batch_stats"])
+
+
+def test_metadata_of_parameters_is_kept(rng):
+    x = draw(rng, (4, 8))
+    found = []
+    for library in (ours, nn):
+        named = nn.with_partitioning(nn.initializers.ones, ("model",))
+        norm = library.BatchNorm(use_running_average=False, scale_init=named)
+        variables = norm.init(KEY, x)
+        assert isinstance(variables["params"]["scale"], nn.Partitioned)
+        found.append((variables, norm.apply(variables, x, mutable=["batch_stats"])))
+    assert_close(*found)
+    assert nn.get_partition_spec(found[0][0]) == nn.get_partition_spec(found[1][0])
+
+
+def test_what_differs_with_masks(rng):
+    """Masked slots give 0, and where all are masked the result is finite; counts are weighed."""
+    x, mask = draw(rng, (4, 3, 8)), jnp.asarray(rng.random((4, 3, 1)) < 0.6).at[0].set(False)
+    norm, flax_norm = (library.BatchNorm(use_running_average=False) for library in (ours, nn))
+    variables = norm.init(KEY, x)
+    y, new = norm.apply(variables, x, mask=mask.astype(jnp.int32), mutable=["batch_stats"])
+    other, expected = flax_norm.apply(variables, x, mask=mask, mutable=["batch_stats"])
+    assert_close(new, expected, scale=2)
+    assert_close(y, jnp.where(mask, other, 0), scale=2)
+    # flax normalizes those, too.
+    assert jnp.where(mask, 0, other).any()
+    layer = ours.LayerNorm().init_with_output(KEY, x, mask=mask)[0]
+    assert jnp.isfinite(layer).all()
+    assert jnp.isnan(nn.LayerNorm().init_with_output(KEY, x, mask=mask)[0]).any()
+    # The batch norm pools whole elements, flax averages the means of the devices.
+    x = jnp.where(mask, x, jnp.nan)
+
+    def sharded(library):
+        norm = library.BatchNorm(use_running_average=False, axis_name="d")
+
+        def call(x, mask):
+            return norm.apply(variables, x, mask=mask, mutable=["batch_stats"])
+
+        return jax.vmap(call, axis_name="d")(x, mask)
+
+    y, stats = sharded(ours)
+    assert_close(y, norm.apply(variables, x, mask=mask, mutable=["batch_stats"])[0], scale=2)
+    assert jnp.isfinite(stats["batch_stats"]["mean"]).all()
+    assert jnp.isnan(sharded(nn)[1]["batch_stats"]["mean"]).all()
+
+
+@pytest.mark.parametrize("groups", [None, [[0, 1], [2, 3]]])
+def test_named_axes_are_pooled_though_nothing_else_is(groups, rng):
+    """By examples in single file; while initializing nothing is sent, as in flax."""
+    x, mesh = draw(rng, (4, 8)), jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
+    found = []
+    for library in (ours, nn):
+        norm = library.BatchNorm(use_running_average=False, axis_name="d", axis_index_groups=groups)
+        variables = norm.init(KEY, x[0])
+
+        def call(x, norm=norm, variables=variables):
+            results = norm.apply(variables, x[0], mutable=["batch_stats"])
+            return jax.tree.map(lambda a: a[None], results)
+
+        spec = jax.P("d")  # groups are not among what types of shards can say
+        options = {"in_specs": spec, "out_specs": spec, "check_vma": groups is None}
+        spread = jax.shard_map(call, mesh=mesh, **options)
+        found.append(jax.jit(spread)(x))
+    assert_close(*found, scale=4)
+
+
+def test_features_may_be_divided_over_a_named_axis(rng):
+    x = draw(rng, (4, 8))
+    for name, fields in (("LayerNorm", {}), ("GroupNorm", {"num_groups": 1}), ("RMSNorm", {})):
+        whole = getattr(ours, name)(**fields).init_with_output(KEY, x)[0]
+        norm = getattr(ours, name)(axis_name="d", **fields)
+
+        def call(x, norm=norm):
+            return norm.init_with_output(KEY, x)[0]
+
+        y = jax.vmap(call, axis_name="d", in_axes=1, out_axes=1)(x.reshape(4, 2, 4))
+        assert_close(y.reshape(4, 8), whole, scale=2)
+
+
+def test_arrays_may_lie_on_a_mesh_with_explicit_axes(rng):
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    x = draw(rng, (4, 3, 8))
+    with jax.set_mesh(mesh):
+        spread = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data", None, "model")))
+        for name, fields in (
+            ("BatchNorm", {"use_running_average": False}),
+            ("LayerNorm", {}),
+            ("InstanceNorm", {}),
+        ):
+            norm = getattr(ours, name)(**fields)
+            y, variables = norm.init_with_output(KEY, spread)
+            assert y.sharding.is_equivalent_to(spread.sharding, 3)
+            variables = jax.tree.map(lambda v: jax.device_put(v, jax.P("model")), variables)
+            z, _ = norm.apply(variables, spread, mutable=["batch_stats"])
+            expected = norm.init_with_output(KEY, x)[0]
+            np.testing.assert_allclose(y, expected, atol=4e-6)
+            np.testing.assert_allclose(z, expected, atol=4e-6)
