@@ -14,7 +14,7 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._layers.batch import BatchLayer
 from jaxnorm._layers.layer import Context
 from jaxnorm.tools._dataflow import RESHAPED, SAME, Flow, Step
-from jaxnorm.tools._norms import BATCH, OWN_BATCH, affine_names, arguments
+from jaxnorm.tools._norms import BATCH, OWN_BATCH, PLAIN_BATCH, affine_names, arguments, is_plain
 from jaxnorm.tools._programs import Path, Visit
 
 LAYERS = (
@@ -71,22 +71,30 @@ class Pair(NamedTuple):
 def find_pairs(program: Any, args: tuple) -> tuple[list[Pair], list[tuple[Path, str]]]:
     """Returns the pairs to fold, and the path of each batch norm that stays, with the reason."""
     calls: list[LayerCall | NormCall] = []
+    foreign: dict[Path, str] = {}
 
     def look(visit, run, args, kwargs):
         module, number = visit.module, len(calls)
-        if isinstance(module, LAYERS):
+        if isinstance(module, BATCH) and not is_plain(module, PLAIN_BATCH):
+            foreign[visit.path] = f"its class {type(module).__name__} computes in a way of its own"
+        if visit.path in foreign:
+            return run(*args, **kwargs)
+        if isinstance(module, LAYERS) and is_plain(module, LAYERS):
             axis = -2 if getattr(module, "transpose_kernel", False) else -1
             calls.append(LayerCall(visit.path, axis, _tag_values(visit, number, LAYER_VALUES)))
             return _tag(run(*args, **kwargs), number, "out")
         if not isinstance(module, BATCH):
             return run(*args, **kwargs)
         given, names = arguments(module, args, kwargs), affine_names(module)
+        own = isinstance(module, OWN_BATCH)
         if visit.value("mean") is None:
             raise ValueError(
                 f"fold: variables hold no running mean for {_name(visit.path)}; give the "
                 "collection batch_stats too, as it was trained."
             )
-        reason = (_why_not_own if isinstance(module, OWN_BATCH) else _why_not_flax)(visit, given)
+        extras = [n for n in ("mask", "domain", "gamma", "beta") if given.get(n) is not None]
+        reason = _why_not_own(visit, given) if own else _why_not_flax(visit, given)
+        reason = f"the call gives it {extras[0]}" if extras and not reason else reason
         ranks = _tag_values(visit, number, (*STATISTICS, *names))
         calls.append(NormCall(visit.path, reason, module.epsilon, names, None, ranks))
         x = _tag(jnp.asarray(given["x"]), number, "in")
@@ -96,7 +104,8 @@ def find_pairs(program: Any, args: tuple) -> tuple[list[Pair], list[tuple[Path, 
         return _tag(y, number, "out")
 
     flow = Flow.of(program.trace(look, args))
-    return _Search(program, flow, calls).result()
+    pairs, kept = _Search(program, flow, calls).result()
+    return pairs, [*kept, *foreign.items()]
 
 
 def _tag(value: Any, number: int, end: str) -> Any:
@@ -129,12 +138,10 @@ def _why_not_own(visit: Visit, given: dict[str, Any]) -> str:
     )
     if decisions.sources != ("running",) or decisions.update is not False:
         return _TRAINS
-    for name in ("mask", "domain", "gamma", "beta"):
-        if given[name] is not None:
-            return f"the call gives it {name}"
     pooled, features = layer.axes_of(shape)
     last = len(shape) - 1
-    return "" if features == (last,) and len(pooled) == last else _AXES
+    fits = features == (last,) and len(pooled) == last and layer.num_domains is None
+    return "" if fits else _AXES
 
 
 def _why_not_flax(visit: Visit, given: dict[str, Any]) -> str:
@@ -275,7 +282,7 @@ class _Search:
         return (step if step is not None and step.name in _PRODUCTS else None), added
 
     def flow_back(self, value: Any) -> Any:
-        while (step := self.maker(value)) is not None and step.name in SAME | {"reshape"}:
+        while (step := self.maker(value)) is not None and step.name in RESHAPED:
             value = step.inputs[0]
         return value
 

@@ -10,6 +10,8 @@ from typing import Any
 import flax.linen as nn
 from flax import nnx
 
+import jaxnorm.drop_in.linen
+import jaxnorm.drop_in.nnx
 import jaxnorm.linen
 import jaxnorm.nnx
 
@@ -27,6 +29,7 @@ OWN = tuple(
     if isinstance(module, type)
 )
 BATCH = (*FLAX_BATCH, *OWN_BATCH)
+PLAIN_BATCH = (*BATCH, jaxnorm.drop_in.linen.BatchNorm, jaxnorm.drop_in.nnx.BatchNorm)
 
 
 def is_norm(module: Any) -> bool:
@@ -39,6 +42,12 @@ def affine_names(module: Any) -> tuple[str, ...]:
     if isinstance(module, FLAX):
         return ("scale", "bias")
     return getattr(module, "param_names", ("gamma", "beta"))
+
+
+def is_plain(module: Any, kinds: tuple[Any, ...]) -> bool:
+    """Whether a call of a module is that of one of the classes, not one of a subclass's own."""
+    call = inspect.unwrap(type(module).__call__)
+    return any(call is inspect.unwrap(kind.__call__) for kind in kinds)
 
 
 def arguments(module: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
