@@ -64,12 +64,15 @@ class Program:
         """Returns where in the state a parameter or statistic lies."""
         raise NotImplementedError
 
-    def trace(self, hook: Hook, args: tuple) -> Any:
-        """Returns the jaxpr of the output, of all arrays of the state and the arguments."""
+    def trace(self, hook: Hook, args: tuple, finish: Any = lambda output, args: output) -> Any:
+        """Returns the jaxpr of the output, of all arrays of the state and the arguments.
+
+        Of what `finish` makes of the output and the arguments, if that is given.
+        """
         arrays, rebuild = split_arrays(args)
 
         def run(state, arrays):
-            return self.run(state, rebuild(arrays), hook, object())
+            return finish(self.run(state, rebuild(arrays), hook, object()), rebuild(arrays))
 
         try:
             return jax.make_jaxpr(run)(self.state, arrays)
