@@ -75,7 +75,7 @@ def measure(visit: Visit, x: jax.Array, mask: Any) -> jax.Array:
     else:
         rows["pooled"], rows["far"] = _pools(x, mask, pooled)
     kind = jnp.float32
-    columns = [jnp.broadcast_to(jnp.real(rows[n]).astype(kind), sizes) for n in ROWS]
+    columns = [jnp.broadcast_to(jnp.asarray(jnp.real(rows[n]), kind), sizes) for n in ROWS]
     return jnp.stack(columns, -1)
 
 
