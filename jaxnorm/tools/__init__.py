@@ -10,6 +10,7 @@ from jaxnorm.tools._freeze import freeze as freeze
 from jaxnorm.tools._inspect import Inspection as Inspection
 from jaxnorm.tools._inspect import inspect as inspect
 from jaxnorm.tools._inspected import InspectedLayer as InspectedLayer
+from jaxnorm.tools._mixing import find_mixing as find_mixing
 from jaxnorm.tools._norm_params import norm_params as norm_params
 from jaxnorm.tools._recalibrate import recalibrate as recalibrate
 
@@ -19,6 +20,7 @@ __all__ = [
     "Inspection",
     "accumulate",
     "dataset_moments",
+    "find_mixing",
     "fold",
     "fold_kernel",
     "freeze",

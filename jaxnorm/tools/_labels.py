@@ -1,0 +1,381 @@
+"""Which example each element of an array depends on: labels, and how operations carry them on.
+
+A label is 0 (no example) or the number of the one example that an element depends on. Where an
+operation would make an element depend on two, they are mixed: that is told, and the element counts
+as one of no example from there on, so that what comes later is not blamed.
+
+It is the structure of the operations that counts, not what numbers happen to be: a product with 0
+depends on its factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Labels = np.ndarray
+_NONE = np.iinfo(np.int32).max  # where the lowest of no labels is
+
+ELEMENTWISE = frozenset(
+    """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil
+    clamp complex conj convert_element_type copy copy_p cos cosh digamma div eq eq_to erf
+    erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow
+    is_finite le le_to lgamma log log1p logistic lt lt_to max min mul name ne neg nextafter not
+    optimization_barrier or polygamma population_count clz pow random_gamma_grad real
+    reduce_precision regularized_incomplete_beta rem round rsqrt select_n shift_left
+    shift_right_arithmetic shift_right_logical sharding_constraint reshard sign sin sinh sqrt
+    square stop_gradient sub tan tanh xor zeta pvary pcast mul_no_nan""".split()
+)
+REDUCTIONS = frozenset(
+    """reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin
+    reduce""".split()
+)
+CUMULATIVE = frozenset("cumsum cumprod cummax cummin cumlogsumexp".split())
+LINALG = frozenset(
+    """cholesky triangular_solve lu eigh eig qr svd geqrf householder_product schur
+    tridiagonal_solve hessenberg""".split()
+)
+
+
+class Joined:
+    """Labels of several values: the lowest and the highest of each element."""
+
+    def __init__(self, low: Labels, high: Labels):
+        self.low, self.high = low, high
+
+    @classmethod
+    def of(cls, labels: Labels) -> Joined:
+        return cls(np.where(labels > 0, labels, _NONE), labels)
+
+    def over(self, axes: int | Sequence[int], *, keep: bool = False) -> Joined:
+        """Returns the labels of what depends on all elements along axes."""
+        axes = (axes,) if isinstance(axes, int) else tuple(axes)
+        low = self.low.min(axes, keepdims=keep, initial=_NONE)
+        return Joined(low, self.high.max(axes, keepdims=keep, initial=0))
+
+    def map(self, function: Any) -> Joined:
+        """Returns the labels of elements that are only elsewhere."""
+        return Joined(function(self.low), function(self.high))
+
+    def __or__(self, other: Joined) -> Joined:
+        return Joined(np.minimum(self.low, other.low), np.maximum(self.high, other.high))
+
+    def result(self) -> tuple[Labels, bool]:
+        """Returns the labels, and whether some are mixed."""
+        mixed = (self.high > 0) & (self.low < self.high)
+        return np.where(mixed, 0, self.high), bool(mixed.any())
+
+
+def carry_on(eqn: Any, labels: list[Labels], known: list[Any]) -> list[Joined]:
+    """Returns the labels of what an operation makes.
+
+    Args:
+      eqn: the operation.
+      labels: of its inputs; some are not 0.
+      known: the values of its inputs, None where they are not known; masked where they are in part.
+    """
+    name = eqn.primitive.name
+    shapes = [tuple(var.aval.shape) for var in eqn.outvars]
+    rule = _RULES.get(name)
+    if rule is not None:
+        return rule(eqn.params, labels, known, shapes)
+    if name in ELEMENTWISE:
+        return _elementwise(eqn.params, labels, known, shapes)
+    if name in REDUCTIONS:
+        axes = eqn.params["axes"] if "axes" in eqn.params else eqn.params["dimensions"]
+        return [_all(labels, axes) for _ in shapes]
+    if name in CUMULATIVE:
+        return _cumulative(eqn.params, labels, known, shapes)
+    if name in LINALG:
+        return _linalg(eqn.params, labels, known, shapes)
+    if name.startswith("reduce_window"):
+        return _windows(eqn.params, labels, known, shapes)
+    if name.startswith("scatter"):
+        return _scatter(eqn, labels, known, shapes)
+    return everything(labels, shapes)
+
+
+def everything(labels: list[Labels], shapes: list[tuple[int, ...]]) -> list[Joined]:
+    """Returns the labels of what depends on all there is."""
+    joined = _all([np.ravel(label) for label in labels], 0)
+    return [joined.map(lambda v, s=shape: np.broadcast_to(v, s)) for shape in shapes]
+
+
+def _all(labels: list[Labels], axes: Any) -> Joined:
+    first, *rest = (Joined.of(label).over(axes) for label in labels)
+    for other in rest:
+        first = first | other
+    return first
+
+
+def _elementwise(params, labels, known, shapes) -> list[Joined]:
+    if len(shapes) > 1:  # an optimization barrier
+        return [Joined.of(label) for label in labels]
+    result = Joined.of(np.zeros(shapes[0], np.int32))
+    for label in labels:
+        result |= Joined.of(np.broadcast_to(label, shapes[0]))
+    return [result]
+
+
+def _select(params, labels, known, shapes) -> list[Joined]:
+    which = known[0]
+    if which is None or np.ma.is_masked(which):
+        return _elementwise(params, labels, known, shapes)
+    cases = [np.broadcast_to(label, shapes[0]) for label in labels[1:]]
+    return [Joined.of(np.choose(np.broadcast_to(which, shapes[0]).astype(int), cases))]
+
+
+def _moved(function: Any) -> Any:
+    def rule(params, labels, known, shapes):
+        return [Joined.of(labels[0]).map(lambda v: function(v, params, shapes[0]))]
+
+    return rule
+
+
+def _broadcast_in_dim(value, params, shape):
+    sizes = [1] * len(shape)
+    for size, axis in zip(value.shape, params["broadcast_dimensions"], strict=True):
+        sizes[axis] = size
+    return np.broadcast_to(value.reshape(sizes), shape)
+
+
+def _transposed(value, params):
+    order = params["dimensions"]
+    return value if order is None else np.transpose(value, order)
+
+
+def _slice(value, params, shape):
+    strides = params["strides"] or [1] * value.ndim
+    ends = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+    return value[tuple(slice(*each) for each in ends)]
+
+
+def _concatenate(params, labels, known, shapes) -> list[Joined]:
+    return [Joined.of(np.concatenate(labels, params["dimension"]))]
+
+
+def _split(params, labels, known, shapes) -> list[Joined]:
+    cuts = np.cumsum(params["sizes"])[:-1]
+    return [Joined.of(part) for part in np.split(labels[0], cuts, params["axis"])]
+
+
+def _pad(params, labels, known, shapes) -> list[Joined]:
+    padded = jax.lax.pad(jnp.asarray(labels[0]), jnp.int32(0), params["padding_config"])
+    filled = jax.lax.pad(jnp.zeros_like(labels[0]), jnp.int32(1), params["padding_config"])
+    return [Joined.of(np.where(np.asarray(filled) > 0, labels[1], np.asarray(padded)))]
+
+
+def _cumulative(params, labels, known, shapes) -> list[Joined]:
+    axis = params["axis"]
+
+    def accumulate(value, function):
+        value = np.flip(value, axis) if params["reverse"] else value
+        value = function.accumulate(value, axis)
+        return np.flip(value, axis) if params["reverse"] else value
+
+    one = Joined.of(labels[0])
+    return [Joined(accumulate(one.low, np.minimum), accumulate(one.high, np.maximum))]
+
+
+def _sort(params, labels, known, shapes) -> list[Joined]:
+    axis = params["dimension"]
+    joined = _all(labels, axis).map(lambda v: np.expand_dims(v, axis))
+    return [joined.map(lambda v: np.broadcast_to(v, shapes[0]))] * len(shapes)
+
+
+def _top_k(params, labels, known, shapes) -> list[Joined]:
+    joined = Joined.of(labels[0]).over(params.get("axis", -1), keep=True)
+    return [joined.map(lambda v: np.broadcast_to(v, shapes[0]))] * len(shapes)
+
+
+def _dot_general(params, labels, known, shapes) -> list[Joined]:
+    contracted, batched = params["dimension_numbers"]
+    ranks = [label.ndim for label in labels]
+    free = [
+        [a for a in range(rank) if a not in (*contracted[side], *batched[side])]
+        for side, rank in enumerate(ranks)
+    ]
+    count = len(batched[0])
+
+    def placed(side: int) -> Joined:
+        joined = Joined.of(labels[side]).over(contracted[side], keep=True)
+        order = (*batched[side], *free[side], *contracted[side])
+        kept = count + len(free[side])
+
+        def place(value):
+            value = np.transpose(value, order)
+            value = value.reshape(value.shape[:kept])
+            others = (1,) * len(free[1 - side])
+            own = value.shape[count:]
+            sizes = (*own, *others) if side == 0 else (*others, *own)
+            return np.broadcast_to(value.reshape((*value.shape[:count], *sizes)), shapes[0])
+
+        return joined.map(place)
+
+    return [placed(0) | placed(1)]
+
+
+def _conv(params, labels, known, shapes) -> list[Joined]:
+    if params["batch_group_count"] > 1:
+        return everything(labels, shapes)
+    lhs, rhs, out = params["dimension_numbers"]
+    groups, shape = params["feature_group_count"], shapes[0]
+    channels = shape[out[1]]
+    images = Joined.of(labels[0]).over(lhs[2:], keep=True)
+    kernel = Joined.of(labels[1]).over(rhs[1:], keep=True)
+
+    def image(value):
+        value = np.transpose(value, lhs)
+        return value.reshape(value.shape[0], groups, -1)
+
+    def place(value):
+        value = value.reshape((*value.shape, *(1,) * (len(shape) - 2)))
+        return np.broadcast_to(np.transpose(value, np.argsort(out)), shape)
+
+    by_group = images.map(image).over(2)
+    by_channel = by_group.map(lambda v: np.repeat(v, channels // groups, 1))
+    return [by_channel.map(place) | kernel.map(lambda v: place(v.reshape(1, channels)))]
+
+
+def _windows(params, labels, known, shapes) -> list[Joined]:
+    if "window_dimensions" not in params:
+        return everything(labels, shapes)
+    axes = tuple(a for a, size in enumerate(params["window_dimensions"]) if size > 1)
+    strides = params.get("window_strides") or (1,) * len(axes)
+    axes = tuple({*axes, *(a for a, stride in enumerate(strides) if stride > 1)})
+    joined = Joined.of(labels[0]).over(axes, keep=True)
+    padded = labels[0].shape != shapes[0] and any(
+        labels[0].shape[a] != shapes[0][a] for a in range(labels[0].ndim) if a not in axes
+    )
+    if padded:
+        return everything(labels, shapes)
+    return [joined.map(lambda v: np.broadcast_to(v, shapes[0]))]
+
+
+def _fft(params, labels, known, shapes) -> list[Joined]:
+    axes = tuple(range(-len(params["fft_lengths"]), 0))
+    joined = Joined.of(labels[0]).over(axes, keep=True)
+    return [joined.map(lambda v: np.broadcast_to(v, shapes[0]))]
+
+
+def _pivots(params, labels, known, shapes) -> list[Joined]:
+    joined = Joined.of(labels[0]).over(-1, keep=True)
+    return [joined.map(lambda v: np.broadcast_to(v, shapes[0]))]
+
+
+def _linalg(params, labels, known, shapes) -> list[Joined]:
+    joined = _all(labels, (-2, -1))
+    count = joined.low.ndim
+
+    def place(value, shape):
+        return np.broadcast_to(value.reshape((*value.shape, *(1,) * (len(shape) - count))), shape)
+
+    return [joined.map(lambda v, s=shape: place(v, s)) for shape in shapes]
+
+
+def _dynamic_slice(params, labels, known, shapes) -> list[Joined]:
+    operand, starts = Joined.of(labels[0]), known[1:]
+    sizes, shape = shapes[0], labels[0].shape
+    unknown = [a for a, s in enumerate(starts) if s is None and sizes[a] < shape[a]]
+    operand = operand.over(unknown, keep=True)
+    for axis, start in enumerate(starts):
+        if axis not in unknown and start is not None:
+            first = int(np.clip(start, 0, shape[axis] - sizes[axis]))
+            cut = range(first, first + sizes[axis])
+            operand = operand.map(lambda v, a=axis, c=cut: np.take(v, c, a))
+    operand = operand.map(lambda v: np.broadcast_to(v, sizes))
+    (at,) = everything(labels[1:], [sizes]) if labels[1:] else (operand,)
+    return [operand | at]
+
+
+def _dynamic_update_slice(params, labels, known, shapes) -> list[Joined]:
+    starts = known[2:]
+    if any(start is None for start in starts):
+        return everything(labels, shapes)
+    result, shape = labels[0].copy(), labels[1].shape
+    firsts = (
+        int(np.clip(start, 0, whole - part))
+        for start, whole, part in zip(starts, result.shape, shape, strict=True)
+    )
+    result[tuple(slice(f, f + size) for f, size in zip(firsts, shape, strict=True))] = labels[1]
+    return [Joined.of(result)]
+
+
+def _gather(params, labels, known, shapes) -> list[Joined]:
+    dims, shape = params["dimension_numbers"], shapes[0]
+    operand, indices = Joined.of(labels[0]), known[1]
+    columns = len(dims.start_index_map)
+    if indices is None:
+        indices = np.ma.masked_all(labels[1].shape, np.int32)
+    missing = [np.ma.getmaskarray(indices)[..., c].any() for c in range(columns)]
+    # What is taken by an unknown index may be any of them.
+    unknown = [dims.start_index_map[c] for c in range(columns) if missing[c]]
+    whole = labels[0].shape
+    operand = operand.over(unknown, keep=True).map(lambda v: np.broadcast_to(v, whole))
+    filled = np.where(np.array(missing), 0, np.ma.filled(indices, 0))
+
+    def take(value):
+        return np.asarray(
+            jax.lax.gather(
+                jnp.asarray(value),
+                jnp.asarray(filled),
+                dims,
+                params["slice_sizes"],
+                mode=jax.lax.GatherScatterMode.CLIP,
+            )
+        )
+
+    at = Joined.of(labels[1]).over(-1)
+    batch = [a for a in range(len(shape)) if a not in dims.offset_dims]
+
+    def place(value):
+        sizes = [1] * len(shape)
+        for size, axis in zip(value.shape, batch, strict=True):
+            sizes[axis] = size
+        return np.broadcast_to(value.reshape(sizes), shape)
+
+    return [operand.map(take) | at.map(place)]
+
+
+def _scatter(eqn, labels, known, shapes) -> list[Joined]:
+    indices, params = known[1], eqn.params
+    if indices is None or np.ma.is_masked(indices) or len(shapes) > 1:
+        return everything(labels, shapes)
+    options = {"dimension_numbers": params["dimension_numbers"], "mode": params["mode"]}
+
+    def scattered(function, operand, updates):
+        return np.asarray(function(*map(jnp.asarray, (operand, indices, updates)), **options))
+
+    first, last = Joined.of(labels[0]), Joined.of(labels[2])
+    if eqn.primitive.name == "scatter":
+        return [Joined.of(scattered(jax.lax.scatter, labels[0], labels[2]))]
+    low = scattered(jax.lax.scatter_min, first.low, last.low)
+    return [Joined(low, scattered(jax.lax.scatter_max, first.high, last.high))]
+
+
+_RULES = {
+    "select_n": _select,
+    "reshape": _moved(lambda v, params, shape: _transposed(v, params).reshape(shape)),
+    "squeeze": _moved(lambda v, params, shape: v.reshape(shape)),
+    "expand_dims": _moved(lambda v, params, shape: v.reshape(shape)),
+    "transpose": _moved(lambda v, params, shape: np.transpose(v, params["permutation"])),
+    "rev": _moved(lambda v, params, shape: np.flip(v, params["dimensions"])),
+    "broadcast_in_dim": _moved(_broadcast_in_dim),
+    "slice": _moved(_slice),
+    "concatenate": _concatenate,
+    "split": _split,
+    "pad": _pad,
+    "sort": _sort,
+    "top_k": _top_k,
+    "dot_general": _dot_general,
+    "conv_general_dilated": _conv,
+    "fft": _fft,
+    "dynamic_slice": _dynamic_slice,
+    "dynamic_update_slice": _dynamic_update_slice,
+    "gather": _gather,
+    "lu_pivots_to_permutation": _pivots,
+}
