@@ -6,6 +6,8 @@ from jaxnorm.nnx.feature import LayerNorm as LayerNorm
 from jaxnorm.nnx.feature import RMSNorm as RMSNorm
 from jaxnorm.nnx.group import GroupNorm as GroupNorm
 from jaxnorm.nnx.group import InstanceNorm as InstanceNorm
+from jaxnorm.nnx.make import make as make
+from jaxnorm.nnx.make import names as names
 from jaxnorm.nnx.recurrent import LayerNormGRUCell as LayerNormGRUCell
 from jaxnorm.nnx.recurrent import LayerNormLSTMCell as LayerNormLSTMCell
 from jaxnorm.nnx.weight import SpectralNorm as SpectralNorm
@@ -26,4 +28,6 @@ __all__ = [
     "WeightNorm",
     "WeightStandardization",
     "bake",
+    "make",
+    "names",
 ]

@@ -203,8 +203,8 @@ class _Search:
         lengths = eqn.params["const_lengths"]
         start, end = lengths.matvec + lengths.vecmat, sum(lengths)
         own = slice(start, start + lengths.solve)
-        given = ([*each[own], *each[end:]] for each in (labels, known))
-        return self.run(eqn.params["jaxprs"].solve, *given, module)
+        given = [[*each[own], *each[end:]] for each in (labels, known)]
+        return self.run(eqn.params["jaxprs"].solve, given[0], given[1], module)
 
     def settle(self, joined: Joined, module: int) -> Labels:
         result, mixed = joined.result()
