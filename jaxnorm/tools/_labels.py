@@ -22,13 +22,13 @@ _NONE = np.iinfo(np.int32).max  # where the lowest of no labels is
 
 ELEMENTWISE = frozenset(
     """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil
-    clamp complex conj convert_element_type copy copy_p cos cosh digamma div eq eq_to erf
-    erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow
-    is_finite le le_to lgamma log log1p logistic lt lt_to max min mul name ne neg nextafter not
-    optimization_barrier or polygamma population_count clz pow random_gamma_grad real
-    reduce_precision regularized_incomplete_beta rem round rsqrt select_n shift_left
-    shift_right_arithmetic shift_right_logical sharding_constraint reshard sign sin sinh sqrt
-    square stop_gradient sub tan tanh xor zeta pvary pcast mul_no_nan""".split()
+    clamp clz complex conj convert_element_type copy cos cosh device_put digamma div eq eq_to
+    erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow
+    is_finite le le_to lgamma log log1p log2 logistic lt lt_to max min mul mulhi name ne neg
+    nextafter not one_minus_square optimization_barrier or pcast polygamma population_count pow
+    pvary random_gamma_grad real reduce_precision regularized_incomplete_beta rem reshard round
+    rsqrt select_n sharding_constraint shift_left shift_right_arithmetic shift_right_logical
+    sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta""".split()
 )
 REDUCTIONS = frozenset(
     """reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin
@@ -161,6 +161,15 @@ def _concatenate(params, labels, known, shapes) -> list[Joined]:
 def _split(params, labels, known, shapes) -> list[Joined]:
     cuts = np.cumsum(params["sizes"])[:-1]
     return [Joined.of(part) for part in np.split(labels[0], cuts, params["axis"])]
+
+
+def _stack(params, labels, known, shapes) -> list[Joined]:
+    return [Joined.of(np.stack(labels, params["axis"]))]
+
+
+def _unstack(params, labels, known, shapes) -> list[Joined]:
+    axis = params["axis"]
+    return [Joined.of(np.take(labels[0], i, axis)) for i in range(labels[0].shape[axis])]
 
 
 def _pad(params, labels, known, shapes) -> list[Joined]:
@@ -368,6 +377,9 @@ _RULES = {
     "slice": _moved(_slice),
     "concatenate": _concatenate,
     "split": _split,
+    "stack": _stack,
+    "unstack": _unstack,
+    "tile": _moved(lambda v, params, shape: np.tile(v, params["reps"])),
     "pad": _pad,
     "sort": _sort,
     "top_k": _top_k,

@@ -300,7 +300,8 @@ def _compute(eqn: Any, known: list[Any]) -> list[Any]:
         return [joined if np.ma.is_masked(joined) else np.ma.getdata(joined)]
     size = sum(np.prod(atom.aval.shape) for atom in (*eqn.invars, *eqn.outvars))
     whole = all(value is not None and not np.ma.is_masked(value) for value in known)
-    if not whole or size > _KNOWN or eqn.effects:
+    constant = bool(eqn.invars) or eqn.primitive.name == "iota"
+    if not whole or not constant or size > _KNOWN or eqn.effects:
         return nothing
     results = eqn.primitive.bind(*known, **eqn.primitive.get_bind_params(eqn.params))
     return list(results) if eqn.primitive.multiple_results else [results]

@@ -66,6 +66,7 @@ APART = {
     "best": lambda x: lax.top_k(x.reshape(N, -1), 3)[0],
     "index of each": lambda x: x[ROW, integers(x[:, 0, 0, 0], 6)],
     "table": lambda x: jnp.arange(10.0)[integers(x, 10)],
+    "pieces": lambda x: jnp.stack([*jnp.unstack(x, axis=1)], 1) + jnp.tile(x[:, :1], (1, 6, 1, 1)),
     "one hot": lambda x: jax.nn.one_hot(x.argmax(1), 6),
     "parts": lambda x: jnp.concatenate(
         [*jnp.split(x, 3, 1)[::-1], jnp.pad(x, [(0, 0), (1, 2), (0, 0), (0, 0)])], 1
