@@ -16,7 +16,8 @@ from jax.extend import core
 
 from jaxnorm._core.plain import plain
 from jaxnorm.tools._dataflow import called_jaxpr, open_jaxpr, scan_sizes
-from jaxnorm.tools._labels import Joined, Labels, carry_on, everything
+from jaxnorm.tools._label_rules import carry_on
+from jaxnorm.tools._labels import Joined, Labels, everything
 from jaxnorm.tools._programs import Call, take_model
 
 _TAG = "jaxnorm mixing "
@@ -113,7 +114,7 @@ def find_mixing(
 
     with plain():
         closed = program.trace(look, rest)
-    states = [np.zeros(leaf.shape, np.int32) for leaf in jax.tree.leaves(program.state)]
+    states = [_no_labels(leaf) for leaf in jax.tree.leaves(program.state)]
     search = _Search()
     unknown = [None] * (len(states) + len(arrays))
     results, _ = search.run(closed, [*states, *map(_number_examples, arrays)], unknown)
@@ -124,6 +125,10 @@ def find_mixing(
             if ((result > 0) & (result != _number_examples(result))).any():
                 search.blamed.add(-1)
     return list(dict.fromkeys(paths[n] if n >= 0 else "" for n in sorted(search.blamed)))
+
+
+def _no_labels(like: Any) -> Labels:
+    return np.broadcast_to(np.int32(0), np.shape(like))
 
 
 def _number_examples(leaf: Any) -> Labels:
@@ -151,11 +156,11 @@ class _Search:
         own: dict[Any, Labels] = dict(zip(jaxpr.invars, labels, strict=True))
         values: dict[Any, Any] = dict(zip(jaxpr.invars, known, strict=True))
         for var, value in zip(jaxpr.constvars, getattr(closed, "consts", ()), strict=True):
-            own[var], values[var] = np.zeros(np.shape(value), np.int32), value
+            own[var], values[var] = _no_labels(value), value
 
         def read(atom) -> tuple[Labels, Any]:
             if isinstance(atom, core.Literal):
-                return np.zeros(np.shape(atom.val), np.int32), atom.val
+                return _no_labels(atom.val), atom.val
             return own[atom], values[atom]
 
         for eqn in _live(jaxpr):
@@ -181,7 +186,7 @@ class _Search:
             return self.solve(eqn, labels, known, module)
         values = _compute(eqn, known)
         if not any(label.any() for label in labels):
-            return [np.zeros(var.aval.shape, np.int32) for var in eqn.outvars], values
+            return [_no_labels(var.aval) for var in eqn.outvars], values
         if name == "cond":
             return self.branches(eqn, labels, known, module), values
         if name == "while":
@@ -228,9 +233,7 @@ class _Search:
             carry, values = outputs[:carried], found[:carried]
             ys[turn] = outputs[carried:]
         stacked = [
-            np.stack([ys[turn][i] for turn in range(length)])
-            if length
-            else np.zeros(var.aval.shape, np.int32)
+            np.stack([ys[turn][i] for turn in range(length)]) if length else _no_labels(var.aval)
             for i, var in enumerate(eqn.outvars[carried:])
         ]
         return [*carry, *stacked], [*values, *[None] * len(stacked)]
