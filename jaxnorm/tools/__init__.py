@@ -7,9 +7,9 @@ from jaxnorm.tools._fold import Folded as Folded
 from jaxnorm.tools._fold import fold as fold
 from jaxnorm.tools._fold_kernel import fold_kernel as fold_kernel
 from jaxnorm.tools._freeze import freeze as freeze
-from jaxnorm.tools._inspect import Inspection as Inspection
 from jaxnorm.tools._inspect import inspect as inspect
 from jaxnorm.tools._inspected import InspectedLayer as InspectedLayer
+from jaxnorm.tools._inspected import Inspection as Inspection
 from jaxnorm.tools._mixing import find_mixing as find_mixing
 from jaxnorm.tools._norm_params import norm_params as norm_params
 from jaxnorm.tools._recalibrate import recalibrate as recalibrate

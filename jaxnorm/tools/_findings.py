@@ -43,6 +43,8 @@ def _infinite(layer: InspectedLayer) -> Iterator[Finding]:
         if half
         else "look for the first layer with such inputs: a division by 0, or too large a step"
     )
+    if layer.is_batch and not np.isfinite([*layer.running[:2]]).all():
+        yield 99, "its running statistics are not finite; recalibrate (jaxnorm.tools.recalibrate)."
     if layer.infinite:
         yield 100, f"{layer.infinite:.0f} inputs are not finite in {kind}; {remedy}."
     elif half and layer.largest > limit / 8:
@@ -69,9 +71,9 @@ def _stale(layer: InspectedLayer) -> Iterator[Finding]:
     left = _initial_share(layer)
     if count > 0.1 * layer.channels:
         updates = "" if left is None else f" {_say_updates(layer, left)};"
-        varies = np.isfinite(layer.variance_ratio) | (not layer.alive)
-        worst = np.max(np.abs(layer.distance[varies]))
-        ratio = float(np.nanmedian(layer.variance_ratio)) if layer.alive else 1.0
+        varies = np.isfinite(layer.variance_ratio) & np.isfinite(layer.distance)
+        worst = np.max(np.abs(layer.distance[varies if varies.any() else layer.stale]))
+        ratio = np.median(layer.variance_ratio[varies]) if varies.any() else 1.0
         yield (
             50 + 25 * count / layer.channels + min(worst, 10),
             f"evaluation normalizes {count} of {layer.channels} channels otherwise than training: "

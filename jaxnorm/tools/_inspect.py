@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, overload
 
@@ -16,84 +15,21 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxnorm._core.moments import Moments
 from jaxnorm._layers.batch import BatchLayer
 from jaxnorm.tools._findings import findings_of, metric_finding
-from jaxnorm.tools._inspected import SMALL, InspectedLayer
-from jaxnorm.tools._norms import BATCH, OWN_BATCH, arguments, instead, is_norm
+from jaxnorm.tools._inspected import SMALL, InspectedLayer, Inspection
+from jaxnorm.tools._norms import (
+    BATCH,
+    OWN_BATCH,
+    arguments,
+    can_normalize_by_batch,
+    instead,
+    is_norm,
+)
 from jaxnorm.tools._programs import Call, split_arrays, take_model
 from jaxnorm.tools._reap import reap
 from jaxnorm.tools._survey import ROWS, Traits, measure, merge, traits
 
 _TAG = "jaxnorm inspect "
 Metric = Callable[[Any, Any], Any]  # of the output and the batch
-
-
-@dataclasses.dataclass(frozen=True)
-class Inspection:
-    """What `inspect` found; its string is a table and the findings.
-
-    Attributes:
-      layers: what was seen of each normalization, in the order that they ran.
-      findings: what is wrong, worst first, each with the path of the layer and the remedy.
-      metrics: the metric in "evaluation", and where batches are normalized by their own statistics
-        ("batch"); empty if none was given.
-    """
-
-    layers: list[InspectedLayer]
-    findings: list[str]
-    metrics: dict[str, float]
-
-    @property
-    def running(self) -> dict[str, Moments]:
-        """The running moments of each batch norm, by path."""
-        return {layer.path: layer.running for layer in self.layers if layer.is_batch}
-
-    @property
-    def batch(self) -> dict[str, Moments]:
-        """The batches' moments of each batch norm, by path."""
-        return {layer.path: layer.batch for layer in self.layers if layer.is_batch}
-
-    def __str__(self) -> str:
-        columns = (
-            "layer",
-            "kind",
-            "channels",
-            "off",
-            "var ratio",
-            "stale",
-            "dead",
-            "pooled",
-            "far",
-        )
-        rows = [columns, *(_row(layer) for layer in self.layers)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
-        lines = [
-            "  ".join(
-                cell.ljust(w) if i < 2 else cell.rjust(w)
-                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
-        lines += [f"metric, {mode}: {value:.4g}" for mode, value in self.metrics.items()]
-        found = [f"- {finding}" for finding in self.findings] or ["Nothing is wrong."]
-        return "\n".join([*lines, "", *found])
-
-
-def _row(layer: InspectedLayer) -> tuple[str, ...]:
-    path, count = layer.path or "(top level)", str(layer.channels)
-    own = ("", "", "")
-    if layer.is_batch:
-        ratio = np.exp(np.nanmean(np.log(layer.variance_ratio))) if layer.alive else np.nan
-        own = (
-            f"{_root_mean_square(layer.distance):.2g}",
-            f"{ratio:.2g}",
-            str(int(layer.stale.sum())),
-        )
-    rest = (str(layer.dead), f"{layer.pooled:.0f}", f"{layer.far:.2g}")
-    return (path, layer.kind, count, *own, *rest)
-
-
-def _root_mean_square(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(np.sqrt(np.mean(finite**2))) if finite.size else float("nan")
 
 
 @overload
@@ -273,8 +209,7 @@ def _keeps_none(module: Any) -> bool:
 def _run_by_batch(module: Any, run: Any, args: tuple, kwargs: dict, given: dict[str, Any]) -> Any:
     """Lets batch norm work as in training, where a batch has more than one value per channel."""
     if isinstance(module, OWN_BATCH):
-        layer = BatchLayer.of(module)
-        evaluate = not layer.can_normalize_by_batch(jnp.shape(given["x"]), given["mask"])
+        evaluate = not can_normalize_by_batch(module, given["x"], given["mask"])
         return run(*args, **{**kwargs, "use_running_average": evaluate})
     # flax's own take it from one place only.
     with instead(module, {"use_running_average": None}):

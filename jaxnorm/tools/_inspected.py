@@ -1,4 +1,4 @@
-"""What was seen of one normalization of a model."""
+"""What was seen of the normalizations of a model."""
 
 from __future__ import annotations
 
@@ -60,12 +60,78 @@ class InspectedLayer:
     batch: Moments
 
     @property
-    def alive(self) -> bool:
-        """Whether a channel varies."""
-        return self.dead < self.channels
-
-    @property
     def stale(self) -> np.ndarray:
         """In which channels evaluation normalizes otherwise than training."""
         ratio = np.nan_to_num(self.variance_ratio, nan=1.0)
         return (np.abs(self.distance) > OFF) | (ratio > RATIO) | (ratio < 1 / RATIO)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found; its string is a table and the findings.
+
+    Attributes:
+      layers: what was seen of each normalization, in the order that they ran.
+      findings: what is wrong, worst first, each with the path of the layer and the remedy.
+      metrics: the metric in "evaluation", and where batches are normalized by their own statistics
+        ("batch"); empty if none was given.
+    """
+
+    layers: list[InspectedLayer]
+    findings: list[str]
+    metrics: dict[str, float]
+
+    @property
+    def running(self) -> dict[str, Moments]:
+        """The running moments of each batch norm, by path."""
+        return {layer.path: layer.running for layer in self.layers if layer.is_batch}
+
+    @property
+    def batch(self) -> dict[str, Moments]:
+        """The batches' moments of each batch norm, by path."""
+        return {layer.path: layer.batch for layer in self.layers if layer.is_batch}
+
+    def __str__(self) -> str:
+        columns = (
+            "layer",
+            "kind",
+            "channels",
+            "off",
+            "var ratio",
+            "stale",
+            "dead",
+            "pooled",
+            "far",
+        )
+        rows = [columns, *(_row(layer) for layer in self.layers)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
+        lines = [
+            "  ".join(
+                cell.ljust(w) if i < 2 else cell.rjust(w)
+                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        ]
+        lines += [f"metric, {mode}: {value:.4g}" for mode, value in self.metrics.items()]
+        found = [f"- {finding}" for finding in self.findings] or ["Nothing is wrong."]
+        return "\n".join([*lines, "", *found])
+
+
+def _row(layer: InspectedLayer) -> tuple[str, ...]:
+    path, count = layer.path or "(top level)", str(layer.channels)
+    own = ("", "", "")
+    if layer.is_batch:
+        known = layer.variance_ratio[layer.variance_ratio > 0]
+        ratio = np.exp(np.mean(np.log(known))) if known.size else np.nan
+        own = (
+            f"{_root_mean_square(layer.distance):.2g}",
+            f"{ratio:.2g}",
+            str(int(layer.stale.sum())),
+        )
+    rest = (str(layer.dead), f"{layer.pooled:.0f}", f"{layer.far:.2g}")
+    return (path, layer.kind, count, *own, *rest)
+
+
+def _root_mean_square(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.sqrt(np.mean(finite**2))) if finite.size else float("nan")

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
 from flax import nnx
 
 import jaxnorm.drop_in.linen
 import jaxnorm.drop_in.nnx
 import jaxnorm.linen
 import jaxnorm.nnx
+from jaxnorm._layers.batch import BatchLayer
 
 FLAX_BATCH = (nn.BatchNorm, nnx.BatchNorm)
 FLAX = (
@@ -56,6 +58,14 @@ def arguments(module: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
     bound = call.bind(module, *args, **kwargs)
     bound.apply_defaults()
     return dict(list(bound.arguments.items())[1:])
+
+
+def can_normalize_by_batch(module: Any, x: Any, mask: Any) -> bool:
+    """Whether the batch's statistics can normalize in a batch norm of jaxnorm.
+
+    A batch of one value per channel, as the last may be, is normalized by the statistics there are.
+    """
+    return BatchLayer.of(module).can_normalize_by_batch(np.shape(x), mask)
 
 
 @contextlib.contextmanager

@@ -43,7 +43,9 @@ class Traits(NamedTuple):
 def traits(visit: Visit, x: jax.Array) -> Traits:
     """Returns what a layer is."""
     module, name = visit.module, type(visit.module).__name__
-    is_batch = isinstance(module, BATCH) and visit.value("mean") is not None
+    mean = visit.value("mean") if isinstance(module, BATCH) else None
+    # Those of several domains are of another shape, and cannot be compared.
+    is_batch = mean is not None and mean.shape == tuple(x.shape[a] for a in _channels(module, x)[0])
     momentum = getattr(module, "momentum", None)
     return Traits(name, is_batch, "RMS" not in name, momentum, x.dtype)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import jaxnorm.drop_in.linen
 import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnx
 from jaxnorm import Moments, tools
@@ -105,6 +106,7 @@ class Net(nn.Module):
         def norm(name, **options):
             return jnn.BatchNorm(use_running_average=not train, name=name, **options)
 
+        split_init = nn.with_partitioning(nn.initializers.ones, (None, "d"))
         split = {"variable_axes": {"params": 0, "batch_stats": 0}, "split_rngs": {"params": True}}
         x, _ = nn.scan(nn.remat(Block), length=2, **split)(name="blocks")(x, None)
         dense = nn.vmap(nn.Dense, in_axes=None, out_axes=0, axis_size=3, **split)
@@ -116,7 +118,8 @@ class Net(nn.Module):
         x = norm("activated")(nn.relu(nn.Dense(4, name="a")(x)))
         h = nn.Dense(4, name="b")(x)
         x = norm("residual")(h) + h
-        x = norm("again")(norm("once")(nn.Dense(4, name="c")(x)))
+        once = jaxnorm.drop_in.linen.BatchNorm(use_running_average=not train, name="once")
+        x = norm("again")(once(nn.Dense(4, name="c", kernel_init=split_init)(x)))
         x = norm("other_axis", feature_axes=0)(nn.Dense(4, name="d")(x))
         x = norm("batch", eval_statistics="batch")(nn.Dense(4, name="e")(x))
         x = norm("masked")(nn.Dense(4, name="f")(x), mask=jnp.ones(x.shape, bool))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import jaxnorm.drop_in.nnx
 import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnx
 from jaxnorm import tools
@@ -133,7 +134,7 @@ def test_a_model_is_made_as_ever(variables):
 
 class Twin(nnx.Module):
     def __init__(self, rngs):
-        self.blocks = nnx.List([jnx.BatchNorm(4), nnx.BatchNorm(4, rngs=rngs)])
+        self.blocks = nnx.List([jnx.BatchNorm(4), jaxnorm.drop_in.nnx.BatchNorm(4, rngs=rngs)])
         self.layer = nnx.LayerNorm(4, rngs=rngs)
 
     def __call__(self, x):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import jaxnorm.drop_in.nnx
 import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnx
 from jaxnorm import plot, tools
@@ -105,7 +106,7 @@ class Sick(nnx.Module):
 
     def __init__(self):
         self.few = jnx.BatchNorm(4)
-        self.flax = nnx.BatchNorm(4, momentum=0.9, rngs=nnx.Rngs(0))
+        self.flax = jaxnorm.drop_in.nnx.BatchNorm(4, momentum=0.9, rngs=nnx.Rngs(0))
         self.single = nnx.GroupNorm(4, num_groups=4, rngs=nnx.Rngs(0))
         self.layer = jnx.LayerNorm(4)
 
@@ -152,6 +153,19 @@ def test_a_trained_layer_says_how_much_of_its_start_is_left(rng):
     stats = {"mean": x.mean(0), "var": x.var(0), "count": jnp.full(4, 5.0)}
     (finding,) = tools.inspect(norm, {**variables, "batch_stats": stats}, [x]).findings
     assert "after 5 updates with momentum 0.9 its running statistics are still 59%" in finding
+
+
+def test_statistics_that_cannot_be_compared_or_are_not_finite(rng):
+    (x,) = batches_of(rng, 1)
+    norm = jnn.BatchNorm(num_domains=2, use_running_average=True)
+    variables = norm.init(jax.random.key(0), x, domain=0)
+    seen = tools.inspect(norm, variables, [x], call=lambda net, x: net(x, domain=1))
+    assert seen.running == {} and seen.findings == [] and "BatchNorm" in str(seen)
+    norm = jnn.BatchNorm(use_running_average=True)
+    variables = initialized(norm, x)
+    stats = {"mean": jnp.full(4, jnp.nan), "var": jnp.full(4, jnp.inf)}
+    seen = tools.inspect(norm, {**variables, "batch_stats": stats}, [x])
+    assert "its running statistics are not finite; recalibrate" in seen.findings[0] and str(seen)
 
 
 def test_masks_count_and_batches_are_called_as_said(rng):
