@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,10 +32,19 @@ class Follower:
     entered: dict[int, Labels] = dataclasses.field(default_factory=dict)
 
     def run(
-        self, closed: Any, labels: Sequence[Labels], known: Sequence[Any], module: int = -1
+        self,
+        closed: Any,
+        labels: Sequence[Labels],
+        known: Sequence[Any],
+        module: int = -1,
+        wanted: Sequence[bool] | None = None,
     ) -> tuple[list[Labels], list[Any]]:
-        """Returns the labels of a jaxpr's results, and their values where they are known."""
+        """Returns the labels of a jaxpr's results, and their values where they are known.
+
+        Results that are not wanted have no labels.
+        """
         jaxpr = open_jaxpr(closed)
+        wanted = [True] * len(jaxpr.outvars) if wanted is None else wanted
         own: dict[Any, Labels] = dict(zip(jaxpr.invars, labels, strict=True))
         values: dict[Any, Any] = dict(zip(jaxpr.invars, known, strict=True))
         for var, value in zip(jaxpr.constvars, getattr(closed, "consts", ()), strict=True):
@@ -44,25 +53,26 @@ class Follower:
         def read(atom) -> tuple[Labels, Any]:
             if isinstance(atom, core.Literal):
                 return no_labels(atom.val), atom.val
-            return own[atom], values[atom]
+            return own.get(atom, no_labels(atom.aval)), values.get(atom)
 
-        for eqn in _live(jaxpr):
+        steps, _ = live_steps(jaxpr, wanted)
+        for eqn, used in steps:
             inputs = [read(atom) for atom in eqn.invars]
-            inner = _module_of(eqn, module)
-            results, found = self.step(eqn, [i[0] for i in inputs], [i[1] for i in inputs], inner)
+            given = [i[0] for i in inputs], [i[1] for i in inputs]
+            results, found = self.step(eqn, *given, _module_of(eqn, module), used)
             own |= dict(zip(eqn.outvars, results, strict=True))
             values |= dict(zip(eqn.outvars, found, strict=True))
         outputs = [read(atom) for atom in jaxpr.outvars]
         return [o[0] for o in outputs], [o[1] for o in outputs]
 
-    def step(self, eqn, labels, known, module) -> tuple[list[Labels], list[Any]]:
+    def step(self, eqn, labels, known, module, used) -> tuple[list[Labels], list[Any]]:
         """Returns the labels and values of what an operation makes."""
         name = eqn.primitive.name
         if called_jaxpr(eqn) is not None:
             body = next(p for p in eqn.params.values() if hasattr(open_jaxpr(p), "eqns"))
-            return self.run(body, labels, known, module)
+            return self.run(body, labels, known, module, used)
         if name == "scan":
-            return self.scan(eqn, labels, known, module)
+            return self.scan(eqn, labels, known, module, used)
         if name == "name" and str(eqn.params["name"]).startswith(TAG):
             return [self.mark(eqn.params["name"], labels[0])], [None]
         if name == "custom_linear_solve":
@@ -100,7 +110,7 @@ class Follower:
             self.blamed.add(module)
         return result.astype(np.int32)
 
-    def scan(self, eqn, labels, known, module) -> tuple[list[Labels], list[Any]]:
+    def scan(self, eqn, labels, known, module, used) -> tuple[list[Labels], list[Any]]:
         constants, carried = scan_sizes(eqn)
         split = constants + carried
         fixed, carry, xs = labels[:constants], labels[constants:split], labels[split:]
@@ -112,7 +122,8 @@ class Follower:
             taken = [x[turn] for x in xs]
             seen = [None if x is None else x[turn] for x in known_xs]
             given = [*fixed, *carry, *taken], [*known[:constants], *values, *seen]
-            outputs, found = self.run(eqn.params["jaxpr"], *given, module)
+            wanted = [True] * carried + list(used[carried:])
+            outputs, found = self.run(eqn.params["jaxpr"], *given, module, wanted)
             carry, values = outputs[:carried], found[:carried]
             ys[turn] = outputs[carried:]
         stacked = [
@@ -163,15 +174,27 @@ def _module_of(eqn: Any, outer: int) -> int:
     return int(numbers[-1]) if numbers else outer
 
 
-def _live(jaxpr: Any) -> Iterable[Any]:
-    """Returns the operations that a result depends on."""
-    needed = {atom for atom in jaxpr.outvars if not isinstance(atom, core.Literal)}
-    live = []
+def live_steps(jaxpr: Any, wanted: Sequence[bool]) -> tuple[list[Any], list[bool]]:
+    """Returns the operations that wanted results depend on, and the inputs that these need.
+
+    With each comes which of its own results are needed.
+    """
+    needed = {
+        atom
+        for atom, want in zip(jaxpr.outvars, wanted, strict=True)
+        if want and not isinstance(atom, core.Literal)
+    }
+    steps = []
     for eqn in reversed(jaxpr.eqns):
-        if needed & set(eqn.outvars):
-            live.append(eqn)
-            needed |= {atom for atom in eqn.invars if not isinstance(atom, core.Literal)}
-    return reversed(live)
+        used = [var in needed for var in eqn.outvars]
+        if not any(used):
+            continue
+        steps.append((eqn, used))
+        inner = called_jaxpr(eqn)
+        takes = [True] * len(eqn.invars) if inner is None else live_steps(inner, used)[1]
+        pairs = zip(eqn.invars, takes, strict=True)
+        needed |= {atom for atom, take in pairs if take and not isinstance(atom, core.Literal)}
+    return steps[::-1], [var in needed for var in jaxpr.invars]
 
 
 def _compute(eqn: Any, known: list[Any]) -> list[Any]:

@@ -45,7 +45,7 @@ def loop_until(x):
     return lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, 2 * s[1]), (0, x))[1]
 
 
-ROW = jnp.arange(N)
+ROW, W = jnp.arange(N), jnp.ones((2, 3))
 APART = {
     "convolution": lambda x: conv(x, jnp.ones((3, 3, 2, 4))),
     "grouped": lambda x: conv(x, jnp.ones((3, 3, 1, 4)), 2),
@@ -92,6 +92,9 @@ APART = {
     "cut off": lambda x: jnp.where(jnp.arange(N)[:, None, None, None] < 4, x, x[::-1]),
     "nothing of them": lambda x: jnp.ones((N, 3)) + jax.random.normal(jax.random.key(0), (N, 3)),
     "unused": lambda x: (x, x.mean(0))[0],
+    "unused in a function": lambda x: jax.jit(lambda x: (x, x.mean(0)))(x)[0],
+    "unused in a loop": lambda x: lax.scan(lambda c, _: (2 * c, c.mean(0)), x, None, 2)[0],
+    "gradients": lambda x: jax.grad(lambda x: jnp.sin(x.reshape(N * 36, 2) @ W).sum())(x),
 }
 MIXED = {
     "mean": lambda x: x - x.mean(0, keepdims=True),
