@@ -67,7 +67,8 @@ def inspect(
     layer it finds how far the running mean is off, in standard deviations, and the ratio of the
     variances; updates so far; channels that are constant or have a gamma near 0; means of more
     than 100 standard deviations, inputs that are not finite or nearly too large for float16,
-    statistics of one value or few. Layers under scan and vmap count as one of all their channels.
+    statistics of one value or few. Layers under scan and vmap count as one of all their channels;
+    those in branches that data choose are not seen.
 
     Args:
       model: a linen module, or an NNX model, which stays as it is.
@@ -174,7 +175,7 @@ class _Survey:
     def result(self) -> Inspection:
         if not self._compiled:
             raise ValueError("batches is empty; an inspection needs at least one batch.")
-        if not self.rows:
+        if not self.traits:
             raise ValueError(
                 f"{self.program.label} calls no normalization of jaxnorm or flax, so that there is "
                 "nothing to inspect."
@@ -186,6 +187,10 @@ class _Survey:
         ]
         metrics: dict[str, float] = {}
         found = [finding for layer in layers for finding in findings_of(layer)]
+        found += [
+            (0, f"{path}: it runs in a branch or in a loop of unknown length, and was not seen.")
+            for path in self.traits.keys() - self.rows.keys()
+        ]
         if self.metric is not None:
             weights, evaluation, batch = np.array(self.values).T
             metrics = {

@@ -168,6 +168,21 @@ def test_statistics_that_cannot_be_compared_or_are_not_finite(rng):
     assert "its running statistics are not finite; recalibrate" in seen.findings[0] and str(seen)
 
 
+def test_what_is_not_seen_is_said(rng):
+    class Branch(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            norm = nn.LayerNorm(name="norm")
+            return nn.cond(x.sum() > 0, lambda m, x: m(x), lambda m, x: m(-x), norm, x)
+
+    (x,) = batches_of(rng, 1)
+    variables = {"params": {"norm": {"scale": jnp.ones(4), "bias": jnp.ones(4)}}}
+    seen = tools.inspect(Branch(), variables, [x])
+    assert seen.layers == [] and seen.findings == [
+        "norm: it runs in a branch or in a loop of unknown length, and was not seen."
+    ]
+
+
 def test_masks_count_and_batches_are_called_as_said(rng):
     norm = jnn.BatchNorm(use_running_average=True)
     (x,) = batches_of(rng, 1)
