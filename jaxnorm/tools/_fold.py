@@ -16,7 +16,7 @@ from jaxnorm.tools._fold_kernel import fold_kernel
 from jaxnorm.tools._fold_pairs import STATISTICS, find_pairs
 from jaxnorm.tools._fold_search import Pair
 from jaxnorm.tools._norms import instead
-from jaxnorm.tools._programs import Call, LinenProgram, take_model
+from jaxnorm.tools._programs import Call, LinenProgram, names_of, take_model
 
 
 class Folded:
@@ -43,7 +43,16 @@ class Folded:
         Args:
           variables: as the attribute; they may have been trained further.
           *args: the arguments of the call, of any batch and image size.
+
+        Raises:
+          ValueError: the variables are not those of the folded model.
         """
+        expected, got = _paths(self.variables), _paths(variables)
+        if got != expected:
+            raise ValueError(
+                "variables must be those of the folded model, such as the attribute variables; "
+                f"missing are {sorted(expected - got)}, too many are {sorted(got - expected)}."
+            )
         return self._program.run(variables, args, self._skip_norms, self)
 
     def _skip_norms(self, visit, run, args, kwargs):
@@ -57,6 +66,11 @@ class Folded:
 
     def __repr__(self) -> str:
         return f"Folded(pairs={self.pairs!r}, kept={self.kept!r})"
+
+
+def _paths(variables: Any) -> set[str]:
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    return {"/".join(names_of(path)) for path, _ in leaves}
 
 
 @overload

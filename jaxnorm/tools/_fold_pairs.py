@@ -13,7 +13,15 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._layers.batch import BatchLayer
 from jaxnorm._layers.layer import Context
 from jaxnorm.tools._dataflow import Flow
-from jaxnorm.tools._fold_search import LAYER_VALUES, TAG, LayerCall, NormCall, Pair, Search, name_of
+from jaxnorm.tools._fold_search import (
+    LAYER_VALUES,
+    TAG,
+    LayerCall,
+    NormCall,
+    Pair,
+    Search,
+    label_of,
+)
 from jaxnorm.tools._norms import BATCH, OWN_BATCH, PLAIN_BATCH, affine_names, arguments, is_plain
 from jaxnorm.tools._programs import Path, Visit
 
@@ -45,7 +53,7 @@ def find_pairs(program: Any, args: tuple) -> tuple[list[Pair], list[tuple[Path, 
         own = isinstance(module, OWN_BATCH)
         if visit.value("mean") is None:
             raise ValueError(
-                f"fold: variables hold no running mean for {name_of(visit.path)}; give the "
+                f"fold: variables hold no running mean for {label_of(visit.path)}; give the "
                 "collection batch_stats too, as it was trained."
             )
         extras = [n for n in ("mask", "domain", "gamma", "beta") if given.get(n) is not None]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxnorm.tools._dataflow import RESHAPED, SAME, Flow, Step
-from jaxnorm.tools._programs import Path
+from jaxnorm.tools._programs import Path, names_of
 
 TAG = "jaxnorm fold "  # with the number of a call, and what of it
 LAYER_VALUES = ("kernel", "bias")
@@ -67,11 +67,7 @@ class Search:
                 self.tagged.setdefault((call.path, end), []).append(step)
         paths = jax.tree_util.tree_leaves_with_path(program.state)
         self.leaves = {
-            tuple(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path): (
-                flow.inputs[i],
-                leaf.shape,
-            )
-            for i, (path, leaf) in enumerate(paths)
+            names_of(path): (flow.inputs[i], leaf.shape) for i, (path, leaf) in enumerate(paths)
         }
 
     def tag(self, step: Step | None) -> tuple[LayerCall | NormCall | None, str]:
@@ -97,7 +93,7 @@ class Search:
             if reasons:
                 kept.append((path, reasons[0]))
             elif len(layers) > 1:
-                names = " and ".join(sorted(map(name_of, layers)))
+                names = " and ".join(sorted(map(label_of, layers)))
                 kept.append((path, f"it is called behind several layers, {names}"))
             else:
                 pairs.append(found[0])
@@ -118,14 +114,14 @@ class Search:
         if isinstance(call, LayerCall):
             reason = self.why_not(call, norm)
             return reason or Pair(call, norm)
-        before = name_of(call.path) if call is not None else self.behind(maker)
+        before = label_of(call.path) if call is not None else self.behind(maker)
         if call is not None:
             return f"its input comes from {before}, which is no Dense, Conv or ConvTranspose"
         return f"{maker.within or maker.name} lies between {before} and it"
 
     def why_not(self, layer: LayerCall, norm: NormCall) -> str:
         """Returns why a layer cannot take up a norm, if it cannot."""
-        name = name_of(layer.path)
+        name = label_of(layer.path)
         kernel, bias = (self.leaf(layer.path, each)[0] for each in LAYER_VALUES)
         known: list[Step | None] = []
         for step in self.tagged[layer.path, "out"]:
@@ -158,9 +154,9 @@ class Search:
                 through = SAME | {"concatenate"}
                 tags = self.tagged[call.path, name]
                 if any(self.flow.source(tag.inputs[0], through) != leaf for tag in tags):
-                    place = name_of(call.path)
+                    place = label_of(call.path)
                     return f"{name} of {place} is stacked along another axis than the first"
-        together = f"{name_of(layer.path)} and it are not stacked alike by scan or vmap"
+        together = f"{label_of(layer.path)} and it are not stacked alike by scan or vmap"
         return "" if len(stacks) == 1 else together
 
     def is_same(self, step: Step) -> bool:
@@ -195,7 +191,7 @@ class Search:
             step = waiting.pop(0)
             call, end = self.tag(step)
             if end == "out" and call is not None:
-                return name_of(call.path)
+                return label_of(call.path)
             for value in step.inputs:
                 maker = self.maker(value)
                 if maker is not None and value not in seen:
@@ -204,6 +200,6 @@ class Search:
         return "the model's input"
 
 
-def name_of(path: Path) -> str:
+def label_of(path: Path) -> str:
     """Returns what errors and reasons call a module."""
     return "/".join(path) or "the model"

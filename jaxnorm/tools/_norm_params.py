@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 
 from jaxnorm.tools._norms import affine_names, is_norm
-from jaxnorm.tools._programs import Call, take_model
+from jaxnorm.tools._programs import Call, names_of, take_model
 
 
 @overload
@@ -74,7 +74,7 @@ def norm_params(model: Any, /, *args: Any, call: Call | None = None, rngs: Any =
 
     def is_found(path, leaf) -> bool:
         del leaf
-        names = tuple(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
+        names = names_of(path)
         # A partitioned parameter lies one step further down, in its box.
         return names in found or names[:-1] in found
 

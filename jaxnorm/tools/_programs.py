@@ -179,6 +179,11 @@ def split_arrays(tree: Any) -> tuple[dict[int, Any], Callable[[dict[int, Any]], 
     return arrays, rebuild
 
 
+def names_of(path: Any) -> Path:
+    """Returns the names in a path of `jax.tree_util`."""
+    return tuple(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
 def _call(model, *args):
     return model(*args)
 

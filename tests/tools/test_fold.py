@@ -299,6 +299,14 @@ def test_errors():
         "fold: variables hold no running mean for layers_1; give the collection batch_stats too, "
         "as it was trained."
     )
+    folded = tools.fold(model, variables, x)
+    with pytest.raises(ValueError) as error:
+        folded.apply(variables, x)
+    norm = ("batch_stats/layers_1/mean", "batch_stats/layers_1/var", "params/layers_1/bias")
+    assert str(error.value) == (
+        "variables must be those of the folded model, such as the attribute variables; missing "
+        f"are [], too many are {[*norm, 'params/layers_1/scale']}."
+    )
     assert message(model, {**variables, "params": {}}, x).startswith(
         'Sequential cannot be run on the arguments given: Tried to access "kernel" from collection'
     )
