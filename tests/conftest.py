@@ -58,6 +58,7 @@ QUICKLY_COMPILED = (
     "tests.test_training",
     "tests.test_weight_wrappers",
     "tests.test_whitening_sync",
+    "tests.tools",
 )
 
 

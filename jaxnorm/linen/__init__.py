@@ -15,6 +15,8 @@ from jaxnorm.linen.feature import RMSNorm as RMSNorm
 from jaxnorm.linen.graph import GraphNorm as GraphNorm
 from jaxnorm.linen.group import GroupNorm as GroupNorm
 from jaxnorm.linen.group import InstanceNorm as InstanceNorm
+from jaxnorm.linen.make import make as make
+from jaxnorm.linen.make import names as names
 from jaxnorm.linen.mixture import BatchChannelNorm as BatchChannelNorm
 from jaxnorm.linen.mixture import BatchInstanceNorm as BatchInstanceNorm
 from jaxnorm.linen.mixture import EvoNormB0 as EvoNormB0
@@ -68,4 +70,6 @@ __all__ = [
     "WeightNorm",
     "WeightStandardization",
     "bake",
+    "make",
+    "names",
 ]

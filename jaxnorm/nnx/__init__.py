@@ -15,6 +15,8 @@ from jaxnorm.nnx.feature import RMSNorm as RMSNorm
 from jaxnorm.nnx.graph import GraphNorm as GraphNorm
 from jaxnorm.nnx.group import GroupNorm as GroupNorm
 from jaxnorm.nnx.group import InstanceNorm as InstanceNorm
+from jaxnorm.nnx.make import make as make
+from jaxnorm.nnx.make import names as names
 from jaxnorm.nnx.mixture import BatchChannelNorm as BatchChannelNorm
 from jaxnorm.nnx.mixture import BatchInstanceNorm as BatchInstanceNorm
 from jaxnorm.nnx.mixture import EvoNormB0 as EvoNormB0
@@ -68,4 +70,6 @@ __all__ = [
     "WeightNorm",
     "WeightStandardization",
     "bake",
+    "make",
+    "names",
 ]

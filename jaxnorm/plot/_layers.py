@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxnorm._core.axes import ArrayLike
 from jaxnorm._core.moments import Moments
+from jaxnorm.tools import Inspection
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Plot
@@ -140,8 +141,8 @@ def _describe(values: np.ndarray) -> str:
 
 
 def running_statistics(
-    running: Mapping[str, Moments],
-    batch: Mapping[str, Moments],
+    running: Mapping[str, Moments] | Inspection,
+    batch: Mapping[str, Moments] | None = None,
     *,
     columns: int = 4,
     figure: Figure | None = None,
@@ -153,7 +154,8 @@ def running_statistics(
     that evaluation normalizes wrongly (stale averages, too small batches, other data).
 
     Args:
-      running: the running `Moments` of each layer, by name; see `record`.
+      running: the running `Moments` of each layer, by name; see `record`. Or what
+        `jaxnorm.tools.inspect` returned, alone.
       batch: the moments of a batch, with the same names.
       columns: layers in a line.
       figure: a matplotlib figure or subfigure to draw in; default: a new one.
@@ -175,8 +177,11 @@ def running_statistics(
     """
     import matplotlib.pyplot as plt
 
+    if isinstance(running, Inspection):
+        running, batch = running.running, running.batch
     if not running:
         raise ValueError("running must hold at least one layer, got none.")
+    batch = batch or {}
     _check_names("running", running, "batch", batch)
     lines = -(-len(running) // columns)
     columns = -(-len(running) // lines)

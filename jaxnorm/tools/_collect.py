@@ -8,14 +8,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import numpy as np
 from flax import nnx
 
 import jaxnorm.linen
 import jaxnorm.nnx
 from jaxnorm._core.moments import Moments
-from jaxnorm._layers.batch import BatchLayer
 from jaxnorm.tools._accumulate import accumulate
+from jaxnorm.tools._norms import can_normalize_by_batch
 from jaxnorm.tools._running import accumulators
 
 Call = Callable[[Any, Any], Any]
@@ -75,7 +74,10 @@ def _by_batch(next_function, args, kwargs, context):
     module = context.module
     if isinstance(module, jaxnorm.linen.BatchNorm) and context.method_name == "__call__":
         x = args[0] if args else kwargs["x"]
-        kwargs = {**kwargs, "use_running_average": not _can(module, x, kwargs.get("mask"))}
+        kwargs = {
+            **kwargs,
+            "use_running_average": not can_normalize_by_batch(module, x, kwargs.get("mask")),
+        }
     return next_function(*args, **kwargs)
 
 
@@ -89,15 +91,7 @@ def _by_batch_class(base: Any) -> Any:
     """Returns a batch norm for NNX that works as in training, as `_by_batch` does for linen."""
 
     def call(self, x, **kwargs):
-        evaluate = not _can(self, x, kwargs.get("mask"))
+        evaluate = not can_normalize_by_batch(self, x, kwargs.get("mask"))
         return base.__call__(self, x, **{**kwargs, "use_running_average": evaluate})
 
     return type(base.__name__, (base,), {"__call__": call})
-
-
-def _can(module: Any, x: Any, mask: Any) -> bool:
-    """Whether the batch's statistics can normalize.
-
-    A batch of one value per channel, as the last may be, is normalized by the statistics there are.
-    """
-    return BatchLayer.of(module).can_normalize_by_batch(np.shape(x), mask)

@@ -1,0 +1,119 @@
+"""Which batch norms of a model can become part of the linear layer before them, and why not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxnorm._core import axes as _axes
+from jaxnorm._layers.batch import BatchLayer
+from jaxnorm._layers.layer import Context
+from jaxnorm.tools._dataflow import Flow
+from jaxnorm.tools._fold_search import (
+    LAYER_VALUES,
+    TAG,
+    LayerCall,
+    NormCall,
+    Pair,
+    Search,
+    label_of,
+)
+from jaxnorm.tools._norms import BATCH, OWN_BATCH, PLAIN_BATCH, affine_names, arguments, is_plain
+from jaxnorm.tools._programs import Path, Visit
+
+LAYERS = (
+    *(nn.Dense, nn.Conv, nn.ConvTranspose),
+    *(nnx.Linear, nnx.Conv, nnx.ConvTranspose),
+)
+STATISTICS = ("mean", "var")
+
+
+def find_pairs(program: Any, args: tuple) -> tuple[list[Pair], list[tuple[Path, str]]]:
+    """Returns the pairs to fold, and the path of each batch norm that stays, with the reason."""
+    calls: list[LayerCall | NormCall] = []
+    foreign: dict[Path, str] = {}
+
+    def look(visit, run, args, kwargs):
+        module, number = visit.module, len(calls)
+        if isinstance(module, BATCH) and not is_plain(module, PLAIN_BATCH):
+            foreign[visit.path] = f"its class {type(module).__name__} computes in a way of its own"
+        if visit.path in foreign:
+            return run(*args, **kwargs)
+        if isinstance(module, LAYERS) and is_plain(module, LAYERS):
+            axis = -2 if getattr(module, "transpose_kernel", False) else -1
+            calls.append(LayerCall(visit.path, axis, _tag_values(visit, number, LAYER_VALUES)))
+            return _tag(run(*args, **kwargs), number, "out")
+        if not isinstance(module, BATCH):
+            return run(*args, **kwargs)
+        given, names = arguments(module, args, kwargs), affine_names(module)
+        own = isinstance(module, OWN_BATCH)
+        if visit.value("mean") is None:
+            raise ValueError(
+                f"fold: variables hold no running mean for {label_of(visit.path)}; give the "
+                "collection batch_stats too, as it was trained."
+            )
+        extras = [n for n in ("mask", "domain", "gamma", "beta") if given.get(n) is not None]
+        reason = _why_not_own(visit, given) if own else _why_not_flax(visit, given)
+        reason = f"the call gives it {extras[0]}" if extras and not reason else reason
+        ranks = _tag_values(visit, number, (*STATISTICS, *names))
+        calls.append(NormCall(visit.path, reason, module.epsilon, names, None, ranks))
+        x = _tag(jnp.asarray(given["x"]), number, "in")
+        y = run(x, *args[1:], **{k: v for k, v in kwargs.items() if k != "x"})
+        if y.dtype != x.dtype:
+            calls[number] = calls[number]._replace(dtype=y.dtype)
+        return _tag(y, number, "out")
+
+    flow = Flow.of(program.trace(look, args))
+    pairs, kept = Search(program, flow, calls).result()
+    return pairs, [*kept, *foreign.items()]
+
+
+def _tag(value: Any, number: int, end: str) -> Any:
+    return checkpoint_name(value, f"{TAG}{number} {end}")
+
+
+def _tag_values(visit: Visit, number: int, names: tuple[str, ...]) -> dict[str, int]:
+    """Tags the parameters of a call, and returns their ranks."""
+    ranks = {}
+    for name in names:
+        value = visit.value(name)
+        if value is not None:
+            # Where vmap has stacked it along another axis than the first, this transposes.
+            _tag(jnp.concatenate([value, value], -1), number, name)
+            ranks[name] = value.ndim
+    return ranks
+
+
+_TRAINS = (
+    "it normalizes by the batch's statistics, or updates the running ones; call the model for "
+    "evaluation"
+)
+_AXES = "its statistics are not of the last axis alone"
+
+
+def _why_not_own(visit: Visit, given: dict[str, Any]) -> str:
+    layer, shape = BatchLayer.of(visit.module), jnp.shape(given["x"])
+    decisions = layer.decide(
+        given["use_running_average"], given["update_running"], Context(visit.name)
+    )
+    if decisions.sources != ("running",) or decisions.update is not False:
+        return _TRAINS
+    pooled, features = layer.axes_of(shape)
+    last = len(shape) - 1
+    fits = features == (last,) and len(pooled) == last and layer.num_domains is None
+    return "" if fits else _AXES
+
+
+def _why_not_flax(visit: Visit, given: dict[str, Any]) -> str:
+    module, shape = visit.module, jnp.shape(given["x"])
+    evaluates = given["use_running_average"]
+    if evaluates is None:
+        evaluates = module.use_running_average
+    if evaluates is not True:
+        return _TRAINS
+    features = _axes.canonical_axes(module.axis, shape, "axis")
+    return "" if features == (len(shape) - 1,) else _AXES

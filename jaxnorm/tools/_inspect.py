@@ -1,0 +1,255 @@
+"""Why evaluation is bad: what each normalization of a model sees, beside what it remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, overload
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxnorm._core.moments import Moments
+from jaxnorm._layers.batch import BatchLayer
+from jaxnorm.tools._findings import findings_of, metric_finding
+from jaxnorm.tools._inspected import SMALL, InspectedLayer, Inspection
+from jaxnorm.tools._norms import (
+    BATCH,
+    OWN_BATCH,
+    arguments,
+    can_normalize_by_batch,
+    instead,
+    is_norm,
+)
+from jaxnorm.tools._programs import Call, split_arrays, take_model
+from jaxnorm.tools._reap import reap
+from jaxnorm.tools._survey import ROWS, Traits, measure, merge, traits
+
+_TAG = "jaxnorm inspect "
+Metric = Callable[[Any, Any], Any]  # of the output and the batch
+
+
+@overload
+def inspect(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    batches: Iterable[Any],
+    /,
+    *,
+    call: Call | None = ...,
+    metric: Metric | None = ...,
+    rngs: Any = ...,
+) -> Inspection: ...
+@overload
+def inspect(
+    model: nnx.Module,
+    batches: Iterable[Any],
+    /,
+    *,
+    call: Call | None = ...,
+    metric: Metric | None = ...,
+) -> Inspection: ...
+def inspect(
+    model: Any,
+    /,
+    *given: Any,
+    call: Call | None = None,
+    metric: Metric | None = None,
+    rngs: Any = None,
+) -> Inspection:
+    """Compares what each normalization of a model remembers with what it sees, and says what to do.
+
+    The batches are run once as `recalibrate` does in its first pass: as in evaluation, but that
+    batch norms normalize by the batch, so that a layer is not blamed for those before it. Of each
+    layer it finds how far the running mean is off, in standard deviations, and the ratio of the
+    variances; updates so far; channels that are constant or have a gamma near 0; means of more
+    than 100 standard deviations, inputs that are not finite or nearly too large for float16,
+    statistics of one value or few. Layers under scan and vmap count as one of all their channels;
+    those in branches that data choose are not seen.
+
+    Args:
+      model: a linen module, or an NNX model, which stays as it is.
+      *given: of a linen module its variables; then an iterable of batches.
+      call: (model, batch) -> output: calls the bound model for evaluation. Default:
+        `model(batch)`.
+      metric: (output, batch) -> number, such as the accuracy or loss, which is averaged over the
+        examples, in evaluation and by the batches' statistics.
+      rngs: passed to `apply` of a linen module.
+
+    Returns:
+      An `Inspection`: `layers`, `findings` (sentences, worst first), `metrics`; `print` shows a
+      table. `jaxnorm.plot.running_statistics` draws it.
+
+    Raises:
+      ValueError: there is no batch, the model calls no normalization, the variables have no
+        `batch_stats` for one, or are those of another model.
+      TypeError: it is no model of flax, has no variables, or cannot be called with a batch.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnn
+      >>> from jaxnorm import tools
+      >>> norm, x = jnn.BatchNorm(use_running_average=True), jnp.array([[5., 2.], [7., 2.]] * 8)
+      >>> seen = tools.inspect(norm, norm.init(jax.random.key(0), x), [x])
+      >>> print(seen.findings[0])
+      the model: evaluation normalizes 2 of 2 channels otherwise than training: the running mean \
+is up to 6 standard deviations off, the running variance 1 times the batches' (median); \
+its running statistics have never been updated; recalibrate (jaxnorm.tools.recalibrate), or train \
+on with a lower momentum.
+    """
+    program, rest = take_model("inspect", model, given, call, rngs)
+    if len(rest) != 1:
+        raise TypeError(
+            f"inspect takes one iterable of batches after the model"
+            f"{'' if isinstance(model, nnx.Module) else ' and its variables'}, got {len(rest)} "
+            "more arguments."
+        )
+    survey = _Survey(program, metric)
+    for batch in rest[0]:
+        survey.add(batch)
+    return survey.result()
+
+
+class _Survey:
+    """What the batches have shown so far."""
+
+    def __init__(self, program: Any, metric: Metric | None):
+        self.program, self.metric = program, metric
+        self.traits: dict[str, Traits] = {}
+        self.rows: dict[str, list[np.ndarray]] = {}
+        self.values: list[tuple[int, float, float]] = []
+        self._compiled: dict[Any, Any] = {}
+
+    def add(self, batch: Any) -> None:
+        arrays, rebuild = split_arrays(batch)
+        shapes = {i: (jnp.shape(a), a.dtype) for i, a in arrays.items()}
+        key = (jax.tree.structure(batch), *shapes.items())
+        if key not in self._compiled:
+            self._compiled[key] = self._compile(batch, rebuild)
+        found, values = self._compiled[key](self.program.state, arrays)
+        for name, calls in jax.device_get(found).items():
+            path = name.removeprefix(_TAG)
+            for rows in calls:
+                self.rows.setdefault(path, []).append(rows.reshape(-1, len(ROWS)))
+        if self.metric is not None:
+            size = max((s[0][0] for s in shapes.values() if s[0]), default=1)
+            evaluation, batch_value = map(float, values)
+            self.values.append((size, evaluation, batch_value))
+
+    def _compile(self, batch: Any, rebuild: Any) -> Any:
+        closed = self.program.trace(self._look, (batch,), self._finish)
+
+        def run(state, arrays):
+            values, found = reap(closed, _TAG)(*jax.tree.leaves((state, arrays)))
+            if self.metric is None:
+                return found, ()
+            output = self.program.run(state, (rebuild(arrays),), _as_it_is, object())
+            return found, (self.metric(output, rebuild(arrays)), *values)
+
+        return jax.jit(run)
+
+    def _finish(self, output: Any, args: tuple) -> Any:
+        return () if self.metric is None else self.metric(output, *args)
+
+    def _look(self, visit, run, args, kwargs):
+        module = visit.module
+        if not is_norm(module):
+            return run(*args, **kwargs)
+        given = arguments(module, args, kwargs)
+        x: Any = given.get("x")
+        if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.inexact):
+            return run(*args, **kwargs)
+        if isinstance(module, BATCH) and visit.value("mean") is None and not _keeps_none(module):
+            raise ValueError(
+                f"inspect: variables hold no running mean for {visit.name or 'the model'}; give "
+                "the collection batch_stats too, as it was trained."
+            )
+        self.traits.setdefault(visit.name, traits(visit, x))
+        checkpoint_name(measure(visit, x, given.get("mask")), f"{_TAG}{visit.name}")
+        if not isinstance(module, BATCH):
+            return run(*args, **kwargs)
+        return _run_by_batch(module, run, args, kwargs, given)
+
+    def result(self) -> Inspection:
+        if not self._compiled:
+            raise ValueError("batches is empty; an inspection needs at least one batch.")
+        if not self.traits:
+            raise ValueError(
+                f"{self.program.label} calls no normalization of jaxnorm or flax, so that there is "
+                "nothing to inspect."
+            )
+        layers = [
+            _layer(path, known, self.rows[path])
+            for path, known in self.traits.items()
+            if path in self.rows
+        ]
+        metrics: dict[str, float] = {}
+        found = [finding for layer in layers for finding in findings_of(layer)]
+        found += [
+            (0, f"{path}: it runs in a branch or in a loop of unknown length, and was not seen.")
+            for path in self.traits.keys() - self.rows.keys()
+        ]
+        if self.metric is not None:
+            weights, evaluation, batch = np.array(self.values).T
+            metrics = {
+                "evaluation": float(np.average(evaluation, weights=weights)),
+                "batch": float(np.average(batch, weights=weights)),
+            }
+            found += metric_finding(metrics)
+        worst_first = sorted(found, key=lambda finding: -finding[0])
+        return Inspection(layers, [sentence for _, sentence in worst_first], metrics)
+
+
+def _as_it_is(visit, run, args, kwargs):
+    del visit
+    return run(*args, **kwargs)
+
+
+def _keeps_none(module: Any) -> bool:
+    return isinstance(module, OWN_BATCH) and BatchLayer.of(module).keeps_none
+
+
+def _run_by_batch(module: Any, run: Any, args: tuple, kwargs: dict, given: dict[str, Any]) -> Any:
+    """Lets batch norm work as in training, where a batch has more than one value per channel."""
+    if isinstance(module, OWN_BATCH):
+        evaluate = not can_normalize_by_batch(module, given["x"], given["mask"])
+        return run(*args, **{**kwargs, "use_running_average": evaluate})
+    # flax's own take it from one place only.
+    with instead(module, {"use_running_average": None}):
+        others = {k: v for k, v in kwargs.items() if k not in ("x", "use_running_average")}
+        return run(given["x"], use_running_average=False, **others)
+
+
+def _layer(path: str, known: Traits, rows: list[np.ndarray]) -> InspectedLayer:
+    row = dict(zip(ROWS, merge(np.stack(rows)).T, strict=True))
+    batch = Moments._make((row["mean"], row["var"], row["count"]))
+    running = Moments._make((row["running_mean"], row["running_var"], row["updates"]))
+    varies = row["var"] > 0
+    deviation = np.sqrt(np.where(varies, row["var"], 1e-5))
+    distance = (row["running_mean"] - row["mean"]) / deviation
+    ratio = np.where(varies, row["running_var"] / np.where(varies, row["var"], 1), np.nan)
+    untouched = (row["running_mean"] == 0).all() and (row["running_var"] == 1).all()
+    counted = np.isfinite(row["updates"]).all()
+    updates = float(row["updates"].min()) if counted else 0.0 if untouched else None
+    return InspectedLayer(
+        path=path,
+        kind=known.kind,
+        is_batch=known.is_batch,
+        centers=known.centers,
+        momentum=known.momentum if known.is_batch else None,
+        dtype=known.dtype,
+        channels=row["var"].size,
+        distance=distance,
+        variance_ratio=ratio,
+        updates=updates if known.is_batch else None,
+        dead=int(((row["var"] == 0) & (row["count"] > 1)).sum()),
+        silent=int((np.abs(row["gamma"]) < SMALL).sum()),
+        pooled=float(row["pooled"].min()),
+        far=float(row["far"].max()),
+        largest=float(row["largest"].max()),
+        infinite=float(row["infinite"].sum()),
+        running=running,
+        batch=batch,
+    )

@@ -1,0 +1,103 @@
+"""A mask of the parameters that belong to normalizations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, overload
+
+import flax.linen as nn
+import jax
+from flax import nnx
+
+from jaxnorm.tools._norms import affine_names, is_norm
+from jaxnorm.tools._programs import Call, names_of, take_model
+
+
+@overload
+def norm_params(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    /,
+    *args: Any,
+    call: Call | None = ...,
+    rngs: Any = ...,
+) -> Any: ...
+@overload
+def norm_params(model: nnx.Module, /) -> Any: ...
+def norm_params(model: Any, /, *args: Any, call: Call | None = None, rngs: Any = None) -> Any:
+    """Says of each parameter of a model whether it is the gamma or beta of a normalization.
+
+    For optax: no weight decay on normalizations (`optax.adamw(..., mask=...)` of the others), or
+    training them alone (`optax.masked`), as TENT and BitFit do. The weights of other layers count
+    as such also where `WeightNorm` or `SpectralNorm` is around them, and so does a bias.
+
+    Args:
+      model: a linen module, or an NNX model.
+      *args: of a linen module its variables, and an example of the arguments that it is called
+        with, of which only shapes and dtypes matter. Of an NNX model nothing.
+      call: (model, *args) -> anything: calls the bound linen module. Default: `model(*args)`.
+      rngs: passed to `apply` of a linen module.
+
+    Returns:
+      A tree of bool: like `variables["params"]`; of an NNX model like `nnx.state(model,
+      nnx.Param)`, with a bool in the place of each parameter, as `nnx.Optimizer` takes it.
+
+    Raises:
+      ValueError: the model calls no normalization, or the variables are those of another model.
+      TypeError: it is no model of flax, has no variables, or cannot be called with `args`.
+
+    Example:
+      >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
+      >>> from jaxnorm import tools
+      >>> model, x = nn.Sequential([nn.Dense(2), nn.LayerNorm()]), jnp.ones((1, 3))
+      >>> variables = model.init(jax.random.key(0), x)
+      >>> is_norm = tools.norm_params(model, variables, x)
+      >>> is_norm["layers_0"], is_norm["layers_1"]
+      ({'bias': False, 'kernel': False}, {'bias': True, 'scale': True})
+      >>> decayed = jax.tree.map(lambda norm: not norm, is_norm)
+      >>> optimizer = optax.adamw(1e-3, weight_decay=0.1, mask=decayed)
+
+    References: Wang et al. 2020, Tent, arXiv:2006.10726; Ben Zaken, Goldberg & Ravfogel 2021,
+    BitFit, arXiv:2106.10199.
+    """
+    if isinstance(model, nnx.Module):
+        return _nnx_mask(model)
+    program, args = take_model("norm_params", model, args, call, rngs)
+    found = set()
+
+    def look(visit, run, args, kwargs):
+        if is_norm(visit.module):
+            found.update((*visit.path, name) for name in affine_names(visit.module))
+        return run(*args, **kwargs)
+
+    program.trace(look, args)
+
+    def is_found(path, leaf) -> bool:
+        del leaf
+        names = names_of(path)
+        # A partitioned parameter lies one step further down, in its box.
+        return names in found or names[:-1] in found
+
+    params = program.state.get("params", {})
+    return _checked(jax.tree_util.tree_map_with_path(is_found, params), model)
+
+
+def _nnx_mask(model: nnx.Module) -> Any:
+    copy = nnx.clone(model)
+    for _, node in nnx.iter_graph(copy):
+        if isinstance(node, nnx.Param):
+            node.set_raw_value(False)
+    for _, module in nnx.iter_modules(copy):
+        for name in affine_names(module) if is_norm(module) else ():
+            if isinstance(getattr(module, name, None), nnx.Param):
+                getattr(module, name).set_raw_value(True)
+    return _checked(nnx.as_pure(nnx.state(copy, nnx.Param)), model)
+
+
+def _checked(mask: Any, model: Any) -> Any:
+    if not any(jax.tree.leaves(mask)):
+        raise ValueError(
+            f"{type(model).__name__} has no gamma and no beta of a normalization of jaxnorm or "
+            "flax; it was run as call says, so that layers which it skips are not found."
+        )
+    return mask

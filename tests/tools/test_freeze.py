@@ -1,0 +1,183 @@
+"""Freezing layers from outside: statistics, gradients, caches, and every library's layers."""
+
+import contextlib
+import functools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxnorm.drop_in.nnx
+import jaxnorm.linen as jnn
+import jaxnorm.nnx as jnx
+from jaxnorm import tools
+
+X = np.random.default_rng(0).normal(2.0, 3.0, (8, 4)).astype(np.float32)
+
+
+class Block(nn.Module):
+    """The ways of saying the mode: as a field, in the call, traced by remat."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.BatchNorm(use_running_average=not train, name="flax")(nn.Dense(4)(x))
+        x = nn.remat(jnn.BatchNorm)(name="own")(x, use_running_average=not train)
+        return nn.LayerNorm(name="layer")(x)
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = Block(name="encoder")(x, train)
+
+        def body(block, x, _):
+            return block(x, train), None
+
+        split = {"variable_axes": {"params": 0, "batch_stats": 0}, "split_rngs": {"params": True}}
+        x, _ = nn.scan(body, length=2, **split)(Block(name="decoder"), x, None)
+        return x
+
+
+@pytest.fixture(scope="module")
+def variables():
+    variables = Net().init(jax.random.key(0), X, train=False)
+    return disturb(variables)
+
+
+def disturb(variables):
+    noise = np.random.default_rng(1)
+    return jax.tree.map(lambda v: v + 0.3 * noise.random(v.shape, np.float32), variables)
+
+
+@functools.partial(jax.jit, static_argnames="train")
+def step(variables, train=True):
+    """Returns the output, new statistics and the gradient of a step of training."""
+
+    def loss(params):
+        every = {**variables, "params": params}
+        y, new = Net().apply(every, X, train=train, mutable=["batch_stats"])
+        return jnp.square(y - 1).sum(), (y, new["batch_stats"])
+
+    (_, (y, stats)), grads = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+    return y, stats, grads
+
+
+def is_equal(a, b):
+    return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+def test_everything_frozen_is_evaluation(variables):
+    expected = step(variables, train=False)
+    with tools.freeze("*"):
+        frozen = step(variables)
+    assert is_equal(frozen[1], variables["batch_stats"])
+    chex.assert_trees_all_close(frozen, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_part_is_frozen_also_under_jit_and_the_rest_trains(variables):
+    free = step(variables)
+    for _ in range(2):
+        with tools.freeze("encoder/*", "*/own", affine=True):
+            _, stats, grads = step(variables)
+        for block in ("encoder", "decoder"):
+            for name, old in variables["batch_stats"][block].items():
+                rests = block == "encoder" or name == "own"
+                assert is_equal(stats[block][name], old) == rests, (block, name)
+        for block in ("encoder", "decoder"):
+            for name, gradient in grads[block].items():
+                rests = name != "Dense_0" and (block == "encoder" or name == "own")
+                assert all(not g.any() for g in jax.tree.leaves(gradient)) == rests, (block, name)
+    # Outside, the step is the one that was compiled there.
+    assert is_equal(step(variables), free)
+
+
+class Others(nn.Module):
+    """Statistics of other kinds."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = jnn.BatchInstanceNorm(name="mixed")(x, use_running_average=not train)
+        x = jnn.SpectralNorm(nn.Dense(4), name="spectral")(x, update_stats=train)
+        x = jnn.DecorrelatedBatchNorm(name="whitened")(x, use_running_average=not train)
+        return jnn.BatchNorm(train_statistics="renorm", name="renorm", update_running=True)(
+            x, use_running_average=not train
+        )
+
+
+def test_statistics_of_other_kinds_and_contexts_that_nest():
+    x = X.reshape(4, 2, 4)
+    variables = disturb(Others().init(jax.random.key(0), x, train=False))
+
+    def stats(*patterns):
+        with contextlib.ExitStack() as stack:
+            for pattern in patterns:
+                stack.enter_context(tools.freeze(pattern))
+            new = Others().apply(variables, x, train=True, mutable=["batch_stats"])[1]
+        return new["batch_stats"]
+
+    old = variables["batch_stats"]
+    rest = stats("mixed", "spectral", "renorm")
+    assert {name for name in old if is_equal(old[name], rest[name])} == set(old) - {"whitened"}
+    rest = stats("whitened")
+    assert {name for name in old if is_equal(old[name], rest[name])} == {"whitened"}
+
+
+def test_a_model_is_made_as_ever(variables):
+    with tools.freeze("*", affine=True):
+        made = jax.eval_shape(lambda: Net().init(jax.random.key(0), X, train=True))
+    chex.assert_trees_all_equal_shapes(made, variables)
+
+
+class Twin(nnx.Module):
+    def __init__(self, rngs):
+        self.blocks = nnx.List([jnx.BatchNorm(4), jaxnorm.drop_in.nnx.BatchNorm(4, rngs=rngs)])
+        self.layer = nnx.LayerNorm(4, rngs=rngs)
+
+    def __call__(self, x):
+        for block in self.blocks:
+            x = block(x, use_running_average=False)
+        return jnp.square(self.layer(x) - 1).sum()
+
+
+def test_of_an_nnx_model():
+    model = Twin(nnx.Rngs(0))
+    graph = nnx.split(model)[0]
+    run = nnx.jit(nnx.grad(lambda model, x: model(x)))
+    old = nnx.to_pure_dict(nnx.state(nnx.clone(model), nnx.BatchStat))
+    with tools.freeze(model, "blocks/*"):
+        grads = nnx.to_pure_dict(run(model, X))
+    assert is_equal(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), old)
+    assert all(g.any() for g in jax.tree.leaves(grads))
+    with tools.freeze(model, "layer", "blocks/1", affine=True):
+        grads = nnx.to_pure_dict(run(model, X))
+    new = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))["blocks"]
+    assert not is_equal(new[0], old["blocks"][0]) and is_equal(new[1], old["blocks"][1])
+    assert not any(g.any() for g in jax.tree.leaves([grads["layer"], grads["blocks"][1]]))
+    assert nnx.split(model)[0] == graph
+    run(model, X)
+    assert not is_equal(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))["blocks"][1], new[1])
+
+
+def test_errors(variables):
+    with pytest.raises(ValueError) as error, tools.freeze("encoder/*", "flax"):
+        jax.eval_shape(step, variables)
+    paths = [f"{b}/{n}" for b in ("decoder", "encoder") for n in ("flax", "own")]
+    assert str(error.value) == (
+        "the pattern 'flax' matches no layer that can be frozen. Patterns are of whole paths; "
+        f"these are there: {', '.join(paths)}. Layers without running "
+        "statistics are there with affine=True."
+    )
+    with pytest.raises(ValueError, match="'layer' matches no layer that can be frozen"):
+        with tools.freeze(Twin(nnx.Rngs(0)), "layer"):
+            pass
+    for wrong in ((), (3,), (variables,)):
+        with pytest.raises(ValueError, match="patterns must be strings, at least one"):
+            with tools.freeze(*wrong):
+                pass
+    with pytest.raises(ZeroDivisionError), tools.freeze("nothing"):
+        jax.eval_shape(step, variables)
+        raise ZeroDivisionError
