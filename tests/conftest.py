@@ -28,8 +28,9 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("jaxnorm")
 
-# Modules whose subject is what programs are made of, print, draw or learn, not how exactly they
-# compute. Theirs are compiled without LLVM's passes, which take half of the time.
+# Modules whose subject is what programs are made of, print, draw or learn, not how exactly compiled
+# ones compute (test_contract_exact, test_plans, test_statistics, test_techniques, ...). Theirs are
+# compiled without LLVM's passes, which take a quarter to a half of the time.
 QUICKLY_COMPILED = (
     "tests.cli.bench",
     "tests.cli.compare",
@@ -42,21 +43,31 @@ QUICKLY_COMPILED = (
     "tests.test_axes",
     "tests.test_bake",
     "tests.test_batch_collectives",
+    "tests.test_batch_domains",
     "tests.test_batch_modes",
-    "tests.test_batch_sync_kinds",
+    "tests.test_batch_running",
+    "tests.test_batch_sync",
     "tests.test_batch_transforms",
     "tests.test_batch_virtual",
     "tests.test_decorrelated_batch_norm",
+    "tests.test_distributed",
     "tests.test_explicit",
+    "tests.test_expressions",
+    "tests.test_feature_sync",
+    "tests.test_functional",
     "tests.test_linen",
+    "tests.test_moments",
     "tests.test_narrow_state",
     "tests.test_penalty",
+    "tests.test_properties",
     "tests.test_readme",
     "tests.test_recurrent",
+    "tests.test_sequence",
+    "tests.test_sharding",
     "tests.test_techniques_arguments",
     "tests.test_tools",
     "tests.test_training",
-    "tests.test_weight_wrappers",
+    "tests.test_weight",
     "tests.test_whitening_sync",
     "tests.tools",
 )
