@@ -3,9 +3,9 @@
 The Flax modules are in `jaxnorm.linen` and `jaxnorm.nnx`.
 """
 
-from jaxnorm._core.combine import merge_moments as merge_moments
-from jaxnorm._core.combine import mix_moments as mix_moments
-from jaxnorm._core.combine import update_moments as update_moments
+from jaxnorm._core.average import mix_moments as mix_moments
+from jaxnorm._core.average import update_moments as update_moments
+from jaxnorm._core.merge import merge_moments as merge_moments
 from jaxnorm._core.moments import Moments as Moments
 from jaxnorm._core.moments import moments as moments
 from jaxnorm._core.plain import plain as plain

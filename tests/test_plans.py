@@ -9,7 +9,7 @@ import pytest
 
 from jaxnorm import batch_norm, group_norm, layer_norm
 from jaxnorm._core.plan import PORTABLE, plan_for
-from jaxnorm._core.pool import sum_axes
+from jaxnorm._core.sums import sum_axes
 from tests import programs, reference, registry, test_contract_exact, test_contract_gradients
 from tests.plans import PLANS, plan_of, planned_as
 

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from jaxnorm._core.formula import Options, full_gamma, inverse_root, normalized
 from jaxnorm._core.plan import Plan
-from jaxnorm._core.pool import compute_dtype, keep, reduced_shape, sum_axes, widen
+from jaxnorm._core.pool import compute_dtype, keep, reduced_shape, widen
 from jaxnorm._core.statistics import Centered, local_count
+from jaxnorm._core.sums import sum_axes
 
 
 def tangent(x, gamma, mask, shift, offset, var, dx, dgamma, dbeta, *, options: Options, plan: Plan):

@@ -1,4 +1,4 @@
-"""Which elements share their statistics, and sums over them that are accurate in float32."""
+"""Which elements share their statistics, and the arithmetic of single elements."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from jax import lax
 
 from jaxnorm._core.axes import check_axis_name
 from jaxnorm._core.collectives import AxisIndexGroups, freeze_groups
-from jaxnorm._core.mesh import splits_evenly, undivided
 from jaxnorm._core.plain import is_plain
 from jaxnorm._core.plan import PORTABLE, Plan
+from jaxnorm._core.sums import reduce_precision, split_axis, sum_axes
 
 
 class Pool(NamedTuple):
@@ -112,21 +112,6 @@ def pool_of(
     return Pool(axes, groups, names, index_groups)
 
 
-def split_axis(x: Any, axis: int, parts: int) -> Any:
-    """Returns `x` (None stays None) with an axis divided into `parts`, on an axis of their own.
-
-    An axis of size 1, along which `x` does not vary, becomes two of size 1. With explicit sharding
-    JAX does not reshape an axis that is divided into other parts over devices.
-    """
-    if x is None:
-        return None
-    if not splits_evenly(x, axis, parts):
-        x = undivided(x, axis)
-    size = x.shape[axis]
-    pair = (1, 1) if size == 1 else (parts, size // parts)
-    return x.reshape(*x.shape[:axis], *pair, *x.shape[axis + 1 :])
-
-
 def unit_axes(shape: Sequence[int]) -> tuple[int, ...]:
     """Returns the axes of size 1. XLA for TPU pads them a hundredfold where they are the last."""
     return tuple(a for a, size in enumerate(shape) if size == 1)
@@ -135,18 +120,6 @@ def unit_axes(shape: Sequence[int]) -> tuple[int, ...]:
 def reduced_shape(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
     """Returns `shape` with size 1 along `axes`."""
     return tuple(1 if a in axes else s for a, s in enumerate(shape))
-
-
-def reduce_precision(x: jax.Array, dropped_bits: int) -> jax.Array:
-    """Returns `x` with its last bits rounded away."""
-    if is_plain():
-        return x
-    if jnp.iscomplexobj(x):
-        return lax.complex(
-            reduce_precision(x.real, dropped_bits), reduce_precision(x.imag, dropped_bits)
-        )
-    info = jnp.finfo(x.dtype)
-    return lax.reduce_precision(x, info.nexp, info.nmant - dropped_bits)
 
 
 def snap(offset: jax.Array, errors: int = 16) -> jax.Array:
@@ -181,40 +154,6 @@ def bounded(mean: jax.Array, dropped_bits: int = 0) -> jax.Array:
     # With a clamp XLA on GPU would not compute rows in one kernel, so the rounding lies in between.
     rounded = reduce_precision(jnp.maximum(mean, -largest), dropped_bits)
     return jnp.minimum(rounded, largest)
-
-
-def sum_axes(x: jax.Array, axes: Sequence[int], plan: Plan = PORTABLE) -> jax.Array:
-    """Returns the sum over `axes`, which stay with size 1.
-
-    XLA on CPU may add up several axes in one sequence, whose rounding errors grow with its length,
-    where it splits a single long axis by itself. So a staged sum takes one axis after the other.
-    Rounding away one bit in between keeps XLA from merging the stages into one again, which an
-    optimization barrier does not on every version of jax.
-    """
-    if plan.staged == "axes":
-        first, *others = sorted(axes, reverse=True) or [()]
-        x = jnp.sum(x, first, keepdims=True)
-        for axis in others:
-            x = jnp.sum(reduce_precision(x, 1), axis, keepdims=True)
-        return x
-    axis, blocks = _find_blocks(x.shape, axes, plan) if plan.staged == "blocks" else (0, 1)
-    if blocks == 1:
-        return jnp.sum(x, tuple(axes), keepdims=True)
-    x = jnp.sum(split_axis(x, axis, blocks), tuple(a + 1 for a in axes), keepdims=True)
-    return jnp.sum(reduce_precision(x, 1), axis)
-
-
-def _find_blocks(shape: tuple[int, ...], axes: Sequence[int], plan: Plan) -> tuple[int, int]:
-    """Returns an axis of sums of columns, each example's own, and how many blocks it is cut into.
-
-    Of columns through all examples there are so few that XLA divides them itself.
-    """
-    axis = min(axes, default=0)
-    if axis == 0 or len(shape) - 1 in axes or not isinstance(shape[axis], int):
-        return axis, 1
-    # Powers of 2 move no data between devices that this axis may be divided over.
-    counts = (8, 7) if plan.one_device else (8, 4)
-    return axis, next((n for n in counts if shape[axis] % n == 0), 1)
 
 
 def abs2(x: jax.Array) -> jax.Array:

@@ -29,16 +29,15 @@ from jaxnorm._core.pool import (
     compute_dtype,
     keep,
     real_dtype,
-    reduce_precision,
     snap,
-    split_axis,
     subtract,
     unit_axes,
     widen,
 )
 from jaxnorm._core.residuals import save
+from jaxnorm._core.sums import reduce_precision, split_axis
 
-# What sums of equal numbers may be off by, in eps.
+# What sums of equal numbers may be off by, in eps; 100,000 on GPU by 100.
 SUM_ERRORS = 256
 
 
@@ -165,7 +164,6 @@ def about(
     square = jnp.minimum(abs2(offset), jnp.finfo(second.dtype).max)
     var = jnp.maximum(second / divisor - square, 0)
     if not plain:
-        # A sum of 100,000 equal numbers is off by 100 eps on GPU. What is no constant lies nearer.
         is_constant = var <= 4 * SUM_ERRORS * jnp.finfo(var.dtype).eps * square
         offset = bounded(jnp.where(is_constant, snap(offset, SUM_ERRORS), offset))
     return Centered(jnp.zeros_like(offset) if shift is None else shift, offset, var), count

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
-from jaxnorm._core.combine import merge_moments
+from jaxnorm._core.merge import merge_moments
 from jaxnorm._core.moments import Moments, moments
 from jaxnorm._core.pool import compute_dtype, real_dtype
 from jaxnorm._core.standardize import standardize

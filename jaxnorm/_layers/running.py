@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxnorm._core.average import update_moments
 from jaxnorm._core.axes import DTypeLike
-from jaxnorm._core.combine import merge_moments, update_moments
+from jaxnorm._core.merge import merge_moments
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import compute_dtype, real_dtype
 from jaxnorm._layers.layer import FirstState, State

@@ -15,14 +15,15 @@ from jaxnorm._core import collectives, residuals, statistics
 from jaxnorm._core import moments as _moments
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
-from jaxnorm._core.combine import merge_moments
 from jaxnorm._core.formula import Options, apply_affine, normalized
+from jaxnorm._core.merge import merge_moments
 from jaxnorm._core.mesh import count_shards, is_manual, placed, spec_of, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.normalize import normalize, statistics_of
-from jaxnorm._core.pool import Pool, compute_dtype, keep, pool_of, split_axis
+from jaxnorm._core.pool import Pool, compute_dtype, keep, pool_of
 from jaxnorm._core.standardize import expand_moment, standardize_full
 from jaxnorm._core.statistics import Centered
+from jaxnorm._core.sums import split_axis
 from jaxnorm.functional._corrections import Correction
 from jaxnorm.functional._segments import SegmentPool
 

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm._core.pool import abs2, sum_axes
+from jaxnorm._core.pool import abs2
+from jaxnorm._core.sums import sum_axes
 
 
 class Length(NamedTuple):

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.mesh import placed, spec_of
 from jaxnorm._core.plan import PORTABLE, Plan
-from jaxnorm._core.pool import Pool, sum_axes
+from jaxnorm._core.pool import Pool
+from jaxnorm._core.sums import sum_axes
 
 
 class SegmentPool(NamedTuple):

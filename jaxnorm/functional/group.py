@@ -12,7 +12,8 @@ from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.formula import Options
 from jaxnorm._core.mesh import splits_evenly
 from jaxnorm._core.normalize import normalize
-from jaxnorm._core.pool import pool_of, split_axis
+from jaxnorm._core.pool import pool_of
+from jaxnorm._core.sums import split_axis
 
 
 def group_norm(

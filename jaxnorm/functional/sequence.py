@@ -10,8 +10,8 @@ from jax import lax
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
-from jaxnorm._core.combine import merge_moments
 from jaxnorm._core.formula import Options, apply_affine, inverse_root
+from jaxnorm._core.merge import merge_moments
 from jaxnorm._core.mesh import spec_of, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.normalize import statistics_of

@@ -15,7 +15,8 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core import residuals
 from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm._core.mesh import spec_of, without_explicit_axes
-from jaxnorm._core.pool import abs2, compute_dtype, real_dtype, sum_axes
+from jaxnorm._core.pool import abs2, compute_dtype, real_dtype
+from jaxnorm._core.sums import sum_axes
 from jaxnorm.functional import feature
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxnorm._core.combine import update_moments
+from jaxnorm._core.average import update_moments
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import compute_dtype
 from jaxnorm._layers.running import ACCUMULATORS
