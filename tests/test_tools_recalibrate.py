@@ -120,9 +120,9 @@ def test_errors(variables, data):
     )
     strange = Strange().init(jax.random.key(0), data[0], everything=True)
     assert message(Strange(), strange, data) == (
-        "no elements reached the statistics at batch_stats/other, batch_stats/unused: their layer "
-        "is not called in evaluation, or is no batch norm of jaxnorm. Leave them out of the "
-        "model's variables, or call the model so that they are used."
+        "no elements reached the statistics at batch_stats/unused: their layer is not called in "
+        "evaluation, or is no batch norm of jaxnorm or flax. Leave them out of the model's "
+        "variables, or call the model so that they are used."
     )
 
 

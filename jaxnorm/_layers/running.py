@@ -48,7 +48,7 @@ def moments_of(state: State) -> Moments:
 def track(state: State, batch: Moments, update: bool | jax.Array, **options: Any) -> State:
     """Returns the state that has been updated by a batch, or has accumulated it."""
     if ACCUMULATORS[0] in state:
-        return _accumulate(state, batch)
+        return accumulated(state, batch)
     if isinstance(update, jax.Array):
         # Moments of no elements change nothing.
         batch = batch._replace(count=jnp.where(update, batch.count, 0))
@@ -56,7 +56,8 @@ def track(state: State, batch: Moments, update: bool | jax.Array, **options: Any
     return {name: value for name, value in new._asdict().items() if name in state}
 
 
-def _accumulate(state: State, batch: Moments) -> State:
+def accumulated(state: State, batch: Moments) -> State:
+    """Returns the accumulators of a state, a batch merged into them."""
     old = Moments(*(state[name] for name in ACCUMULATORS))
     batch = Moments(*(b.astype(a.dtype) for a, b in zip(old, batch, strict=True)))
     merged = merge_moments(old, batch)

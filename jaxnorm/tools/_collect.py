@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 import jaxnorm.linen
 import jaxnorm.nnx
-from jaxnorm._core.moments import Moments
+from jaxnorm._core.axes import canonical_axes, other_axes
+from jaxnorm._core.moments import Moments, moments
+from jaxnorm._layers.running import ACCUMULATORS, accumulated
 from jaxnorm.tools._accumulate import accumulate
-from jaxnorm.tools._norms import can_normalize_by_batch
+from jaxnorm.tools._norms import arguments, can_normalize_by_batch, instead
 from jaxnorm.tools._running import accumulators
 
 Call = Callable[[Any, Any], Any]
@@ -41,10 +45,11 @@ def nnx_collector(call: Call | None) -> Callable[[Any, bool], Collect]:
     def prepare(model: Any, by_batch: bool) -> Collect:
         evaluated = accumulate(nnx.clone(model))
         evaluated.eval()
-        if by_batch:
-            for _, module in list(nnx.iter_modules(evaluated)):
-                if isinstance(module, jaxnorm.nnx.BatchNorm):
-                    object.__setattr__(module, "__class__", _by_batch_class(type(module)))
+        for _, module in list(nnx.iter_modules(evaluated)):
+            if isinstance(module, nnx.BatchNorm):
+                object.__setattr__(module, "__class__", _flax_class(type(module), by_batch))
+            elif by_batch and isinstance(module, jaxnorm.nnx.BatchNorm):
+                object.__setattr__(module, "__class__", _by_batch_class(type(module)))
         graph, state = nnx.split(evaluated)
         return lambda batch: collect(graph, state, batch)
 
@@ -54,7 +59,7 @@ def nnx_collector(call: Call | None) -> Callable[[Any, bool], Collect]:
 def _collect_linen(model, call, rngs, variables, batch, by_batch: bool):
     variables = {**variables, "batch_stats": accumulate(variables["batch_stats"])}
     apply = nn.apply(call or _call, model, mutable=["batch_stats"])
-    with nn.intercept_methods(_by_batch if by_batch else _as_it_is):
+    with nn.intercept_methods(functools.partial(_collecting, by_batch)):
         _, updates = apply(variables, batch, rngs=rngs)
     return dict(accumulators(updates["batch_stats"]))
 
@@ -69,26 +74,55 @@ def _call(model, batch):
     return model(batch)
 
 
-def _by_batch(next_function, args, kwargs, context):
-    """Lets batch norm alone work as in training; what else the call says stays as it is."""
+def _collecting(by_batch: bool, next_function, args, kwargs, context):
+    """Lets batch norm alone work as in training, if asked; what else the call says stays as it is.
+
+    Flax's own does not accumulate: what reaches it is added here.
+    """
     module = context.module
-    if isinstance(module, jaxnorm.linen.BatchNorm) and context.method_name == "__call__":
+    if context.method_name != "__call__":
+        return next_function(*args, **kwargs)
+    if isinstance(module, nn.BatchNorm):
+        given = arguments(module, args, kwargs)
+        state = {name: module.get_variable("batch_stats", name) for name in ACCUMULATORS}
+        new, many = _add(module, state, given)
+        for name, value in new.items():
+            module.put_variable("batch_stats", name, value)
+        with instead(module, {"use_running_average": not (by_batch and many)}):
+            return next_function(**{**given, "use_running_average": None})
+    if by_batch and isinstance(module, jaxnorm.linen.BatchNorm):
         x = args[0] if args else kwargs["x"]
-        kwargs = {
-            **kwargs,
-            "use_running_average": not can_normalize_by_batch(module, x, kwargs.get("mask")),
-        }
+        evaluate = not can_normalize_by_batch(module, x, kwargs.get("mask"))
+        kwargs = {**kwargs, "use_running_average": evaluate}
     return next_function(*args, **kwargs)
 
 
-def _as_it_is(next_function, args, kwargs, context):
-    del context
-    return next_function(*args, **kwargs)
+def _add(module: Any, state: Any, given: dict[str, Any]) -> tuple[Any, bool]:
+    """Returns accumulators with what reaches a batch norm of flax's, and if that is several."""
+    x = jnp.asarray(given["x"])
+    axes = other_axes(canonical_axes(module.axis, x.shape, "axis"), x.ndim)
+    pooled = moments(x, axes, mask=given["mask"])
+    return accumulated(state, pooled), math.prod(x.shape[a] for a in axes) > 1
+
+
+@functools.cache
+def _flax_class(base: Any, by_batch: bool) -> Any:
+    """Returns a batch norm of flax's for NNX that does as `_collecting` says for linen."""
+
+    def call(self, x, use_running_average=None, *, mask=None):
+        del use_running_average
+        state = {name: getattr(self, name)[...] for name in ACCUMULATORS}
+        new, many = _add(self, state, {"x": x, "mask": mask})
+        for name, value in new.items():
+            getattr(self, name).set_value(value)
+        return base.__call__(self, x, use_running_average=not (by_batch and many), mask=mask)
+
+    return type(base.__name__, (base,), {"__call__": call})
 
 
 @functools.cache
 def _by_batch_class(base: Any) -> Any:
-    """Returns a batch norm for NNX that works as in training, as `_by_batch` does for linen."""
+    """Returns a batch norm for NNX that works as in training, as `_collecting` says for linen."""
 
     def call(self, x, **kwargs):
         evaluate = not can_normalize_by_batch(self, x, kwargs.get("mask"))

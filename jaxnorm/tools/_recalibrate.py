@@ -46,7 +46,7 @@ def recalibrate(
     rngs: Any = None,
     progress: bool = False,
 ) -> Any:
-    """Computes the running statistics of every `BatchNorm` of jaxnorm over a data set.
+    """Computes the running statistics of every `BatchNorm`, of jaxnorm or flax, over a data set.
 
     The running averages of training lag behind the parameters, and are noisy where batches are
     small. This computes instead, for each layer, the mean and the (biased) variance of all that
@@ -80,7 +80,7 @@ def recalibrate(
     Raises:
       ValueError: there is no batch; `rngs` is given with an NNX model; `passes` is below 1, or
         above 1 for batches that can be iterated only once; a mean and variance in `batch_stats`
-        that no batch reached, because its layer was not called or is no `BatchNorm` of jaxnorm;
+        that no batch reached, because its layer was not called or is no batch norm;
         statistics of another kind.
       ImportError: `progress` is wanted and rich is missing.
 
@@ -147,8 +147,8 @@ def _replace(stats, population):
         raise ValueError(
             "no elements reached the statistics at "
             + ", ".join(f"batch_stats/{p}" for p in missing)
-            + ": their layer is not called in evaluation, or is no batch norm of jaxnorm. Leave "
-            "them out of the model's variables, or call the model so that they are used."
+            + ": their layer is not called in evaluation, or is no batch norm of jaxnorm or flax. "
+            "Leave them out of the model's variables, or call the model so that they are used."
         )
 
     def replace(path, node):
