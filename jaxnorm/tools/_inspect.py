@@ -37,7 +37,6 @@ def inspect(
     model: nn.Module,
     variables: Mapping[str, Any],
     batches: Iterable[Any],
-    /,
     *,
     call: Call | None = ...,
     metric: Metric | None = ...,
@@ -54,8 +53,9 @@ def inspect(
 ) -> Inspection: ...
 def inspect(
     model: Any,
-    /,
-    *given: Any,
+    variables: Any = None,
+    batches: Any = None,
+    *more: Any,
     call: Call | None = None,
     metric: Metric | None = None,
     rngs: Any = None,
@@ -72,7 +72,8 @@ def inspect(
 
     Args:
       model: a linen module, or an NNX model, which stays as it is.
-      *given: of a linen module its variables; then an iterable of batches.
+      variables: of a linen module; not given for an NNX model.
+      batches: an iterable of batches.
       call: (model, batch) -> output: calls the bound model for evaluation. Default:
         `model(batch)`.
       metric: (output, batch) -> number, such as the accuracy or loss, which is averaged over the
@@ -99,6 +100,7 @@ is up to 6 standard deviations off, the running variance 1 times the batches' (m
 its running statistics have never been updated; recalibrate (jaxnorm.tools.recalibrate), or train \
 on with a lower momentum.
     """
+    given = (*(value for value in (variables, batches) if value is not None), *more)
     program, rest = take_model("inspect", model, given, call, rngs)
     if len(rest) != 1:
         raise TypeError(

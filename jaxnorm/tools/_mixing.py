@@ -21,7 +21,6 @@ def find_mixing(
     model: nn.Module,
     variables: Any,
     x: Any,
-    /,
     *,
     call: Call | None = ...,
     rngs: Any = ...,
@@ -29,7 +28,12 @@ def find_mixing(
 @overload
 def find_mixing(model: nnx.Module, x: Any, /, *, call: Call | None = ...) -> list[str]: ...
 def find_mixing(
-    model: Any, /, *given: Any, call: Call | None = None, rngs: Any = None
+    model: Any,
+    variables: Any = None,
+    x: Any = None,
+    *more: Any,
+    call: Call | None = None,
+    rngs: Any = None,
 ) -> list[str]:
     """Finds the layers of a model through which an example's output depends on other examples.
 
@@ -46,8 +50,9 @@ def find_mixing(
 
     Args:
       model: a linen module; or an NNX model, in the mode that it is in.
-      *given: of a linen module its variables; then x, an array of at least two examples along
-        axis 0, or a tree of such arrays. Only shapes and dtypes matter.
+      variables: of a linen module; not given for an NNX model.
+      x: an array of at least two examples along axis 0, or a tree of such arrays. Only shapes and
+        dtypes matter.
       call: (model, x) -> output: calls the bound model, in training or evaluation as you ask.
         Default: `model(x)`.
       rngs: passed to `apply` of a linen module.
@@ -74,6 +79,7 @@ def find_mixing(
     al. 2022, Unlocking High-Accuracy Differentially Private Image Classification through Scale
     (group norm instead of batch norm), arXiv:2204.13650.
     """
+    given = (*(value for value in (variables, x) if value is not None), *more)
     program, rest = take_model("find_mixing", model, given, call, rngs, evaluate=False)
     if len(rest) != 1:
         raise TypeError(
