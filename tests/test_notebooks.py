@@ -21,6 +21,7 @@ NAMES = [
     "06_exact_lean_fast",
     "07_gallery",
     "08_your_model",
+    "09_from_elsewhere",
 ]
 PYPROJECT = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8"))
 REPOSITORY = PYPROJECT["project"]["urls"]["Repository"]
