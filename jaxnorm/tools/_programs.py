@@ -159,7 +159,8 @@ def take_model(
             f"{type(model).__name__}."
         )
     variables = given[0] if given else None
-    if isinstance(variables, Mapping) and {"params", "batch_stats"} & set(variables):
+    known = {"params", "batch_stats"}
+    if isinstance(variables, Mapping) and (not variables or known & set(variables)):
         return LinenProgram(model, variables, call, rngs), given[1:]
     got = sorted(variables) if isinstance(variables, Mapping) else type(variables).__name__
     raise TypeError(
