@@ -146,12 +146,25 @@ class _Survey:
             if self.metric is None:
                 return found, ()
             output = self.program.run(state, (rebuild(arrays),), _as_it_is, object())
-            return found, (self.metric(output, rebuild(arrays)), *values)
+            return found, (self._finish(output, (rebuild(arrays),)), *values)
 
         return jax.jit(run)
 
     def _finish(self, output: Any, args: tuple) -> Any:
-        return () if self.metric is None else self.metric(output, *args)
+        if self.metric is None:
+            return ()
+        try:
+            value = jnp.asarray(self.metric(output, *args))
+        except TypeError as error:
+            raise ValueError(
+                f"metric must compute one number by jax.numpy, as under jit, but: {error}"
+            ) from error
+        if value.ndim:
+            raise ValueError(
+                f"metric must return one number, got an array of shape {value.shape}; take its "
+                "mean over the examples."
+            )
+        return value
 
     def _look(self, visit, run, args, kwargs):
         module = visit.module
