@@ -24,7 +24,7 @@ from jaxnorm.tools._norms import (
     instead,
     is_norm,
 )
-from jaxnorm.tools._programs import Call, split_arrays, take_model
+from jaxnorm.tools._programs import Call, as_it_is, split_arrays, take_model
 from jaxnorm.tools._reap import reap
 from jaxnorm.tools._survey import ROWS, Traits, measure, merge, traits
 
@@ -145,7 +145,7 @@ class _Survey:
             values, found = reap(closed, _TAG)(*jax.tree.leaves((state, arrays)))
             if self.metric is None:
                 return found, ()
-            output = self.program.run(state, (rebuild(arrays),), _as_it_is, object())
+            output = self.program.run(state, (rebuild(arrays),), as_it_is, object())
             return found, (self._finish(output, (rebuild(arrays),)), *values)
 
         return jax.jit(run)
@@ -213,11 +213,6 @@ class _Survey:
             found += metric_finding(metrics)
         worst_first = sorted(found, key=lambda finding: -finding[0])
         return Inspection(layers, [sentence for _, sentence in worst_first], metrics)
-
-
-def _as_it_is(visit, run, args, kwargs):
-    del visit
-    return run(*args, **kwargs)
 
 
 def _keeps_none(module: Any) -> bool:
