@@ -55,6 +55,8 @@ def test_errors():
     }.items():
         with pytest.raises(ValueError, match=f"did you mean '{near}"):
             jnx.make(name, 8)
+    with pytest.raises(ValueError, match="did you mean 'group'"):
+        jnn.make("GROUP8")
     with pytest.raises(ValueError, match="did you mean 'layer'"):
         jnn.make("layer3")
     with pytest.raises(ValueError) as error:

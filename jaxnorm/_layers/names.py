@@ -60,7 +60,7 @@ def make_named(package: ModuleType, name: Any, args: tuple, options: dict[str, A
     known = list_names(package)
     base, number = _split(name) if isinstance(name, str) else ("", None)
     if base not in known:
-        near = difflib.get_close_matches(base or str(name), known, 1, cutoff=0.0)
+        near = difflib.get_close_matches((base or str(name)).lower(), known, 1, cutoff=0.0)
         raise ValueError(
             f"unknown normalization {name!r}; did you mean {near[0]!r}? {package.__name__} has: "
             f"{', '.join(known)}. A number may follow {', '.join(n for n in NUMBERS if n in known)}"

@@ -34,7 +34,8 @@ def everywhere() -> Iterator[None]:
     too, is not used again inside, nor the other way round: a training step that is to be exact and
     lean is called inside each time. A class of yours that derives from a norm and computes by
     itself is left alone, but for its calls of flax's own method. Interceptors
-    (`flax.linen.intercept_methods`) that are entered inside do not see the norms called.
+    (`flax.linen.intercept_methods`) see the norms called, whether they are entered inside or
+    outside, and so do `jaxnorm.tools`.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp, jaxnorm.drop_in.linen
@@ -50,11 +51,12 @@ def everywhere() -> Iterator[None]:
 
 
 def _intercept(next_function: Any, args: Any, kwargs: Any, context: Any) -> Any:
-    method = getattr(context.orig_method, "func", None)
-    compute = _BODIES.get(method)
-    if compute is None:
-        return next_function(*args, **kwargs)
-    return compute(context.module, *args, **kwargs)
+    method = context.orig_method
+    compute = _BODIES.get(getattr(method, "func", None))
+    if compute is not None:
+        # It is this call's own. To compute here would pass by the interceptors entered inside.
+        method.__setstate__((compute, method.args, method.keywords, None))
+    return next_function(*args, **kwargs)
 
 
 def _parameters(

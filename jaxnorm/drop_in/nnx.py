@@ -39,6 +39,9 @@ def replace(model: Model) -> Model:
     Returns:
       `model`.
 
+    Raises:
+      TypeError: there is no NNX module in it.
+
     Example:
       >>> import jax.numpy as jnp, jaxnorm.drop_in.nnx
       >>> from flax import nnx
@@ -48,7 +51,14 @@ def replace(model: Model) -> Model:
       >>> jaxnorm.drop_in.nnx.replace(norm)(x).round(3).tolist()
       [[-1.0, 1.0]]
     """
-    for _, node in list(nnx.iter_graph(model, graph=True)):
+    nodes = [node for _, node in nnx.iter_graph(model, graph=True)]
+    if not any(isinstance(node, nnx.Module) for node in nodes):
+        raise TypeError(
+            f"replace takes a flax.nnx model that is built, or a list or dict of such, got "
+            f"{type(model).__name__}; a flax.linen model is called inside "
+            "jaxnorm.drop_in.linen.everywhere()."
+        )
+    for node in nodes:
         own = _own_class(type(node))
         if own is not None:
             object.__setattr__(node, "__class__", own)

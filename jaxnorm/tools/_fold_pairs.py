@@ -83,6 +83,7 @@ def _tag_values(visit: Visit, number: int, names: tuple[str, ...]) -> dict[str, 
         value = visit.value(name)
         if value is not None:
             # Where vmap has stacked it along another axis than the first, this transposes.
+            value = jnp.atleast_1d(value)
             _tag(jnp.concatenate([value, value], -1), number, name)
             ranks[name] = value.ndim
     return ranks

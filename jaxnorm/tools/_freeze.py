@@ -17,6 +17,8 @@ from jaxnorm.tools._norms import OWN_BATCH, affine_names, instead, is_norm
 
 # What makes a call use the running statistics and leave them as they are.
 _FLAGS = {"use_running_average": True, "update_stats": False}
+# How norms are called; the last two are of RevIN.
+_METHODS = ("__call__", "normalize", "denormalize")
 # Part of what JAX looks traced functions up by: what was traced outside is not used inside.
 _frozen = jax.make_user_context(())
 
@@ -75,13 +77,13 @@ def freeze(*patterns: Any, affine: bool = False) -> Iterator[None]:
 def _linen(patterns, affine: bool, seen: set[str]) -> Any:
     def intercept(run, args, kwargs, context):
         module = context.module
-        if context.method_name != "__call__" or not _can_rest(module, affine):
+        if context.method_name not in _METHODS or not _can_rest(module, affine):
             return run(*args, **kwargs)
         path = "/".join(module.path)
         seen.add(path)
         if module.is_initializing() or not _matches(path, patterns):
             return run(*args, **kwargs)
-        return _run_frozen(run, module, args, kwargs, affine)
+        return _run_frozen(run, module, context.method_name, args, kwargs, affine)
 
     return nn.intercept_methods(intercept)
 
@@ -107,11 +109,17 @@ def _nnx(model: nnx.Module, patterns, affine: bool) -> Iterator[None]:
 
 @functools.cache
 def _frozen_class(base: Any, affine: bool) -> Any:
-    @functools.wraps(base.__call__)
-    def call(self, *args, **kwargs):
-        return _run_frozen(functools.partial(base.__call__, self), self, args, kwargs, affine)
+    def frozen(name: str) -> Any:
+        method = getattr(base, name)
 
-    return type(base.__name__, (base,), {"__call__": call})
+        @functools.wraps(method)
+        def call(self, *args, **kwargs):
+            return _run_frozen(functools.partial(method, self), self, name, args, kwargs, affine)
+
+        return call
+
+    own = {name: frozen(name) for name in _METHODS if hasattr(base, name)}
+    return type(base.__name__, (base,), own)
 
 
 def _can_rest(module: Any, affine: bool) -> bool:
@@ -133,8 +141,10 @@ def _check_matched(patterns: tuple[str, ...], seen: set[str]) -> None:
             )
 
 
-def _run_frozen(run: Callable[..., Any], module: Any, args, kwargs, affine: bool) -> Any:
-    bound = inspect.signature(type(module).__call__).bind(module, *args, **kwargs)
+def _run_frozen(
+    run: Callable[..., Any], module: Any, method: str, args, kwargs, affine: bool
+) -> Any:
+    bound = inspect.signature(getattr(type(module), method)).bind(module, *args, **kwargs)
     fields: dict[str, Any] = {}
     for name, value in _FLAGS.items():
         if name in bound.signature.parameters:

@@ -24,7 +24,7 @@ from jaxnorm.tools._norms import (
     instead,
     is_norm,
 )
-from jaxnorm.tools._programs import Call, split_arrays, take_model
+from jaxnorm.tools._programs import Call, as_it_is, split_arrays, take_model
 from jaxnorm.tools._reap import reap
 from jaxnorm.tools._survey import ROWS, Traits, measure, merge, traits
 
@@ -147,13 +147,26 @@ class _Survey:
             values, found = reap(closed, _TAG)(*jax.tree.leaves((state, arrays)))
             if self.metric is None:
                 return found, ()
-            output = self.program.run(state, (rebuild(arrays),), _as_it_is, object())
-            return found, (self.metric(output, rebuild(arrays)), *values)
+            output = self.program.run(state, (rebuild(arrays),), as_it_is, object())
+            return found, (self._finish(output, (rebuild(arrays),)), *values)
 
         return jax.jit(run)
 
     def _finish(self, output: Any, args: tuple) -> Any:
-        return () if self.metric is None else self.metric(output, *args)
+        if self.metric is None:
+            return ()
+        try:
+            value = jnp.asarray(self.metric(output, *args))
+        except TypeError as error:
+            raise ValueError(
+                f"metric must compute one number by jax.numpy, as under jit, but: {error}"
+            ) from error
+        if value.ndim:
+            raise ValueError(
+                f"metric must return one number, got an array of shape {value.shape}; take its "
+                "mean over the examples."
+            )
+        return value
 
     def _look(self, visit, run, args, kwargs):
         module = visit.module
@@ -202,11 +215,6 @@ class _Survey:
             found += metric_finding(metrics)
         worst_first = sorted(found, key=lambda finding: -finding[0])
         return Inspection(layers, [sentence for _, sentence in worst_first], metrics)
-
-
-def _as_it_is(visit, run, args, kwargs):
-    del visit
-    return run(*args, **kwargs)
 
 
 def _keeps_none(module: Any) -> bool:

@@ -70,6 +70,16 @@ def _elementwise(params, labels, known, shapes) -> list[Joined]:
     return [result]
 
 
+def _bitcast(params, labels, known, shapes) -> list[Joined]:
+    (label,), (shape,) = labels, shapes
+    joined = Joined.of(label)
+    if label.ndim > len(shape):  # of several narrow elements
+        return [joined.over(-1)]
+    if label.ndim < len(shape):
+        return [joined.map(lambda v: np.broadcast_to(v[..., None], shape))]
+    return [joined]
+
+
 def _select(params, labels, known, shapes) -> list[Joined]:
     which = known[0]
     if which is None or np.ma.is_masked(which):
@@ -237,6 +247,7 @@ def _linalg(params, labels, known, shapes) -> list[Joined]:
 
 _RULES = {
     "select_n": _select,
+    "bitcast_convert_type": _bitcast,
     "reshape": _moved(lambda v, params, shape: _transposed(v, params).reshape(shape)),
     "squeeze": _moved(lambda v, params, shape: v.reshape(shape)),
     "expand_dims": _moved(lambda v, params, shape: v.reshape(shape)),

@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 
 from jaxnorm.tools._norms import affine_names, is_norm
-from jaxnorm.tools._programs import Call, names_of, take_model
+from jaxnorm.tools._programs import Call, as_it_is, names_of, take_model
 
 
 @overload
@@ -65,12 +65,15 @@ def norm_params(model: Any, /, *args: Any, call: Call | None = None, rngs: Any =
     program, args = take_model("norm_params", model, args, call, rngs)
     found = set()
 
-    def look(visit, run, args, kwargs):
-        if is_norm(visit.module):
-            found.update((*visit.path, name) for name in affine_names(visit.module))
+    def note(run, args, kwargs, context):
+        # By any method: `RevIN` is called by two others.
+        module = context.module
+        if is_norm(module):
+            found.update((*module.path, name) for name in affine_names(module))
         return run(*args, **kwargs)
 
-    program.trace(look, args)
+    with nn.intercept_methods(note):
+        program.trace(as_it_is, args)
 
     def is_found(path, leaf) -> bool:
         del leaf

@@ -159,7 +159,8 @@ def take_model(
             f"{type(model).__name__}."
         )
     variables = given[0] if given else None
-    if isinstance(variables, Mapping) and {"params", "batch_stats"} & set(variables):
+    known = {"params", "batch_stats"}
+    if isinstance(variables, Mapping) and (not variables or known & set(variables)):
         return LinenProgram(model, variables, call, rngs), given[1:]
     got = sorted(variables) if isinstance(variables, Mapping) else type(variables).__name__
     raise TypeError(
@@ -177,6 +178,12 @@ def split_arrays(tree: Any) -> tuple[dict[int, Any], Callable[[dict[int, Any]], 
         return structure.unflatten([arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
 
     return arrays, rebuild
+
+
+def as_it_is(visit: Visit, run: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+    """Is the hook that changes nothing."""
+    del visit
+    return run(*args, **kwargs)
 
 
 def names_of(path: Any) -> Path:

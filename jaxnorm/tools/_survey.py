@@ -56,6 +56,7 @@ def measure(visit: Visit, x: jax.Array, mask: Any) -> jax.Array:
     One array, so that scan and vmap stack all rows alike, before the others.
     """
     module = visit.module
+    mask = None if mask is None else jnp.asarray(mask, bool)  # flax's norms take any dtype
     features, pooled = _channels(module, x)
     others = _axes.other_axes(features, x.ndim)
     found = moments(x, others, mask=mask)

@@ -5,6 +5,7 @@ At a mean of a million standard deviations flax's results are far off, so the re
 
 import threading
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import pytest
 
 import jaxnorm.drop_in.linen as drop_in
 import jaxnorm.linen as jnn
+from jaxnorm.tools import freeze
 
 KEY = jax.random.key(0)
 
@@ -155,6 +157,25 @@ def test_it_ends_with_an_error_and_decorates(x):
 
     assert is_exact(run(), x) and is_exact(run(), x)
     assert not is_exact(norm.init_with_output(KEY, x)[0], x)
+
+
+def test_interceptors_inside_see_the_norms(x):
+    """Such as that of `freeze`, which would otherwise freeze nothing, without a word."""
+    norm, names = nn.BatchNorm(use_running_average=False), []
+    variables = norm.init(KEY, x)
+
+    def note(next_function, args, kwargs, context):
+        names.append(context.method_name)
+        return next_function(*args, **kwargs)
+
+    with drop_in.everywhere(), freeze("*"), nn.intercept_methods(note):
+        y, new = norm.apply(variables, x, mutable=["batch_stats"])
+    assert names == ["__call__"]
+    chex.assert_trees_all_equal(new["batch_stats"], variables["batch_stats"])
+    with drop_in.everywhere(), nn.intercept_methods(note):
+        y, new = norm.apply(variables, x, mutable=["batch_stats"])
+    expected = drop_in.BatchNorm(use_running_average=False).apply(variables, x, mutable=True)
+    chex.assert_trees_all_equal((y, new["batch_stats"]), (expected[0], expected[1]["batch_stats"]))
 
 
 def test_other_modules_are_as_they_were(x):

@@ -141,3 +141,9 @@ def test_linen_modules_within_are_left_to_everywhere(rng):
     with everywhere():
         inside = model(x)
     assert abs(inside).max() < 3 < abs(before).max()
+
+
+def test_what_is_no_nnx_model_is_an_error():
+    for wrong in (flax.linen.LayerNorm(), nnx.LayerNorm, 3):
+        with pytest.raises(TypeError, match=r"takes a flax\.nnx model that is built, .*everywhere"):
+            drop_in.replace(wrong)

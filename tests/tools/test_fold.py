@@ -121,6 +121,7 @@ class Net(nn.Module):
         once = jaxnorm.drop_in.linen.BatchNorm(use_running_average=not train, name="once")
         x = norm("again")(once(nn.Dense(4, name="c", kernel_init=split_init)(x)))
         x = norm("other_axis", feature_axes=0)(nn.Dense(4, name="d")(x))
+        x = norm("one_value", reduction_axes=(0, 1))(nn.Dense(4, name="o")(x))
         x = norm("batch", eval_statistics="batch")(nn.Dense(4, name="e")(x))
         x = norm("masked")(nn.Dense(4, name="f")(x), mask=jnp.ones(x.shape, bool))
         x = norm("given")(nn.Dense(4, name="g")(x), gamma=jnp.ones(4))
@@ -170,6 +171,7 @@ KEPT = {
     "residual": "the output of b is also used elsewhere",
     "again": "its input comes from once, which is no Dense, Conv or ConvTranspose",
     "other_axis": "its statistics are not of the last axis alone",
+    "one_value": "its statistics are not of the last axis alone",
     "batch": "it normalizes by the batch's statistics, or updates the running ones; call the "
     "model for evaluation",
     "masked": "the call gives it mask",

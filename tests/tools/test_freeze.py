@@ -162,6 +162,34 @@ def test_of_an_nnx_model():
     assert not is_equal(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))["blocks"][1], new[1])
 
 
+def test_series_that_are_called_by_other_methods_rest():
+    """`RevIN` has gamma and beta, and is called by `normalize` and `denormalize`."""
+
+    class Linen(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            revin = jnn.RevIN(name="revin")
+            return revin.denormalize(nn.Dense(4)(revin.normalize(x)))
+
+    class Nnx(nnx.Module):
+        def __init__(self):
+            self.revin, self.dense = jnx.RevIN(4), nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            return self.revin.denormalize(self.dense(self.revin.normalize(x)))
+
+    x = jax.random.normal(jax.random.key(0), (2, 3, 4))
+    linen, model = Linen(), Nnx()
+    variables = linen.init(jax.random.key(1), x)
+    assert tools.norm_params(linen, variables, x)["revin"] == {"gamma": True, "beta": True}
+    with tools.freeze("revin", affine=True):
+        first = jax.grad(lambda v: jnp.sum(linen.apply(v, x) ** 3))(variables)["params"]
+    with tools.freeze(model, "revin", affine=True):
+        second = nnx.to_pure_dict(nnx.grad(lambda m: jnp.sum(m(x) ** 3))(model))
+    for grads, dense in (first, "Dense_0"), (second, "dense"):
+        assert not any(g.any() for g in grads["revin"].values()) and grads[dense]["kernel"].any()
+
+
 def test_errors(variables):
     with pytest.raises(ValueError) as error, tools.freeze("encoder/*", "flax"):
         jax.eval_shape(step, variables)

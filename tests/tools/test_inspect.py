@@ -192,6 +192,11 @@ def test_masks_count_and_batches_are_called_as_said(rng):
     (layer,) = tools.inspect(norm, variables, [batch], **call).layers
     np.testing.assert_allclose(layer.batch.mean, x[:20].mean(0), rtol=1e-5)
     assert (layer.infinite, layer.pooled) == (0, 20)
+    batch["mask"] = batch["mask"].astype(jnp.int32)
+    flaxes = nn.Sequential([nn.BatchNorm(use_running_average=True)])
+    call = {"call": lambda net, batch: net.layers[0](batch["x"], mask=batch["mask"])}
+    (layer,) = tools.inspect(flaxes, initialized(flaxes, x), [batch], **call).layers
+    assert (layer.infinite, layer.pooled) == (0, 20)
 
 
 def test_errors(rng):
@@ -216,6 +221,15 @@ def test_errors(rng):
         "inspect: variables hold no running mean for the model; give the collection batch_stats "
         "too, as it was trained."
     )
+    assert message(
+        ValueError, norm, variables, batches, metric=lambda y, x: jnp.square(y).mean(1)
+    ) == (
+        "metric must return one number, got an array of shape (32,); take its mean over the "
+        "examples."
+    )
+    assert message(
+        ValueError, norm, variables, batches, metric=lambda y, x: float(y.mean())
+    ).startswith("metric must compute one number by jax.numpy, as under jit, but: ")
     dense = nn.Dense(2)
     assert message(ValueError, dense, initialized(dense, batches[0]), batches) == (
         "Dense calls no normalization of jaxnorm or flax, so that there is nothing to inspect."
