@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 from flax import nnx
 
-from jaxnorm.tools._norms import OWN_BATCH, affine_names, instead, is_norm
+from jaxnorm.tools.models.norms import OWN_BATCH, affine_names, instead, is_norm
 
 # What makes a call use the running statistics and leave them as they are.
 _FLAGS = {"use_running_average": True, "update_stats": False}

@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 from flax import nnx
 
-from jaxnorm.tools._norms import affine_names, is_norm
-from jaxnorm.tools._programs import Call, as_it_is, names_of, take_model
+from jaxnorm.tools.models.norms import affine_names, is_norm
+from jaxnorm.tools.models.programs import Call, as_it_is, names_of, take_model
 
 
 @overload

@@ -17,9 +17,9 @@ import jaxnorm.nnx
 from jaxnorm._core.axes import canonical_axes, other_axes
 from jaxnorm._core.moments import Moments, moments
 from jaxnorm._layers.running import ACCUMULATORS, accumulated
-from jaxnorm.tools._accumulate import accumulate
-from jaxnorm.tools._norms import arguments, can_normalize_by_batch, instead
-from jaxnorm.tools._running import accumulators
+from jaxnorm.tools.models.norms import arguments, can_normalize_by_batch, instead
+from jaxnorm.tools.statistics.accumulate import accumulate
+from jaxnorm.tools.statistics.running import accumulators
 
 Call = Callable[[Any, Any], Any]
 Collect = Callable[[Any], dict[str, Moments]]  # of a batch

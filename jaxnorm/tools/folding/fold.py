@@ -12,11 +12,11 @@ from flax.core import unfreeze
 
 from jaxnorm._core.moments import Moments
 from jaxnorm.linen._wrapper import rebox, unbox
-from jaxnorm.tools._fold_kernel import fold_kernel
-from jaxnorm.tools._fold_pairs import STATISTICS, find_pairs
-from jaxnorm.tools._fold_search import Pair
-from jaxnorm.tools._norms import instead
-from jaxnorm.tools._programs import Call, LinenProgram, names_of, take_model
+from jaxnorm.tools.folding.kernel import fold_kernel
+from jaxnorm.tools.folding.pairs import STATISTICS, find_pairs
+from jaxnorm.tools.folding.search import Pair
+from jaxnorm.tools.models.norms import instead
+from jaxnorm.tools.models.programs import Call, LinenProgram, names_of, take_model
 
 
 class Folded:

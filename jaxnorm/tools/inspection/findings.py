@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnorm.tools._inspected import SMALL, InspectedLayer
+from jaxnorm.tools.inspection.layers import SMALL, InspectedLayer
 
 FEW = 16  # values that statistics of less than these are noisy
 FAR = 100.0  # standard deviations from where on other libraries lose digits

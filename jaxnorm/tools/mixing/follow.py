@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from jax.extend import core
 
-from jaxnorm.tools._dataflow import called_jaxpr, open_jaxpr, scan_sizes
-from jaxnorm.tools._label_rules import carry_on
-from jaxnorm.tools._labels import Joined, Labels, everything, no_labels
+from jaxnorm.tools.mixing.labels import Joined, Labels, everything, no_labels
+from jaxnorm.tools.mixing.rules import carry_on
+from jaxnorm.tools.models.dataflow import called_jaxpr, open_jaxpr, scan_sizes
 
 TAG = "jaxnorm mixing "  # with a number: a module's own operations, or what goes in and comes out
 _KNOWN = 1_000_000  # elements that are worth computing to know which index they are

@@ -11,9 +11,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxnorm._core.plain import plain
-from jaxnorm.tools._follow import TAG, Follower
-from jaxnorm.tools._labels import Labels, no_labels
-from jaxnorm.tools._programs import Call, take_model
+from jaxnorm.tools.mixing.follow import TAG, Follower
+from jaxnorm.tools.mixing.labels import Labels, no_labels
+from jaxnorm.tools.models.programs import Call, take_model
 
 
 @overload

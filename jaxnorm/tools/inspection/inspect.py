@@ -14,9 +14,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxnorm._core.moments import Moments
 from jaxnorm._layers.batch import BatchLayer
-from jaxnorm.tools._findings import findings_of, metric_finding
-from jaxnorm.tools._inspected import SMALL, InspectedLayer, Inspection
-from jaxnorm.tools._norms import (
+from jaxnorm.tools.inspection.findings import findings_of, metric_finding
+from jaxnorm.tools.inspection.layers import SMALL, InspectedLayer, Inspection
+from jaxnorm.tools.inspection.survey import ROWS, Traits, measure, merge, traits
+from jaxnorm.tools.models.norms import (
     BATCH,
     OWN_BATCH,
     arguments,
@@ -24,9 +25,8 @@ from jaxnorm.tools._norms import (
     instead,
     is_norm,
 )
-from jaxnorm.tools._programs import Call, as_it_is, split_arrays, take_model
-from jaxnorm.tools._reap import reap
-from jaxnorm.tools._survey import ROWS, Traits, measure, merge, traits
+from jaxnorm.tools.models.programs import Call, as_it_is, split_arrays, take_model
+from jaxnorm.tools.models.reap import reap
 
 _TAG = "jaxnorm inspect "
 Metric = Callable[[Any, Any], Any]  # of the output and the batch

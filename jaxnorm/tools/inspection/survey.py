@@ -11,8 +11,8 @@ import numpy as np
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.moments import moments
 from jaxnorm._layers.batch import BatchLayer
-from jaxnorm.tools._norms import BATCH, OWN_BATCH, affine_names
-from jaxnorm.tools._programs import Visit
+from jaxnorm.tools.models.norms import BATCH, OWN_BATCH, affine_names
+from jaxnorm.tools.models.programs import Visit
 
 # The rows of what `measure` returns; "pooled" is how many elements a statistic is of, "far" by how
 # many standard deviations its mean is away from 0, in the median of all pools but the channels.

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.extend import core
 
-from jaxnorm.tools._dataflow import called_jaxpr, open_jaxpr, scan_sizes
+from jaxnorm.tools.models.dataflow import called_jaxpr, open_jaxpr, scan_sizes
 
 Found = dict[str, list[Any]]  # the values of each name, in the order that they were met
 

@@ -14,7 +14,7 @@ from jaxnorm._core import statistics
 from jaxnorm._core.axes import Axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import Pool
-from jaxnorm.tools._population import Population, track
+from jaxnorm.tools.statistics.population import Population, track
 
 
 def dataset_moments(batches: Iterable[Any], *, axis: Axes, progress: bool = False) -> Moments:

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxnorm._core.pool import compute_dtype
-from jaxnorm.tools._collect import linen_collector, nnx_collector
-from jaxnorm.tools._population import Population, track
-from jaxnorm.tools._running import map_running, nodes
+from jaxnorm.tools.statistics.collect import linen_collector, nnx_collector
+from jaxnorm.tools.statistics.population import Population, track
+from jaxnorm.tools.statistics.running import map_running, nodes
 
 
 @overload

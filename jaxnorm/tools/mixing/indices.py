@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnorm.tools._labels import Joined, everything
+from jaxnorm.tools.mixing.labels import Joined, everything
 
 
 def dynamic_slice(params, labels, known, shapes) -> list[Joined]:

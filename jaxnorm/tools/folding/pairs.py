@@ -12,8 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxnorm._core import axes as _axes
 from jaxnorm._layers.batch import BatchLayer
 from jaxnorm._layers.layer import Context
-from jaxnorm.tools._dataflow import Flow
-from jaxnorm.tools._fold_search import (
+from jaxnorm.tools.folding.search import (
     LAYER_VALUES,
     TAG,
     LayerCall,
@@ -22,8 +21,16 @@ from jaxnorm.tools._fold_search import (
     Search,
     label_of,
 )
-from jaxnorm.tools._norms import BATCH, OWN_BATCH, PLAIN_BATCH, affine_names, arguments, is_plain
-from jaxnorm.tools._programs import Path, Visit
+from jaxnorm.tools.models.dataflow import Flow
+from jaxnorm.tools.models.norms import (
+    BATCH,
+    OWN_BATCH,
+    PLAIN_BATCH,
+    affine_names,
+    arguments,
+    is_plain,
+)
+from jaxnorm.tools.models.programs import Path, Visit
 
 LAYERS = (
     *(nn.Dense, nn.Conv, nn.ConvTranspose),

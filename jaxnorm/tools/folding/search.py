@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxnorm.tools._dataflow import RESHAPED, SAME, Flow, Step
-from jaxnorm.tools._programs import Path, names_of
+from jaxnorm.tools.models.dataflow import RESHAPED, SAME, Flow, Step
+from jaxnorm.tools.models.programs import Path, names_of
 
 TAG = "jaxnorm fold "  # with the number of a call, and what of it
 LAYER_VALUES = ("kernel", "bias")

@@ -12,7 +12,7 @@ from jaxnorm._core.average import update_moments
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import compute_dtype
 from jaxnorm._layers.running import ACCUMULATORS
-from jaxnorm.tools._running import Node, Stats, accumulators, map_running
+from jaxnorm.tools.statistics.running import Node, Stats, accumulators, map_running
 
 
 @overload

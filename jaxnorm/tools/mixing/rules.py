@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnorm.tools import _label_indices as indices
-from jaxnorm.tools._labels import Joined, Labels, everything, join_all
+from jaxnorm.tools.mixing import indices
+from jaxnorm.tools.mixing.labels import Joined, Labels, everything, join_all
 
 ELEMENTWISE = frozenset(
     """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil

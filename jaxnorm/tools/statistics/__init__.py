@@ -1,0 +1,1 @@
+"""Running statistics over whole data sets and over microbatches."""
