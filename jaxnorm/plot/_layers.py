@@ -215,6 +215,7 @@ def _draw_scatter(ax: Plot, x: np.ndarray, y: np.ndarray, *, logarithmic: bool) 
     else:
         margin = 0.08 * (high - low) or 1.0
         limits = (low - margin, high + margin)
+        ax.locator_params(nbins=5)  # more labels touch each other in so small a picture
     ax.axline((limits[0],) * 2, (limits[1],) * 2, color=GRID, linewidth=1.2, zorder=0)
     ax.scatter(x, y, s=16, color=AFTER, alpha=0.7, linewidths=0)
     ax.set_xlim(limits)

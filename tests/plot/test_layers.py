@@ -77,6 +77,9 @@ def test_running_statistics_are_drawn_against_the_batch(rng):
     running = {f"norm_{i}": make_moments(rng) for i in range(5)}
     running["norm_0"] = make_moments(rng, spread=8.0)
     batch = {name: make_moments(rng) for name in running}
+    # Labels with three decimals, which touched each other.
+    small = jaxnorm.Moments(np.linspace(-0.066, 0.057, 8), np.linspace(1, 2, 8), np.ones(()))
+    running["norm_2"] = batch["norm_2"] = small
     figure = plot.running_statistics(running, batch)
     # Five layers stand in two lines of three; means above standard deviations.
     places = [ax.get_subplotspec() for ax in figure.axes]
