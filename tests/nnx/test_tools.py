@@ -144,7 +144,15 @@ def test_errors(rng):
     assert "['mean', 'projection'], are not a mean and a variance" in message(
         jnx.DecorrelatedBatchNorm(4), data
     )
-    foreign = nnx.Sequential(nnx.BatchNorm(4, rngs=nnx.Rngs(0)))
+
+    class Foreign(nnx.Module):
+        def __init__(self):
+            self.mean, self.var = (nnx.BatchStat(jnp.ones(4)) for _ in range(2))
+
+        def __call__(self, x):
+            return (x - self.mean[...]) * jax.lax.rsqrt(self.var[...])
+
+    foreign = nnx.Sequential(Foreign())
     text = "no elements reached the statistics at batch_stats/layers/0: "
     assert message(foreign, data).startswith(text)
     with pytest.raises(ValueError, match=re.escape("holds no running mean and var")):
