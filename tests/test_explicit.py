@@ -160,6 +160,7 @@ MODULES = {
     "group_norm": (jnn.GroupNorm(num_groups=1), CHANNELS, {}),
     "instance_norm": (jnn.InstanceNorm(), CHANNELS, {}),
     "traced": (jnn.BatchNorm(), CHANNELS, {"use_running_average": jnp.asarray(False)}),
+    "input_norm": (jnn.InputNorm(), CHANNELS, {"use_running_average": False}),
     "decorrelated": (
         jnn.DecorrelatedBatchNorm(reduction_axes=0, feature_axes=1, method="iterative"),
         CHANNELS,
