@@ -207,7 +207,7 @@ def test_modules_return_gradients_where_their_parameters_lie(name, rng):
     def run(x, place):
         state = init(x)
         params = jax.tree_util.tree_map_with_path(
-            lambda path, p: place(p + 0.1, place_of_parameter(path, p)), state.pop("params")
+            lambda path, p: place(p + 0.1, place_of_parameter(path, p)), state.pop("params", {})
         )
         if name == "spectral_norm":
             u = state["batch_stats"]["kernel_u"]
