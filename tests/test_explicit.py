@@ -160,6 +160,7 @@ MODULES = {
     "group_norm": (jnn.GroupNorm(num_groups=1), CHANNELS, {}),
     "instance_norm": (jnn.InstanceNorm(), CHANNELS, {}),
     "traced": (jnn.BatchNorm(), CHANNELS, {"use_running_average": jnp.asarray(False)}),
+    "input_norm": (jnn.InputNorm(), CHANNELS, {"use_running_average": False}),
     "decorrelated": (
         jnn.DecorrelatedBatchNorm(reduction_axes=0, feature_axes=1, method="iterative"),
         CHANNELS,
@@ -206,7 +207,7 @@ def test_modules_return_gradients_where_their_parameters_lie(name, rng):
     def run(x, place):
         state = init(x)
         params = jax.tree_util.tree_map_with_path(
-            lambda path, p: place(p + 0.1, place_of_parameter(path, p)), state.pop("params")
+            lambda path, p: place(p + 0.1, place_of_parameter(path, p)), state.pop("params", {})
         )
         if name == "spectral_norm":
             u = state["batch_stats"]["kernel_u"]

@@ -14,6 +14,7 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.merge import merge_moments
+from jaxnorm._core.mesh import placed, spec_of
 from jaxnorm._core.moments import Moments, moments
 from jaxnorm._core.pool import compute_dtype, real_dtype
 from jaxnorm._core.standardize import standardize
@@ -51,6 +52,11 @@ class PopulationLayer(Layer):
         )
         return dict(zip(NAMES, makers, strict=True))
 
+    def state_spec(self, x: jax.Array) -> tuple[Any, ...]:
+        """Returns how the moments lie on an explicit mesh: as the features do."""
+        given = spec_of(x)
+        return tuple(given[a] for a in self.features_of(x.shape))
+
     def apply(
         self,
         x: jax.Array,
@@ -63,7 +69,8 @@ class PopulationLayer(Layer):
         evaluate = self.use_running_average if evaluate is None else evaluate
         decisions = Decisions.make(evaluate, None, "batch", "running", None, context.label)
         tracks = decisions.tracks(context)
-        axes, population = self._axes_of(x), _moments_of(state)
+        axes, spec = self._axes_of(x), self.state_spec(x)
+        population = Moments(*(placed(value, spec) for value in _moments_of(state)))
         new = None
         if tracks:
             mapped = {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}

@@ -150,7 +150,7 @@ def test_errors(rng):
             self.mean, self.var = (nnx.BatchStat(jnp.ones(4)) for _ in range(2))
 
         def __call__(self, x):
-            return (x - self.mean[...]) * jax.lax.rsqrt(self.var[...])
+            return (x - self.mean[None]) * jax.lax.rsqrt(self.var[None])
 
     foreign = nnx.Sequential(Foreign())
     text = "no elements reached the statistics at batch_stats/layers/0: "

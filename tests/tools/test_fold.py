@@ -132,6 +132,8 @@ class Net(nn.Module):
         tied = nn.Dense(4, name="j", use_bias=False)
         x = norm("tied")(tied(x)) + tied.variables["params"]["kernel"].sum()
         x, _ = nn.scan(Carried, **split, length=2)(name="carried")(nn.Dense(4, name="k")(x), None)
+        slim = norm("slim")
+        x = slim(nn.Dense(4, name="p")(x)) + abs(slim.variables["params"]["gamma"]).sum()
         two = norm("two")
         return two(nn.Dense(4, name="l")(x)) + two(nn.Dense(4, name="m")(x)) + y
 
@@ -181,6 +183,7 @@ KEPT = {
     "tied": "a parameter of j is also used elsewhere",
     "carried/norm": "its input comes from outside of the model, or of a loop",
     "relu": "its class BatchNormReLU computes in a way of its own",
+    "slim": "its parameters or statistics are also used elsewhere",
     "two": "it is called behind several layers, l and m",
 }
 

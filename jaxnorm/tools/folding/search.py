@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxnorm.tools.models.dataflow import RESHAPED, SAME, Flow, Step
+from jaxnorm.tools.models.dataflow import LOOPS, RESHAPED, SAME, Flow, Step
 from jaxnorm.tools.models.programs import Path, names_of
 
 TAG = "jaxnorm fold "  # with the number of a call, and what of it
@@ -143,7 +143,34 @@ class Search:
             ends = [] if value is None else self.flow.ends(value, lambda s: s.name in RESHAPED)
             if any(all(end is not one for one in known) for end in ends):
                 return f"a parameter of {name} is also used elsewhere"
-        return self.why_not_stacked(layer, norm)
+        read = "its parameters or statistics are also used elsewhere"
+        return self.why_not_stacked(layer, norm) or (read if self.is_read_elsewhere(norm) else "")
+
+    def is_read_elsewhere(self, norm: NormCall) -> bool:
+        """Whether what a norm has is read by other code than its own, where its calls stand."""
+        flow, numbers = self.flow, {id(step): i for i, step in enumerate(self.flow.steps)}
+
+        def places(end: str) -> list[int]:
+            return [numbers[id(step)] for step in self.tagged[norm.path, end]]
+
+        tags = [tag for name in norm.ranks for tag in self.tagged[norm.path, name]]
+        known = {numbers[id(self.maker(tag.inputs[0]))] for tag in tags}
+        calls = list(zip(places("in"), places("out"), strict=True))
+        # What is made of them alone may have been taken out of the loop that the norm is in.
+        own = {self.leaf(norm.path, name)[0] for name in norm.ranks}
+        for place, step in enumerate(flow.steps):
+            taken = {value for value in step.inputs if value is not None}
+            used = {value for value in taken if value in own or flow.outside.get(value) in own}
+            if not used or place in known or any(a < place < b for a, b in calls):
+                continue
+            entering = {value for value in used if value in flow.inside}
+            if step.name in LOOPS and entering == used:
+                own |= {inner for value in used for inner in flow.inside[value]}
+            elif used == taken:
+                own |= set(step.outputs)
+            else:
+                return True
+        return not own.isdisjoint(flow.outputs)
 
     def why_not_stacked(self, layer: LayerCall, norm: NormCall) -> str:
         stacks = set()

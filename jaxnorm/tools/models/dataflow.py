@@ -11,7 +11,7 @@ from jax.extend import core
 Value = int | None  # the number of a value; None for a literal
 
 # Functions that are called once, with the arguments that are given.
-_LOOPS = {"scan", "while", "cond"}
+LOOPS = {"scan", "while", "cond"}
 # What hands a value on as it is, but for rounding and where it lies.
 SAME = {"name", "convert_element_type", "copy", "sharding_constraint", "reshard"}
 # What also keeps its numbers, in another shape.
@@ -48,6 +48,7 @@ class Flow:
       outside: of a value that a loop or branch is given, what it is outside.
       inside: the other way round.
       results: what leaves the program, or a loop, or a branch.
+      outputs: of the program.
     """
 
     inputs: list[int] = dataclasses.field(default_factory=list)
@@ -57,6 +58,7 @@ class Flow:
     outside: dict[int, int] = dataclasses.field(default_factory=dict)
     inside: dict[int, list[int]] = dataclasses.field(default_factory=dict)
     results: set[int] = dataclasses.field(default_factory=set)
+    outputs: list[Value] = dataclasses.field(default_factory=list)
     _count: int = 0
 
     @classmethod
@@ -64,7 +66,8 @@ class Flow:
         """Returns the steps of what `jax.make_jaxpr` made."""
         flow, jaxpr = cls(), open_jaxpr(closed)
         flow.inputs = [flow._new() for _ in jaxpr.invars]
-        flow._leave(flow._write(jaxpr, flow.inputs, ""))
+        flow.outputs = flow._write(jaxpr, flow.inputs, "")
+        flow._leave(flow.outputs)
         return flow
 
     def source(self, value: Value, through: Collection[str]) -> Value:
@@ -88,7 +91,7 @@ class Flow:
         for step in self.users.get(value, ()):
             if passes(step):
                 yield from self.ends(step.outputs[0], passes)
-            elif step.name not in _LOOPS or value not in self.inside:
+            elif step.name not in LOOPS or value not in self.inside:
                 yield step
 
     def _leave(self, values: list[Value]) -> None:
@@ -139,7 +142,7 @@ def open_jaxpr(jaxpr: Any) -> Any:
 
 def called_jaxpr(eqn: Any) -> Any:
     """Returns the jaxpr of what is called once with the operation's own arguments, if it is."""
-    if eqn.primitive.name in _LOOPS:
+    if eqn.primitive.name in LOOPS:
         return None
     inner = [open_jaxpr(p) for p in eqn.params.values() if hasattr(open_jaxpr(p), "eqns")]
     if len(inner) != 1 or len(inner[0].invars) != len(eqn.invars):
