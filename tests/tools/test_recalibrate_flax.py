@@ -64,14 +64,33 @@ def test_nnx(norm, rng):
     np.testing.assert_allclose(found.var[...], hidden.var(0), rtol=1e-5)
 
 
-def test_masks_and_channels_first(rng):
+@pytest.mark.parametrize("dtype", [bool, jnp.int32, jnp.float32])
+def test_masks_and_channels_first(dtype, rng):
     x = jnp.asarray(rng.normal(3, 2, (5, 2, 4)), jnp.float32)
     mask = jnp.asarray(rng.random((5, 1, 4)) < 0.6)
     norm = nn.BatchNorm(use_running_average=True, axis=1)
     variables = norm.init(jax.random.key(0), x)
     stats = tools.recalibrate(
-        norm, variables, [(x, mask)], call=lambda norm, batch: norm(batch[0], mask=batch[1])
+        norm,
+        variables,
+        [(x, mask.astype(dtype))],
+        call=lambda norm, batch: norm(batch[0], mask=batch[1]),
     )
     kept = np.asarray(x, np.float64).swapaxes(1, 2)[np.asarray(mask[:, 0])]
     np.testing.assert_allclose(stats["mean"], kept.mean(0), rtol=1e-6)
     np.testing.assert_allclose(stats["var"], kept.var(0), rtol=1e-5)
+
+
+class InMode(nn.BatchNorm):
+    """As people wrap it: with an argument of their own."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        return super().__call__(x, use_running_average=not train)
+
+
+def test_a_subclass_with_a_call_of_its_own_is_named(rng):
+    x = jnp.asarray(rng.normal(3, 2, (8, 3)), jnp.float32)
+    variables = InMode().init(jax.random.key(0), x, train=True)
+    with pytest.raises(ValueError, match="no elements reached the statistics at batch_stats/: "):
+        tools.recalibrate(InMode(), variables, [x], call=lambda norm, x: norm(x, train=False))

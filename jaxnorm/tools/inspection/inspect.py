@@ -22,8 +22,8 @@ from jaxnorm.tools.models.norms import (
     OWN_BATCH,
     arguments,
     can_normalize_by_batch,
-    instead,
     is_norm,
+    run_with,
 )
 from jaxnorm.tools.models.programs import Call, as_it_is, split_arrays, take_model
 from jaxnorm.tools.models.reap import reap
@@ -185,7 +185,9 @@ class _Survey:
         checkpoint_name(measure(visit, x, given.get("mask")), f"{_TAG}{visit.name}")
         if not isinstance(module, BATCH):
             return run(*args, **kwargs)
-        return _run_by_batch(module, run, args, kwargs, given)
+        # As in training, where a batch has more than one value per channel.
+        many = not isinstance(module, OWN_BATCH) or can_normalize_by_batch(module, x, given["mask"])
+        return run_with(module, run, args, kwargs, evaluate=not many)
 
     def result(self) -> Inspection:
         if not self._compiled:
@@ -219,17 +221,6 @@ class _Survey:
 
 def _keeps_none(module: Any) -> bool:
     return isinstance(module, OWN_BATCH) and BatchLayer.of(module).keeps_none
-
-
-def _run_by_batch(module: Any, run: Any, args: tuple, kwargs: dict, given: dict[str, Any]) -> Any:
-    """Lets batch norm work as in training, where a batch has more than one value per channel."""
-    if isinstance(module, OWN_BATCH):
-        evaluate = not can_normalize_by_batch(module, given["x"], given["mask"])
-        return run(*args, **{**kwargs, "use_running_average": evaluate})
-    # flax's own take it from one place only.
-    with instead(module, {"use_running_average": None}):
-        others = {k: v for k, v in kwargs.items() if k not in ("x", "use_running_average")}
-        return run(given["x"], use_running_average=False, **others)
 
 
 def _layer(path: str, known: Traits, rows: list[np.ndarray]) -> InspectedLayer:

@@ -10,8 +10,7 @@ import numpy as np
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.moments import moments
-from jaxnorm._layers.batch import BatchLayer
-from jaxnorm.tools.models.norms import BATCH, OWN_BATCH, affine_names
+from jaxnorm.tools.models.norms import BATCH, affine_names, batch_axes, boolean
 from jaxnorm.tools.models.programs import Visit
 
 # The rows of what `measure` returns; "pooled" is how many elements a statistic is of, "far" by how
@@ -56,7 +55,7 @@ def measure(visit: Visit, x: jax.Array, mask: Any) -> jax.Array:
     One array, so that scan and vmap stack all rows alike, before the others.
     """
     module = visit.module
-    mask = None if mask is None else jnp.asarray(mask, bool)  # flax's norms take any dtype
+    mask = boolean(mask)
     features, pooled = _channels(module, x)
     others = _axes.other_axes(features, x.ndim)
     found = moments(x, others, mask=mask)
@@ -93,11 +92,8 @@ def _channels(module: Any, x: jax.Array) -> tuple[tuple[int, ...], Any]:
         given = getattr(module, name, None)
         return _axes.canonical_axes(missing if given is None else given, x.shape, name)
 
-    if isinstance(module, OWN_BATCH):
-        pooled, _ = BatchLayer.of(module).axes_of(x.shape)
-        return _axes.other_axes(pooled, x.ndim), None
     if isinstance(module, BATCH):
-        return axes("axis", -1), None
+        return _axes.other_axes(batch_axes(module, x.shape), x.ndim), None
     name = next((c.__name__ for c in type(module).__mro__ if c.__name__ in _POOLS), "")
     if name in ("LayerNorm", "RMSNorm"):
         return axes("feature_axes", -1), axes("reduction_axes", -1)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -15,6 +16,7 @@ import jaxnorm.drop_in.linen
 import jaxnorm.drop_in.nnx
 import jaxnorm.linen
 import jaxnorm.nnx
+from jaxnorm._core import axes as _axes
 from jaxnorm._layers.batch import BatchLayer
 
 FLAX_BATCH = (nn.BatchNorm, nnx.BatchNorm)
@@ -60,12 +62,34 @@ def arguments(module: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
     return dict(list(bound.arguments.items())[1:])
 
 
+def batch_axes(module: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the axes that a batch norm of jaxnorm's or flax's pools."""
+    if isinstance(module, OWN_BATCH):
+        return BatchLayer.of(module).axes_of(shape)[0]
+    return _axes.other_axes(_axes.canonical_axes(module.axis, shape, "axis"), len(shape))
+
+
+def boolean(mask: Any) -> Any:
+    """Returns a mask (None stays None) as jaxnorm takes it; flax's norms take any dtype."""
+    return None if mask is None else jnp.asarray(mask, bool)
+
+
 def can_normalize_by_batch(module: Any, x: Any, mask: Any) -> bool:
     """Whether the batch's statistics can normalize in a batch norm of jaxnorm.
 
     A batch of one value per channel, as the last may be, is normalized by the statistics there are.
     """
     return BatchLayer.of(module).can_normalize_by_batch(np.shape(x), mask)
+
+
+def run_with(module: Any, run: Any, args: tuple, kwargs: dict[str, Any], evaluate: bool) -> Any:
+    """Calls a batch norm so that it normalizes by running statistics, or by the batch's."""
+    if isinstance(module, OWN_BATCH):
+        return run(*args, **{**kwargs, "use_running_average": evaluate})
+    # Flax's own take it from one place only.
+    given = {**arguments(module, args, kwargs), "use_running_average": evaluate}
+    with instead(module, {"use_running_average": None}):
+        return run(given.pop("x"), **given)
 
 
 @contextlib.contextmanager

@@ -14,10 +14,17 @@ from flax import nnx
 
 import jaxnorm.linen
 import jaxnorm.nnx
-from jaxnorm._core.axes import canonical_axes, other_axes
 from jaxnorm._core.moments import Moments, moments
 from jaxnorm._layers.running import ACCUMULATORS, accumulated
-from jaxnorm.tools.models.norms import arguments, can_normalize_by_batch, instead
+from jaxnorm.tools.models.norms import (
+    PLAIN_BATCH,
+    arguments,
+    batch_axes,
+    boolean,
+    can_normalize_by_batch,
+    is_plain,
+    run_with,
+)
 from jaxnorm.tools.statistics.accumulate import accumulate
 from jaxnorm.tools.statistics.running import accumulators
 
@@ -46,7 +53,7 @@ def nnx_collector(call: Call | None) -> Callable[[Any, bool], Collect]:
         evaluated = accumulate(nnx.clone(model))
         evaluated.eval()
         for _, module in list(nnx.iter_modules(evaluated)):
-            if isinstance(module, nnx.BatchNorm):
+            if isinstance(module, nnx.BatchNorm) and is_plain(module, PLAIN_BATCH):
                 object.__setattr__(module, "__class__", _flax_class(type(module), by_batch))
             elif by_batch and isinstance(module, jaxnorm.nnx.BatchNorm):
                 object.__setattr__(module, "__class__", _by_batch_class(type(module)))
@@ -77,32 +84,31 @@ def _call(model, batch):
 def _collecting(by_batch: bool, next_function, args, kwargs, context):
     """Lets batch norm alone work as in training, if asked; what else the call says stays as it is.
 
-    Flax's own does not accumulate: what reaches it is added here.
+    Flax's own does not accumulate: what reaches it is added here. What a subclass's own call does
+    with it is not known.
     """
     module = context.module
     if context.method_name != "__call__":
         return next_function(*args, **kwargs)
-    if isinstance(module, nn.BatchNorm):
+    if isinstance(module, nn.BatchNorm) and is_plain(module, PLAIN_BATCH):
         given = arguments(module, args, kwargs)
         state = {name: module.get_variable("batch_stats", name) for name in ACCUMULATORS}
-        new, many = _add(module, state, given)
+        new, many = _add(module, state, given["x"], given["mask"])
         for name, value in new.items():
             module.put_variable("batch_stats", name, value)
-        with instead(module, {"use_running_average": not (by_batch and many)}):
-            return next_function(**{**given, "use_running_average": None})
+        return run_with(module, next_function, args, kwargs, evaluate=not (by_batch and many))
     if by_batch and isinstance(module, jaxnorm.linen.BatchNorm):
         x = args[0] if args else kwargs["x"]
-        evaluate = not can_normalize_by_batch(module, x, kwargs.get("mask"))
-        kwargs = {**kwargs, "use_running_average": evaluate}
+        many = can_normalize_by_batch(module, x, kwargs.get("mask"))
+        return run_with(module, next_function, args, kwargs, evaluate=not many)
     return next_function(*args, **kwargs)
 
 
-def _add(module: Any, state: Any, given: dict[str, Any]) -> tuple[Any, bool]:
+def _add(module: Any, state: Any, x: Any, mask: Any) -> tuple[Any, bool]:
     """Returns accumulators with what reaches a batch norm of flax's, and if that is several."""
-    x = jnp.asarray(given["x"])
-    axes = other_axes(canonical_axes(module.axis, x.shape, "axis"), x.ndim)
-    pooled = moments(x, axes, mask=given["mask"])
-    return accumulated(state, pooled), math.prod(x.shape[a] for a in axes) > 1
+    axes = batch_axes(module, jnp.shape(x))
+    pooled = moments(x, axes, mask=boolean(mask))
+    return accumulated(state, pooled), math.prod(jnp.shape(x)[a] for a in axes) > 1
 
 
 @functools.cache
@@ -112,7 +118,7 @@ def _flax_class(base: Any, by_batch: bool) -> Any:
     def call(self, x, use_running_average=None, *, mask=None):
         del use_running_average
         state = {name: getattr(self, name)[...] for name in ACCUMULATORS}
-        new, many = _add(self, state, {"x": x, "mask": mask})
+        new, many = _add(self, state, x, mask)
         for name, value in new.items():
             getattr(self, name).set_value(value)
         return base.__call__(self, x, use_running_average=not (by_batch and many), mask=mask)
