@@ -117,6 +117,9 @@ class Search:
         before = label_of(call.path) if call is not None else self.behind(maker)
         if call is not None:
             return f"its input comes from {before}, which is no Dense, Conv or ConvTranspose"
+        inner = [self.maker(self.flow_back(value)) for value in maker.inputs]
+        if any(step is not None and step.name in _PRODUCTS for step in (maker, *inner)):
+            return "its input is a product that is no Dense's, Conv's or ConvTranspose's"
         return f"{maker.within or maker.name} lies between {before} and it"
 
     def why_not(self, layer: LayerCall, norm: NormCall) -> str:
