@@ -13,22 +13,19 @@ import numpy as np
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
-@functools.cache
 def forward(norm, quickly=False, **options):
     """(x, gamma, beta, mask) -> y, with statistics that nothing else needs."""
-    return compiled(functools.partial(norm, **options), quickly)
+    return cached(given_options, norm, quickly, **options)
 
 
-@functools.cache
 def derivatives(norm, quickly=False, **options):
     """(x, gamma, beta, mask, dy) -> y, (dx, dgamma, dbeta)."""
-    return compiled(with_gradients(norm, **options), quickly)
+    return cached(with_gradients, norm, quickly, **options)
 
 
-@functools.cache
 def mapped(norm):
     """`derivatives` of each of the inputs along axis 1 of x, all else being shared."""
-    return compiled(jax.vmap(with_gradients(norm), in_axes=(1, None, None, None, None)), True)
+    return cached(with_gradients_mapped, norm, True)
 
 
 def one_of_three(norm):
@@ -40,9 +37,25 @@ def one_of_three(norm):
     return call
 
 
+@functools.cache
+def cached(program, norm, quickly, **options):
+    """What `compiled` makes of a program of `norm`: the same for the same arguments."""
+    return compiled(program(norm, **options), quickly)
+
+
 def compiled(function, quickly):
     """`function` compiled, if `quickly` without LLVM's passes."""
     return jax.jit(function, compiler_options=QUICKLY if quickly else None)
+
+
+def given_options(norm, **options):
+    """(x, gamma, beta, mask) -> y, to be compiled."""
+    return functools.partial(norm, **options)
+
+
+def with_gradients_mapped(norm):
+    """`with_gradients` over axis 1 of x, to be compiled."""
+    return jax.vmap(with_gradients(norm), in_axes=(1, None, None, None, None))
 
 
 def with_gradients(norm, **options):
