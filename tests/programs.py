@@ -15,7 +15,7 @@ QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_pass
 
 def forward(norm, quickly=False, **options):
     """(x, gamma, beta, mask) -> y, with statistics that nothing else needs."""
-    return cached(given_options, norm, quickly, **options)
+    return cached(functools.partial, norm, quickly, **options)
 
 
 def derivatives(norm, quickly=False, **options):
@@ -46,11 +46,6 @@ def cached(program, norm, quickly, **options):
 def compiled(function, quickly):
     """`function` compiled, if `quickly` without LLVM's passes."""
     return jax.jit(function, compiler_options=QUICKLY if quickly else None)
-
-
-def given_options(norm, **options):
-    """(x, gamma, beta, mask) -> y, to be compiled."""
-    return functools.partial(norm, **options)
 
 
 def with_gradients_mapped(norm):
