@@ -33,7 +33,7 @@ def assert_gradients_close(norm, x, gamma, beta, mask, rng, compiled=None, **opt
 @registry.paths("gradients", ("large",), core=("five", "plain"))
 def test_gradients_equal_the_closed_form(norm, shape, rng):
     # Those that take masks are tested with them at the other sizes.
-    # The small ones differ from the large one in their plan, not in how they are rounded.
+    # The size that all have is compiled as users do it; what shows there, a small one repeats.
     small = shape in (norm.shapes["five"], norm.shapes["plain"])
     compiled = programs.derivatives(norm, quickly=small)
     for mean in (0.0, 1e3, -1e6):
