@@ -104,7 +104,7 @@ def test_exact_when_fused_with_neighbours(norm, rng):
     for name, values in patterns(rng, *pools.shape):
         for mean in MEANS:
             x = place(values + mean, pools, shape)
-            y, added, stacked, decayed, twice = compiled(x)
+            y, added, stacked, decayed, twice = map(np.asarray, compiled(x))
             expected = norm.expected(x * 2)
             for each in (y, added, stacked[0]):
                 assert_exact(each, expected, name, mean)
