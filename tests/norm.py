@@ -1,6 +1,7 @@
 """A normalization as the contract sees it: how to call it, what it must equal, at which shapes."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -92,7 +93,7 @@ class Norm:
 
     def _of(self, x, epsilon):
         return {
-            "pools": self.pools(np.shape(x)),
+            "pools": pools_of(self, np.shape(x)),
             "feature_axes": self.feature_axes,
             "epsilon": self.epsilon if epsilon is None else epsilon,
             "gamma_offset": self.gamma_offset,
@@ -124,6 +125,11 @@ class Norm:
         places = np.array(np.unravel_index(self.pools(shape), shape))
         fixed = (places == places[:, :, :1]).all((1, 2))
         return [a for a in range(len(shape)) if fixed[a] and shape[a] > 1]
+
+
+@functools.cache
+def pools_of(norm, shape):
+    return norm.pools(shape)
 
 
 def first(function, **options):

@@ -32,7 +32,7 @@ def test_half_is_rounded_once(norm, rng):
     # test_contract_gradients.py does this in bfloat16.
     shape, dtype = norm.shapes["plain"], jnp.float16
     x, gamma, beta, mask = norm.draw(rng, shape, dtype, mask=True)
-    compiled = programs.derivatives(norm)
+    compiled = programs.derivatives(norm, quickly=True)
     for mean in (0.0, 100.0):
         moved = x + np.float16(mean)
         y, _ = compiled(moved, gamma, beta, mask, x)
@@ -45,7 +45,8 @@ def test_float16_near_its_largest_value(norm, rng):
     pools = norm.pools(shape)
     # Where it can be asked for, in float32: the result is not cast to float16 on the way.
     dtype = jnp.float32 if "dtype" in norm.takes else jnp.float16
-    compiled = programs.forward(norm, **({"dtype": dtype} if "dtype" in norm.takes else {}))
+    options = {"dtype": dtype} if "dtype" in norm.takes else {}
+    compiled = programs.forward(norm, quickly=True, **options)
     for values in (
         np.full(pools.shape, 6e4),
         np.where(rng.random(pools.shape) < 0.5, -6e4, 6e4),
@@ -85,7 +86,7 @@ def test_the_result_is_cast_once_to_the_dtype_given(norm, rng):
     if "dtype" not in norm.takes:
         return
     x, gamma, beta, mask = norm.draw(rng, norm.shapes["five"], mask=True)
-    y = programs.forward(norm, dtype="float16")(x, gamma, beta, mask)
+    y = programs.forward(norm, quickly=True, dtype="float16")(x, gamma, beta, mask)
     assert_one_rounding(y, norm.expected(x, gamma, beta, mask), jnp.float16)
 
 
@@ -94,7 +95,7 @@ def test_float64(norm, rng):
     # The reference is evaluated in long double, wider than what it judges on most platforms, and
     # exact enough where it is not: it subtracts the mean of the remainder too.
     with jax.enable_x64(True):
-        compiled = programs.forward(norm)
+        compiled = programs.forward(norm, quickly=True)
         pools = norm.pools(norm.shapes["plain"])
         for name, values in patterns(rng, *pools.shape):
             for mean in (0.0, 1e2, -1e6):
@@ -114,7 +115,7 @@ def test_complex(norm, rng):
     shape = norm.shapes["five"]
     x, gamma, beta, mask = norm.draw(rng, shape, jnp.complex64, mask=True)
 
-    @jax.jit
+    @functools.partial(programs.compiled, quickly=True)
     def compiled(x, dy, step):
         f = lambda x: norm(x, gamma, beta, mask)  # noqa: E731
         y, vjp = jax.vjp(f, x)
@@ -126,7 +127,7 @@ def test_complex(norm, rng):
 
     for given in (x, x.real.astype(x.dtype), x + np.complex64(1e4 - 2e4j)):
         dy, step = draw(), draw()
-        y, dx, tangent = compiled(given, dy, step)
+        y, dx, tangent = jax.tree.map(np.asarray, compiled(given, dy, step))
         assert y.dtype == dx.dtype == jnp.complex64
         expected = norm.expected(given, gamma, beta, mask)
         assert np.abs(y - expected).max() <= TOLERANCE * max(1, np.abs(expected).max() / 3)
@@ -148,6 +149,6 @@ def test_complex(norm, rng):
 def test_complex128(norm, rng):
     with jax.enable_x64(True):
         x = np.asarray(norm.draw(rng, norm.shapes["plain"], jnp.complex64)[0], np.complex128)
-        y = programs.forward(norm)(x)
+        y = programs.forward(norm, quickly=True)(x)
         assert y.dtype == jnp.complex128
         np.testing.assert_allclose(y, norm.expected(x), atol=1e-13)

@@ -23,7 +23,7 @@ def test_integer_input(norm, dtype):
         f"{name} must have a floating-point or complex dtype, got {np.dtype(dtype)}; convert it "
         f"first, for example with {name}.astype(jnp.float32)."
     )
-    x = jnp.ones(norm.shapes["five"], dtype)
+    x = np.ones(norm.shapes["five"], dtype)
     with pytest.raises(TypeError, match=message(text)):
         norm(x)
     with pytest.raises(TypeError, match=message(text)):
@@ -35,7 +35,7 @@ def test_integer_input(norm, dtype):
 def test_parameter_that_does_not_fit(norm, parameter):
     if parameter not in norm.takes:
         with pytest.raises(TypeError, match=f"unexpected keyword argument '{parameter}'"):
-            norm(jnp.ones(norm.shapes["five"]), **{parameter: jnp.ones(2)})
+            norm(np.ones(norm.shapes["five"]), **{parameter: np.ones(2)})
         return
     name = norm.called.get(parameter, parameter)
     shape = norm.shapes["plain"]
@@ -53,7 +53,7 @@ def test_parameter_that_does_not_fit(norm, parameter):
             f"axes {name} varies along."
         )
         with pytest.raises(ValueError, match=message(text)):
-            norm(jnp.ones(shape), **{parameter: jnp.ones(wrong)})
+            norm(np.ones(shape), **{parameter: np.ones(wrong)})
 
 
 @registry.norms("errors")
@@ -61,12 +61,12 @@ def test_parameter_that_does_not_fit(norm, parameter):
 def test_epsilon_that_makes_no_sense(norm, epsilon):
     text = f"epsilon must be finite and at least 0, got {epsilon!r}."
     with pytest.raises(ValueError, match=message(text)):
-        norm(jnp.ones(norm.shapes["five"]), epsilon=epsilon)
+        norm(np.ones(norm.shapes["five"]), epsilon=epsilon)
 
 
 @registry.norms("errors")
 def test_epsilon_that_is_no_number(norm):
-    x = jnp.ones(norm.shapes["five"])
+    x = np.ones(norm.shapes["five"])
     with pytest.raises(TypeError, match=message("epsilon must be a number, got 'a'.")):
         norm(x, epsilon="a")
     with pytest.raises(TypeError, match="epsilon must be known when the function is traced"):
@@ -82,7 +82,7 @@ def test_mask_that_is_not_boolean(norm):
             "mask != 0 to convert it."
         )
         with pytest.raises(TypeError, match=message(text)):
-            norm(jnp.ones(shape), mask=jnp.ones(shape, dtype))
+            norm(np.ones(shape), mask=np.ones(shape, dtype))
 
 
 @registry.norms("masks")
@@ -98,20 +98,20 @@ def test_mask_that_does_not_broadcast(norm):
             "axes with the input's last ones, with size 1 where it does not vary."
         )
         with pytest.raises(ValueError, match=message(text)):
-            norm(jnp.ones(shape), mask=jnp.ones(wrong, bool))
+            norm(np.ones(shape), mask=np.ones(wrong, bool))
 
 
 @registry.norms("errors")
 def test_result_dtype_that_cannot_hold_it(norm):
     if "dtype" not in norm.takes:
         with pytest.raises(TypeError, match="unexpected keyword argument 'dtype'"):
-            norm(jnp.ones(norm.shapes["five"]), dtype=jnp.float32)
+            norm(np.ones(norm.shapes["five"]), dtype=jnp.float32)
         return
     text = (
         "dtype=int32 cannot hold a normalized array of dtype float32; give a floating-point dtype."
     )
     with pytest.raises(TypeError, match=message(text)):
-        norm(jnp.ones(norm.shapes["five"]), dtype=jnp.int32)
+        norm(np.ones(norm.shapes["five"]), dtype=jnp.int32)
     text = "dtype=float32 cannot hold a normalized array of dtype complex64; give a complex dtype."
     with pytest.raises(TypeError, match=message(text)):
-        norm(jnp.ones(norm.shapes["five"], jnp.complex64), dtype=jnp.float32)
+        norm(np.ones(norm.shapes["five"], jnp.complex64), dtype=jnp.float32)

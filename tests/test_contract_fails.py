@@ -132,10 +132,16 @@ def resharded(f, x, **given):
 
 # Each defect, and the checks that must see it.
 DEFECTS = {
-    one_pass: [(exact.test_exact_at_every_mean, "five")],
-    beta_too_late: [(exact.test_constant_gives_exactly_beta, "five")],
+    one_pass: [
+        (exact.test_exact_at_every_mean, "five"),
+        (exact.test_exact_on_large_arrays,),
+    ],
+    beta_too_late: [
+        (exact.test_constant_gives_exactly_beta, "five"),
+        (exact.test_constant_gives_exactly_beta, "large"),
+    ],
     mask_ignored: [
-        (masks.test_a_mask_of_fewer_axes_equals_packing,),
+        (gradients.test_without_parameters_and_epsilon,),
         (masks.test_masked_is_exact_at_every_mean, "five"),
         (masks.test_masked_values_and_gradients_equal_the_packed_ones, "plain"),
         (masks.test_full_and_empty_masks, "plain"),

@@ -1,5 +1,6 @@
 """Inside `plain()` every norm is its textbook formula, in everyday operations alone."""
 
+import functools
 import threading
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ from jax.experimental.jet import jet
 
 import jaxnorm
 import jaxnorm.linen as jnn
-from tests import registry
+from tests import programs, registry
 
 # What programs that read jaxprs need not know: all of ours, and how others are kept exact and lean.
 FORBIDDEN = {
@@ -38,22 +39,17 @@ def primitives(jaxpr):
 @registry.norms("plain")
 def test_equals_its_formula_in_everyday_operations(norm, rng):
     """Values and gradients, of two passes: data have a mean of a quarter of their deviation."""
-    x, gamma, beta, mask = norm.draw(rng, norm.shapes["plain"], mask=True)
-    dy = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
-    given = [(name, v) for name, v in (("gamma", gamma), ("beta", beta)) if v is not None]
-
-    def both(x, parameters):
-        y, transpose = jax.vjp(lambda x, p: norm(x, mask=mask, **p), x, parameters)
-        return y, *transpose(dy)
-
+    given = norm.draw(rng, norm.shapes["plain"], mask=True)
+    dy = np.float32(rng.normal(size=given[0].shape))
+    both = programs.with_gradients(norm)
     with jaxnorm.plain():
-        program = jax.make_jaxpr(both)(x, dict(given))
-        plain = jax.jit(both)(x, dict(given))
+        program = jax.make_jaxpr(both)(*given, dy)
+        plain = programs.compiled(both, quickly=True)(*given, dy)
     found = primitives(program.jaxpr)
     assert not found & FORBIDDEN
     assert not {name for name in found if name.startswith("normalize")}
-    outside = jax.jit(both)(x, dict(given))
-    exact = norm.expected(x, gamma, beta, mask)
+    outside = programs.one_of_three(norm)(*given, dy)
+    exact = norm.expected(*given)
     np.testing.assert_allclose(plain[0], exact, atol=4e-6 * max(1, np.abs(exact).max() / 3))
     for value, other in zip(jax.tree.leaves(plain), jax.tree.leaves(outside), strict=True):
         np.testing.assert_allclose(value, other, atol=2e-5 * max(1, np.abs(other).max()), rtol=0)
@@ -83,13 +79,14 @@ MODULES = {
 def test_modules_in_both_modes(name, rng):
     """Evaluation of batch norm is everyday outside too."""
     module = MODULES[name]()
-    x = jnp.asarray(rng.normal(size=(4, 3, 6)), jnp.float32)
+    x = np.float32(rng.normal(size=(4, 3, 6)))
     modes = [{}]
     if "Batch" in name:
         modes = [{"use_running_average": mode} for mode in (True, False)]
     elif name == "SpectralNorm":
         modes = [{"update_stats": mode} for mode in (True, False)]
-    variables = module.init(jax.random.key(0), x, **modes[0])
+    init = functools.partial(module.init, jax.random.key(0), **modes[0])
+    variables = jax.eval_shape(init, x)
     for mode in modes:
 
         def loss(variables, x, mode=mode):
@@ -169,7 +166,7 @@ def test_no_cache_mixes_what_was_traced_inside_and_outside():
 
 def test_taylor_mode(rng):
     """jet's coefficients, of which the second is the second derivative along a line."""
-    x, v = (jnp.asarray(a, jnp.float32) for a in rng.normal(size=(2, 3, 5)))
+    x, v = np.float32(rng.normal(size=(2, 3, 5)))
     norms = {
         "layer": jaxnorm.layer_norm,
         "rms": jaxnorm.rms_norm,
@@ -178,13 +175,16 @@ def test_taylor_mode(rng):
         "weight": lambda x: jaxnorm.weight_norm(x, axis=0),
     }
     for norm in norms.values():
-        with jaxnorm.plain():
-            y, (first, second) = jet(norm, (x,), ((v, jnp.zeros_like(v)),))
 
         def along(t, norm=norm):
             return norm(x + t * v)
 
-        slope = jax.jacfwd(along)
-        np.testing.assert_allclose(y, along(0.0), atol=1e-5)
-        np.testing.assert_allclose(first, slope(0.0), atol=1e-4)
-        np.testing.assert_allclose(second, jax.jacfwd(slope)(0.0), atol=2e-3)
+        def both(x, v, t, norm=norm, along=along):
+            with jaxnorm.plain():
+                y, (first, second) = jet(norm, (x,), ((v, jnp.zeros_like(v)),))
+            slope = jax.jacfwd(along)
+            return (y, first, second), (along(t), slope(t), jax.jacfwd(slope)(t))
+
+        found, expected = programs.compiled(both, quickly=True)(x, v, 0.0)
+        for value, wanted, atol in zip(found, expected, (1e-5, 1e-4, 2e-3), strict=True):
+            np.testing.assert_allclose(value, wanted, atol=atol)

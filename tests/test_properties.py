@@ -21,7 +21,7 @@ def arrays(draw, shapes=SHAPES, offset=0.0):
     shape = draw(st.sampled_from(shapes))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     scale = draw(st.sampled_from([1e-2, 1.0, 30.0]))
-    return jnp.asarray(rng.normal(offset, scale, shape), jnp.float32)
+    return np.float32(rng.normal(offset, scale, shape))
 
 
 @st.composite
@@ -52,18 +52,31 @@ def amplification(x, axes, epsilon=1e-6, mask=None):
     return float(np.max(np.abs(x) / np.where(spread > 0, spread, np.inf), initial=1.0))
 
 
+def function_over(axes, x, rms=False, mask=None):
+    """The norm over `axes`, compiled once for all orders and signs of them: of one program."""
+    ascending = tuple(sorted(a % x.ndim for a in axes))
+    wanted, found = (str(jax.make_jaxpr(over(a, rms))(x, mask)) for a in (ascending, axes))
+    assert found == wanted
+    return over(ascending, rms)
+
+
 @functools.cache
-def function_over(axes, rms=False):
+def over(axes, rms):
     function = jaxnorm.rms_norm if rms else jaxnorm.layer_norm
     return jax.jit(lambda x, mask=None: function(x, axis=axes, mask=mask))
+
+
+def at_once(*functions):
+    """The results of functions of the same arguments, as one program."""
+    return jax.jit(lambda *given: [function(*given) for function in functions])
 
 
 @given(st.data())
 def test_shifting_changes_nothing(data):
     x = data.draw(arrays())
     axes = data.draw(axes_of(x.ndim))
-    shift = data.draw(st.sampled_from([1.0, -256.0, 4096.0]))
-    f = function_over(axes)
+    shift = np.float32(data.draw(st.sampled_from([1.0, -256.0, 4096.0])))
+    f = function_over(axes, x)
     moved = x + shift
     # Exactly the shifted values are compared: what rounding did to x + shift is not judged.
     y, expected = f(moved), f(moved - shift)
@@ -80,8 +93,11 @@ def test_scaling_changes_nothing(data):
     # Powers of two scale exactly; epsilon is scaled with the variance.
     scale = data.draw(st.sampled_from([2.0**-10, -1.0, 2.0**7]))
     function = jaxnorm.rms_norm if rms else jaxnorm.layer_norm
-    y = function(x * scale, axis=axes, epsilon=1e-6 * scale**2)
-    expected = np.sign(scale) * function(x, axis=axes, epsilon=1e-6)
+    y, expected = at_once(
+        lambda x, scaled: function(scaled, axis=axes, epsilon=1e-6 * scale**2),
+        lambda x, scaled: function(x, axis=axes, epsilon=1e-6),
+    )(x, x * np.float32(scale))
+    expected = np.sign(scale) * np.asarray(expected)
     np.testing.assert_allclose(y, expected, atol=2e-6, rtol=2e-6)
 
 
@@ -89,7 +105,7 @@ def test_scaling_changes_nothing(data):
 def test_the_result_is_standardized(data):
     x = data.draw(arrays())
     axes = data.draw(axes_of(x.ndim))
-    y = np.asarray(function_over(axes)(x), np.float64)
+    y = np.asarray(function_over(axes, x)(x), np.float64)
     positive = tuple(a % x.ndim for a in axes)
     var = reference.wide(x).var(positive)
     np.testing.assert_allclose(y.mean(positive), 0, atol=4e-6)
@@ -102,8 +118,8 @@ def test_masked_equals_packed(data):
     axes = data.draw(axes_of(x.ndim))
     mask = data.draw(masks_of(x.shape))
     rms = data.draw(st.booleans())
-    dirty = jnp.where(jnp.broadcast_to(mask, x.shape), x, jnp.nan)
-    y = function_over(axes, rms)(dirty, mask)
+    dirty = np.where(np.broadcast_to(mask, x.shape), x, np.float32(np.nan))
+    y = function_over(axes, x, rms, mask)(dirty, mask)
     pools = reference.pools_over(x.shape, axes)
     formula = reference.over_rms if rms else reference.standardized
     expected = reference.apply_over_pools(lambda v: formula(v, 1e-6), pools, mask, x)
@@ -115,12 +131,9 @@ def test_a_permutation_of_the_pool_permutes_the_result(data):
     x = data.draw(arrays())
     axis = data.draw(st.integers(0, x.ndim - 1))
     order = data.draw(st.permutations(range(x.shape[axis])))
-    f = function_over((axis,))
-    np.testing.assert_allclose(
-        f(jnp.take(x, jnp.asarray(order), axis)),
-        jnp.take(f(x), jnp.asarray(order), axis),
-        atol=4e-6,
-    )
+    f = function_over((axis,), x)
+    y = f(np.take(x, order, axis))
+    np.testing.assert_allclose(y, np.take(np.asarray(f(x)), order, axis), atol=4e-6)
 
 
 CHANNELS = [(2, 6), (2, 3, 4), (2, 3, 2, 8), (1, 2, 2, 3, 6)]
@@ -131,8 +144,10 @@ def test_one_group_is_layer_norm(data):
     x = data.draw(arrays(shapes=CHANNELS))
     mask = data.draw(st.none() | masks_of(x.shape))
     channel = data.draw(st.integers(1, x.ndim - 1))
-    y = jaxnorm.group_norm(x, num_groups=1, channel_axis=channel, mask=mask)
-    expected = jaxnorm.layer_norm(x, axis=tuple(range(1, x.ndim)), mask=mask)
+    y, expected = at_once(
+        lambda x, mask: jaxnorm.group_norm(x, num_groups=1, channel_axis=channel, mask=mask),
+        lambda x, mask: jaxnorm.layer_norm(x, axis=tuple(range(1, x.ndim)), mask=mask),
+    )(x, mask)
     np.testing.assert_allclose(y, expected, atol=4e-6)
 
 
@@ -141,8 +156,10 @@ def test_one_channel_per_group_is_instance_norm(data):
     x = data.draw(arrays(shapes=CHANNELS[1:]))
     mask = data.draw(st.none() | masks_of(x.shape))
     channel = data.draw(st.integers(1, x.ndim - 1))
-    y = jaxnorm.group_norm(x, group_size=1, channel_axis=channel, mask=mask)
-    expected = jaxnorm.instance_norm(x, channel_axis=channel, mask=mask)
+    y, expected = at_once(
+        lambda x, mask: jaxnorm.group_norm(x, group_size=1, channel_axis=channel, mask=mask),
+        lambda x, mask: jaxnorm.instance_norm(x, channel_axis=channel, mask=mask),
+    )(x, mask)
     np.testing.assert_allclose(y, expected, atol=4e-6)
 
 
@@ -151,10 +168,15 @@ def test_batch_norm_of_one_example_axis_is_layer_norm_over_it(data):
     x = data.draw(arrays())
     axes = data.draw(axes_of(x.ndim))
     mask = data.draw(st.none() | masks_of(x.shape))
-    y, moments = jaxnorm.batch_norm(x, axis=axes, epsilon=1e-6, mask=mask)
-    expected = jaxnorm.layer_norm(x, axis=axes, mask=mask)
+
+    @jax.jit
+    def batch_and_its_moments(x, mask):
+        y, moments = jaxnorm.batch_norm(x, axis=axes, epsilon=1e-6, mask=mask)
+        return y, jaxnorm.standardize(x, moments, axis=axes, epsilon=1e-6, mask=mask)
+
+    y, standardized = batch_and_its_moments(x, mask)
+    expected = function_over(axes, x, mask=mask)(x, mask)
     np.testing.assert_array_equal(y, expected)
-    standardized = jaxnorm.standardize(x, moments, axis=axes, epsilon=1e-6, mask=mask)
     # The float32 mean that moments carry is itself rounded.
     scale = amplification(x, axes, mask=None if mask is None else np.asarray(mask))
     np.testing.assert_allclose(standardized, expected, atol=4e-6 * max(scale, 1), rtol=2e-6)
@@ -170,11 +192,12 @@ def test_merging_any_split_in_any_order_equals_the_whole(data):
     bounds = list(zip([0, *cuts], [*cuts, size], strict=True))
     order = data.draw(st.permutations(bounds))
     full = None if mask is None else np.broadcast_to(mask, x.shape)
-    whole = jaxnorm.moments(x, axis=0, mask=full)
-    parts = [
-        jaxnorm.moments(x[a:b], axis=0, mask=None if full is None else full[a:b]) for a, b in order
-    ]
-    merged = jaxnorm.merge_moments(*parts)
+
+    def merge_parts(x, full):
+        given = [(x[a:b], None if full is None else full[a:b]) for a, b in order]
+        return jaxnorm.merge_moments(*(jaxnorm.moments(v, axis=0, mask=m) for v, m in given))
+
+    whole, merged = at_once(lambda x, m: jaxnorm.moments(x, axis=0, mask=m), merge_parts)(x, full)
     wide = reference.wide(x)
     largest = max(1.0, np.abs(wide).max())
     np.testing.assert_allclose(merged.mean, whole.mean, atol=4e-7 * largest)
@@ -191,7 +214,7 @@ def test_half_precision_is_the_rounded_float32_result(data):
     axes = data.draw(axes_of(x.ndim))
     dtype = data.draw(st.sampled_from([jnp.float16, jnp.bfloat16]))
     half = x.astype(dtype)
-    f = function_over(axes, data.draw(st.booleans()))
+    f = function_over(axes, x, data.draw(st.booleans()))
     y, exact = f(half), np.asarray(f(half.astype(jnp.float32)), np.float64)
     assert y.dtype == dtype
     info = jnp.finfo(dtype)
@@ -207,11 +230,11 @@ def test_gradients_obey_the_closed_form(data):
     mask = data.draw(st.none() | masks_of(x.shape))
     rms = data.draw(st.booleans())
     rng = np.random.default_rng(1)
-    dy = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
-    f = lambda x: function_over(axes, rms)(x, mask)  # noqa: E731
-    dx = jax.vjp(f, x)[1](dy)[0]
+    dy = np.float32(rng.normal(size=x.shape))
+    f = function_over(axes, x, rms, mask)
+    dx = jax.jit(lambda x, mask, dy: jax.vjp(lambda x: f(x, mask), x)[1](dy)[0])(x, mask, dy)
     vjp = reference.over_rms_vjp if rms else reference.standardized_vjp
-    cotangent = np.asarray(dy) if mask is None else np.where(mask, dy, 0)
+    cotangent = dy if mask is None else np.where(mask, dy, 0)
     expected = reference.apply_over_pools(
         lambda v, g: vjp(v, g, 1e-6), reference.pools_over(x.shape, axes), mask, x, cotangent
     )
