@@ -22,6 +22,8 @@ class Clock:
         self.now = 0.0
         monkeypatch.setattr(timing.time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(timing.time, "sleep", self.sleep)
+        # A collection takes a tenth of a second where all of jax is loaded.
+        monkeypatch.setattr(timing.gc, "collect", lambda: 0)
         self.log = []
 
     def sleep(self, seconds):

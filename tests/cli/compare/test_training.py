@@ -60,10 +60,11 @@ def test_constant_images_are_not_divided_by_zero():
 
 
 def test_the_models_differ_by_their_normalization_alone():
-    key, x = jax.random.key(0, impl="rbg"), jnp.zeros((2, 8, 8, 1))
-    variables = {
-        norm: Classifier(norm, 10, hidden=4).init(key, x, train=False) for norm in CLASSICAL
-    }
+    key, x = jax.random.key(0, impl="rbg"), np.zeros((2, 8, 8, 1), np.float32)
+    models = {norm: Classifier(norm, 10, hidden=4) for norm in CLASSICAL}
+    variables = jax.jit(
+        lambda: {norm: model.init(key, x, train=False) for norm, model in models.items()}
+    )()
     layers = ("Conv_0", "Conv_1", "Conv_2", "Dense_0", "Dense_1")
     kernels = {
         norm: [v["params"][layer]["kernel"] for layer in layers] for norm, v in variables.items()
