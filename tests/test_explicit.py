@@ -18,6 +18,7 @@ import jaxnorm.linen as jnn
 from jaxnorm._core.mesh import placed, spec_of
 from tests import registry
 from tests.norm import first
+from tests.test_contract_exact import assert_exact
 
 MOVES = "all-gather|all-to-all|collective-permute"
 
@@ -77,7 +78,10 @@ def test_any_place_of_input_parameters_and_mask(norm, rng):
         if gradients is not None:
             assert lies(gradients) == (specs[spec], lying)
     for (_, m), (y, gradients) in zip(computed, results, strict=True):
-        np.testing.assert_allclose(y, norm.expected(x, gamma, beta, masks[m]), atol=8e-6)
+        expected = norm.expected(x, gamma, beta, masks[m])
+        np.testing.assert_allclose(y, expected, atol=8e-6)
+        if "exact" not in norm.exempt:
+            assert_exact(y, expected)
         if gradients is None:
             continue
         dx, dparameters = gradients
