@@ -246,7 +246,8 @@ def test_it_learns_to_remember(name, rng):
             return nn.Dense(1)(nn.RNN(CELLS[name](16))(x)[:, -1])[:, 0]
 
     model = Model()
-    params = jax.jit(model.init)(KEY, x)
+    shapes = jax.eval_shape(model.init, KEY, x)
+    params = jax.tree_util.tree_map_with_path(functools.partial(parameter, rng), shapes)
     optimizer = optax.adam(1e-2)
 
     def loss(params):
