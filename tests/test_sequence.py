@@ -10,24 +10,24 @@ import pytest
 import jaxnorm
 
 
+@jax.jit
+def whole_and_in_parts(x, mask):
+    norm = functools.partial(jaxnorm.cumulative_norm, axis=-1)
+    parts, moments = [], None
+    for start, stop in ((0, 4), (4, 5), (5, 12)):
+        chunk = slice(start, stop)
+        y, moments = norm(x[:, chunk], mask=mask[:, chunk], initial=moments)
+        parts.append(y)
+    exact = jaxnorm.moments(x, (1, 2), mask=mask)
+    return norm(x, mask=mask), (jnp.concatenate(parts, 1), moments), exact
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_streaming_equals_the_whole(masked, rng):
     x = rng.normal(3, 2, (3, 12, 4)).astype(np.float32)
     mask = rng.random((3, 12, 1)) < (0.5 if masked else 2)
     mask[0, :5] = not masked  # a first chunk of nothing
-
-    @jax.jit
-    def results(x, mask):
-        norm = functools.partial(jaxnorm.cumulative_norm, axis=-1)
-        parts, moments = [], None
-        for start, stop in ((0, 4), (4, 5), (5, 12)):
-            chunk = slice(start, stop)
-            y, moments = norm(x[:, chunk], mask=mask[:, chunk], initial=moments)
-            parts.append(y)
-        exact = jaxnorm.moments(x, (1, 2), mask=mask)
-        return norm(x, mask=mask), (jnp.concatenate(parts, 1), moments), exact
-
-    (whole, total), (parts, moments), exact = results(x, mask)
+    (whole, total), (parts, moments), exact = whole_and_in_parts(x, mask)
     np.testing.assert_allclose(parts, whole, atol=4e-6)
     for part, all_at_once in zip(moments, total, strict=True):
         np.testing.assert_allclose(part, all_at_once, atol=2e-6, rtol=2e-6)
