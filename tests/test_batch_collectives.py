@@ -36,7 +36,7 @@ def kept(mesh):
 
 
 def communication(norm, mapped, masked=False):
-    """What a layer sends in training: (forward, backward, both in one program)."""
+    """What a layer sends in training: (forward, backward, both in one program if not masked)."""
     x = batch(mesh())
     mask = kept(mesh()) if masked else None
     init = functools.partial(norm.init, use_running_average=False)
@@ -74,7 +74,7 @@ def communication(norm, mapped, masked=False):
     return (
         collectives(forward, params, x),
         collectives(lambda transpose, dy: transpose(dy), transpose, x),
-        collectives(both, params, x, x),
+        [] if masked else collectives(both, params, x, x),
     )
 
 
