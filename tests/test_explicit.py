@@ -365,8 +365,8 @@ def test_step_in_a_loop(momentum, rng):
 def test_step_outside_of_a_mesh_context_and_inside(jit, rng):
     # JAX's types name the mesh of an array whether the program has entered it or not.
     mesh = two_axes()
-    x = jnp.asarray(rng.normal(0.5, 2, (8, 4, 16)), jnp.float32)
-    gamma = jnp.linspace(0.5, 1.5, 16)
+    x = rng.normal(0.5, 2, (8, 4, 16)).astype(np.float32)
+    gamma = np.linspace(0.5, 1.5, 16, dtype=np.float32)
 
     def step(x, running, gamma):
         def f(x, gamma):
