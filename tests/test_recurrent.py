@@ -93,23 +93,33 @@ def test_values_and_gradients(name, rng):
     carry = jax.tree.map(lambda c: np.float32(rng.normal(size=c.shape)), zero_carry(cell, x))
     weight = rng.normal(size=(3, 6, 5))
 
-    def loss(params, carry, x):
-        rnn = nn.RNN(cell, return_carry=True)
-        last, y = rnn.apply({"params": {"cell": params}}, x, initial_carry=carry)
-        return jnp.sum(y * weight.astype(np.float32)), (last, y)
+    def gradients(make):
+        def loss(params, carry, x, weight):
+            rnn = nn.RNN(make(5), return_carry=True)
+            last, y = rnn.apply({"params": {"cell": params}}, x, initial_carry=carry)
+            return jnp.sum(y * weight), (last, y)
 
-    gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
-    (_, (last, y)), gradient = gradients(params, carry, x)
+        return jax.grad(loss, (0, 1, 2), has_aux=True)
+
+    given = carry, x, weight.astype(np.float32)
+    gradient, (last, y) = jax.jit(gradients(CELLS[name]))(params, *given)
     last_expected, expected = unroll(name, params, carry, x)
     close(y, expected)
     jax.tree.map(close, last, last_expected)
+
+    # Of each example, of a cell that computes all again in the backward pass.
+    mapped = jax.jit(jax.vmap(gradients(nn.remat(CELLS[name])), (None, 0, 0, 0)))
+    each, _ = mapped(params, *jax.tree.map(lambda v: v[:, None], given))
+    of_params, *others = jax.tree.map(np.asarray, each)
+    again = jax.tree.map(lambda g: g.sum(0), of_params), *jax.tree.map(lambda g: g[:, 0], others)
+    jax.tree.map(functools.partial(close, atol=1e-4), again, gradient)
 
     def value(tree):
         return np.sum(unroll(name, *tree)[1] * weight)
 
     # Every parameter, the carry and the input, along a random direction each.
     leaves, treedef = jax.tree.flatten(wide((params, carry, x)))
-    for i, (leaf, slope) in enumerate(zip(leaves, jax.tree.leaves(gradient), strict=True)):
+    for i, (leaf, slope) in enumerate(zip(leaves, jax.tree.leaves(wide(gradient)), strict=True)):
         step = rng.normal(size=leaf.shape)
         ahead, behind = (
             value(treedef.unflatten([*leaves[:i], leaf + s * step, *leaves[i + 1 :]]))
@@ -217,21 +227,6 @@ def test_half_precision(name, rng):
     assert y.dtype == jnp.float64
     expected = unroll(name, params, zero_carry(cell, x), x)[1]
     np.testing.assert_allclose(y, expected, atol=1e-12)
-
-
-@cells
-def test_vmap_of_remat(name, rng):
-    cell, params, x = drawn(name, rng)
-    variables = {"params": {"cell": params}}
-    remat = nn.RNN(nn.remat(CELLS[name])(5))
-
-    def gradient_of(rnn):
-        return jax.grad(lambda variables, x: jnp.sum(rnn.apply(variables, x) ** 2))
-
-    gradient = jax.jit(gradient_of(nn.RNN(cell)))(variables, x)
-    per_example = jax.jit(jax.vmap(gradient_of(remat), (None, 0)))(variables, x[:, None])
-    total = jax.tree.map(lambda g: np.asarray(g).sum(0), per_example)
-    jax.tree.map(functools.partial(close, atol=1e-4), total, gradient)
 
 
 @cells
