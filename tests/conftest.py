@@ -68,6 +68,7 @@ QUICKLY_COMPILED = (
     "tests.test_tools",
     "tests.test_training",
     "tests.test_weight",
+    "tests.test_whitening_gradients",
     "tests.test_whitening_sync",
     "tests.tools",
 )

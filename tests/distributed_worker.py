@@ -49,7 +49,8 @@ def data(number):
 
 
 def train(axis_name, process, processes):
-    mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,))
+    devices = jax.devices()[:DEVICES]
+    mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
     replicated, sharded = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
     net = Net(axis_name)
     variables = jax.jit(net.init, out_shardings=replicated)(jax.random.key(0), jnp.ones((2, 5)))
@@ -67,17 +68,22 @@ def train(axis_name, process, processes):
     return jax.tree.map(np.asarray, variables)
 
 
-def main(process, processes, port, out):
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", DEVICES // processes)
-    if processes > 1:
-        jax.distributed.initialize(f"localhost:{port}", processes, process)
-    assert jax.device_count() == DEVICES
+def train_both_ways(process, processes):
+    """Returns what both ways end with, by name."""
     results = {}
     for axis_name in (None, "data"):
         leaves = jax.tree_util.tree_leaves_with_path(train(axis_name, process, processes))
         for path, value in leaves:
             results[f"{axis_name} {jax.tree_util.keystr(path)}"] = value
+    return results
+
+
+def main(process, processes, port, out):
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", DEVICES // processes)
+    jax.distributed.initialize(f"localhost:{port}", processes, process)
+    assert jax.device_count() == DEVICES
+    results = train_both_ways(process, processes)
     if process == 0:
         np.savez(out, **results)
 

@@ -27,7 +27,7 @@ def normalized(x, axes, epsilon=1e-5):
 
 
 def test_every_axis_tuple(rng):
-    x = jnp.asarray(rng.normal(1, 2, SHAPE), jnp.float32)
+    x = rng.normal(1, 2, SHAPE).astype(np.float32)
     tuples = list(axis_tuples(rng, len(SHAPE)))
 
     @jax.jit
@@ -38,25 +38,31 @@ def test_every_axis_tuple(rng):
             jaxnorm.standardize(x, m, axis=a, epsilon=1e-5)
             for a, (_, m) in zip(tuples, batch, strict=True)
         ]
-        rms = [jaxnorm.rms_norm(x, axis=a) for a in tuples]
-        return layer, batch, given, rms
+        return layer, batch, given
 
-    for axes, layer, (batch, moments), given, rms in zip(tuples, *results(x), strict=True):
+    for axes, layer, (batch, moments), given in zip(tuples, *results(x), strict=True):
         expected = normalized(x, axes)
         for y in (layer, batch, given):
             np.testing.assert_allclose(y, expected, atol=4e-6, err_msg=str(axes))
         positive = tuple(a % 4 for a in axes)
-        mean_square = (reference.wide(x) ** 2).mean(positive, keepdims=True)
-        expected = np.asarray(x) / np.sqrt(mean_square + 1e-6)
-        np.testing.assert_allclose(rms, expected, atol=4e-6)
         np.testing.assert_allclose(moments.mean, reference.wide(x).mean(positive), atol=1e-6)
         np.testing.assert_allclose(moments.var, reference.wide(x).var(positive), atol=4e-6)
         assert float(moments.count) == np.prod([SHAPE[a] for a in positive])
 
 
+def test_rms_norm_of_every_number_of_axes(rng):
+    x = rng.normal(1, 2, SHAPE).astype(np.float32)
+    tuples = list(axis_tuples(rng, len(SHAPE)))[2::3]
+    assert {len(axes) for axes in tuples} == {1, 2, 3, 4}
+    results = jax.jit(lambda x: [jaxnorm.rms_norm(x, axis=axes) for axes in tuples])(x)
+    for axes, y in zip(tuples, results, strict=True):
+        mean_square = (reference.wide(x) ** 2).mean(tuple(a % 4 for a in axes), keepdims=True)
+        np.testing.assert_allclose(y, x / np.sqrt(mean_square + 1e-6), atol=4e-6)
+
+
 @pytest.mark.parametrize("shape", [(7,), (1,), (3, 1), (1, 1, 4), (2, 1, 1, 1, 3)], ids=str)
 def test_any_rank_and_axes_of_size_one(shape, rng):
-    x = jnp.asarray(rng.normal(1, 2, shape), jnp.float32)
+    x = rng.normal(1, 2, shape).astype(np.float32)
     tuples = list(axis_tuples(rng, len(shape)))
     results = jax.jit(lambda x: [jaxnorm.layer_norm(x, axis=a, epsilon=1e-5) for a in tuples])(x)
     for axes, y in zip(tuples, results, strict=True):
@@ -105,10 +111,16 @@ def test_gamma_in_another_order_of_axes_is_an_error():
 
 @pytest.mark.parametrize("rank", [1, 2, 5])
 def test_gamma_and_beta_of_rank_0_are_one_value_for_all(rank, rng):
-    x = jnp.asarray(rng.normal(size=(4,) * rank), jnp.float32)
+    x = rng.normal(size=(4,) * rank).astype(np.float32)
     expected = 2 * normalized(x, (rank - 1,)) + 3
-    np.testing.assert_allclose(jaxnorm.layer_norm(x, 2.0, 3.0, epsilon=1e-5), expected, atol=1e-5)
-    gradient = jax.grad(lambda g: jaxnorm.layer_norm(x, g, epsilon=1e-5)[..., 0].sum())(2.0)
+
+    @jax.jit
+    def results(x, gamma):
+        gradient = jax.grad(lambda g: jaxnorm.layer_norm(x, g, epsilon=1e-5)[..., 0].sum())(gamma)
+        return jaxnorm.layer_norm(x, 2.0, 3.0, epsilon=1e-5), gradient
+
+    y, gradient = results(x, 2.0)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
     np.testing.assert_allclose(gradient, normalized(x, (rank - 1,))[..., 0].sum(), atol=4e-6)
 
 
@@ -132,21 +144,27 @@ def test_full_rank_gamma_and_beta_of_every_shape(rng):
 
 
 def test_default_feature_axes(rng):
-    x = jnp.asarray(rng.normal(size=SHAPE), jnp.float32)
-    channel = jnp.asarray(rng.normal(size=5), jnp.float32)
+    x = rng.normal(size=SHAPE).astype(np.float32)
+    channel = rng.normal(size=5).astype(np.float32)
+    several = rng.normal(size=SHAPE[1:]).astype(np.float32)
+
+    @jax.jit
+    def results(x, several, channel):
+        layer = [jaxnorm.layer_norm(x, g, axis=(1, 2, 3), epsilon=1e-5) for g in (several, channel)]
+        batch = [jaxnorm.batch_norm(x, channel, axis=axis) for axis in (0, (0, 1, 2))]
+        return layer, batch, jaxnorm.batch_norm(x, jnp.asarray(2.0), axis=(0, 1, 2, 3))
+
+    layer, batch, everything = results(x, several, channel)
     # Layer norm over several axes: gamma has their shape, or is one value per channel.
     hat = normalized(x, (1, 2, 3))
-    several = jnp.asarray(rng.normal(size=SHAPE[1:]), jnp.float32)
-    y = jaxnorm.layer_norm(x, several, axis=(1, 2, 3), epsilon=1e-5)
-    np.testing.assert_allclose(y, hat * np.asarray(several), atol=2e-5)
-    y = jaxnorm.layer_norm(x, channel, axis=(1, 2, 3), epsilon=1e-5)
-    np.testing.assert_allclose(y, hat * np.asarray(channel), atol=2e-5)
+    for gamma, y in zip((several, channel), layer, strict=True):
+        np.testing.assert_allclose(y, hat * gamma, atol=2e-5)
     # Position-wise batch norm: one mean per position and channel, gamma for each or per channel.
-    y, moments = jaxnorm.batch_norm(x, channel, axis=0)
+    y, moments = batch[0]
     assert moments.mean.shape == (3, 4, 5)
-    np.testing.assert_allclose(y, normalized(x, (0,)) * np.asarray(channel), atol=2e-5)
+    np.testing.assert_allclose(y, normalized(x, (0,)) * channel, atol=2e-5)
     # After a convolution: one per channel. Over everything: a scalar.
-    assert jaxnorm.batch_norm(x, channel, axis=(0, 1, 2))[1].mean.shape == (5,)
-    y, moments = jaxnorm.batch_norm(x, jnp.asarray(2.0), axis=(0, 1, 2, 3))
+    assert batch[1][1].mean.shape == (5,)
+    y, moments = everything
     assert moments.mean.shape == ()
     np.testing.assert_allclose(y, 2 * normalized(x, (0, 1, 2, 3)), atol=2e-5)

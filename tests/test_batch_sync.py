@@ -27,13 +27,13 @@ def mesh(shape=(8,), names=("d",), kind=AxisType.Explicit):
 @pytest.fixture
 def data(rng):
     """A batch, a mask that leaves shards with different counts (one with none), parameters."""
-    x = jnp.asarray(rng.normal(size=(16, 3, 4)), jnp.float32)
+    x = rng.normal(size=(16, 3, 4)).astype(np.float32)
     mask = rng.random((16, 3, 1)) < 0.6
     mask[4:6] = False  # the third of eight shards
     mask[6:8] = True
-    weights = jnp.asarray(rng.normal(size=(16, 3, 4)), jnp.float32)
-    gamma, beta = jnp.asarray(rng.normal(size=(2, 4)), jnp.float32)
-    return x, jnp.asarray(mask), weights, gamma, beta
+    weights = rng.normal(size=(16, 3, 4)).astype(np.float32)
+    gamma, beta = rng.normal(size=(2, 4)).astype(np.float32)
+    return x, mask, weights, gamma, beta
 
 
 def norm(x, mask, gamma, beta, *, masked=True, **sync):
@@ -48,6 +48,11 @@ def value_and_gradients(apply, x, mask, weights, gamma, beta):
 
     (_, aux), grads = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(x, gamma, beta)
     return *aux, grads
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def of_one_device(masked, *arguments):
+    return value_and_gradients(functools.partial(norm, masked=masked), *arguments)
 
 
 def under_shard_map(mesh, spec, names, masked=True):
@@ -88,13 +93,17 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("way", WAYS)
+# A mask adds counts, however devices are named.
+UNMASKED = ("shard_map", "vmap", "sharded jit")
+EACH = [(way, True) for way in WAYS] + [(way, False) for way in UNMASKED]
+
+
+@pytest.mark.parametrize(("way", "masked"), EACH)
 def test_equals_one_device(data, way, masked):
     x, mask, weights, gamma, beta = data
-    one = functools.partial(norm, masked=masked)
-    expected = jax.jit(functools.partial(value_and_gradients, one))(x, mask, weights, gamma, beta)
+    expected = of_one_device(masked, x, mask, weights, gamma, beta)
 
+    one = functools.partial(norm, masked=masked)
     mesh, spec, names = WAYS[way]
     if mesh is None:
         apply = under_vmap(names, masked)
@@ -122,11 +131,17 @@ def test_stable_at_a_large_mean(data, way):
     else:
         x, mask = jax.device_put((x, mask), NamedSharding(mesh, spec))
         apply = norm if names is None else under_shard_map(mesh, spec, names)
-    y, moments = jax.jit(apply)(x, mask, jnp.ones(4), jnp.zeros(4))
+    y, moments = jax.jit(apply)(x, mask, np.ones(4, np.float32), np.zeros(4, np.float32))
     # The contract's bound for float32; the mean itself is rounded to float32 (6e-2 here).
     np.testing.assert_allclose(y, hat.filled(0), atol=4e-6)
     np.testing.assert_allclose(moments.var, packed.var((0, 1)), rtol=1e-5)
     np.testing.assert_allclose(moments.mean, packed.mean((0, 1)), rtol=6e-8)
+
+
+@jax.jit
+def of_one_group(x, mask, dy, gamma, beta):
+    y, transpose = jax.vjp(lambda x: norm(x, mask, gamma, beta)[0], x)
+    return y, transpose(dy)[0]
 
 
 GROUPS = {
@@ -140,20 +155,19 @@ GROUPS = {
 @pytest.mark.parametrize("way", ["shard_map", "vmap"])
 def test_groups_of_devices(data, kind, way):
     x, mask, _, gamma, beta = data
-    x, mask = x.at[4:6].set(7), mask.at[4:6].set(True)
+    x[4:6], mask[4:6] = 7, True
     groups = GROUPS[kind]
     parts, masks = x.reshape(8, 2, 3, 4), mask.reshape(8, 2, 3, 1)
-    dy = jnp.cos(jnp.arange(x.size, dtype=jnp.float32)).reshape(parts.shape)
+    dy = np.cos(np.arange(x.size, dtype=np.float32)).reshape(parts.shape)
     expected, gradient = np.zeros(parts.shape), np.zeros(parts.shape)
     for group in groups:
         rows = np.array(group)
         joined, joined_mask, joined_dy = (
             v[rows].reshape(-1, *v.shape[2:]) for v in (parts, masks, dy)
         )
-        y, transpose = jax.vjp(lambda x, m=joined_mask: norm(x, m, gamma, beta)[0], joined)
         shape = (len(group), 2, 3, 4)
-        expected[group] = y.reshape(shape)
-        gradient[group] = transpose(joined_dy)[0].reshape(shape)
+        y, dx = of_one_group(joined, joined_mask, joined_dy, gamma, beta)
+        expected[group], gradient[group] = (np.reshape(v, shape) for v in (y, dx))
 
     local = functools.partial(norm, gamma=gamma, beta=beta, axis_name="d", axis_index_groups=groups)
     if way == "vmap":
@@ -210,13 +224,13 @@ class Net(nn.Module):
 def test_module(data, way):
     """Parameters' gradients and running statistics; evaluation needs no bound axis."""
     x = data[0]
-    variables = Net("d").init(jax.random.key(0), x, train=True)
+    variables = jax.jit(functools.partial(Net().init, train=True))(jax.random.key(0), x)
 
     def loss(net, x, variables=variables):
         y, new = net.apply(variables, x, train=True, mutable=["batch_stats"])
         return y, new["batch_stats"]
 
-    y, stats = loss(Net(), x)
+    y, stats = jax.jit(functools.partial(loss, Net()))(x)
     if way == "shard_map":
         apply = jax.shard_map(
             functools.partial(loss, Net("d")), mesh=mesh(), in_specs=P("d"), out_specs=(P("d"), P())
@@ -226,8 +240,8 @@ def test_module(data, way):
     else:
         if way == "vmap":
             parts = x.reshape(8, 2, 3, 4)
-            synced, new = jax.vmap(
-                functools.partial(loss, Net("d")), axis_name="d", out_axes=(0, None)
+            synced, new = jax.jit(
+                jax.vmap(functools.partial(loss, Net("d")), axis_name="d", out_axes=(0, None))
             )(parts)
         else:
             lifted = nn.vmap(
@@ -237,21 +251,24 @@ def test_module(data, way):
                 split_rngs={"params": False},
                 axis_name="d",
             )("d")
-            synced, new = lifted.apply(
-                variables, x.reshape(8, 2, 3, 4), True, mutable=["batch_stats"]
-            )
+            apply = functools.partial(lifted.apply, mutable=["batch_stats"])
+            parts = x.reshape(8, 2, 3, 4)
+            synced, new = jax.jit(apply, static_argnums=2)(variables, parts, True)
             new = new["batch_stats"]
         synced = synced.reshape(y.shape)
     np.testing.assert_allclose(synced, y, **CLOSE)
     chex.assert_trees_all_close(jax.device_get(new), jax.device_get(stats), **CLOSE)
-    Net("d").apply(variables, x, train=False)
-    Net("d", frozen="statistics").apply(variables, x, train=True)
+    jax.eval_shape(functools.partial(Net("d").apply, train=False), variables, x)
+    frozen = Net("d", frozen="statistics")
+    jax.eval_shape(functools.partial(frozen.apply, train=True), variables, x)
 
 
 def test_an_unbound_axis_is_an_error_that_names_it_and_the_module(data):
-    variables = Net("d").init(jax.random.key(0), data[0], train=True)
+    init = functools.partial(Net("d").init, train=True)
+    variables = jax.eval_shape(init, jax.random.key(0), data[0])
+    apply = functools.partial(Net("d").apply, train=True, mutable=["batch_stats"])
     with pytest.raises(NameError) as error:
-        Net("d").apply(variables, data[0], train=True, mutable=["batch_stats"])
+        jax.eval_shape(apply, variables, data[0])
     assert str(error.value) == (
         "BatchNorm norm: axis_name='d' is not bound here. Call this inside jax.vmap or "
         "jax.shard_map with an axis of that name, or leave axis_name out: a jitted function of "
@@ -262,7 +279,7 @@ def test_an_unbound_axis_is_an_error_that_names_it_and_the_module(data):
 def test_moments_of_devices_can_be_merged_later(data):
     """Each device normalizes by itself; only the running statistics are made common."""
     x, mask, *_ = data
-    expected = jaxnorm.moments(x, (0, 1), mask=mask)
+    expected = jax.jit(lambda x, mask: jaxnorm.moments(x, (0, 1), mask=mask))(x, mask)
 
     def merged(x, mask):
         return jaxnorm.merge_moments(jaxnorm.moments(x, (0, 1), mask=mask), axis_name="d")

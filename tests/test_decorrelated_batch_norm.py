@@ -22,8 +22,9 @@ def test_thirty_steps_and_evaluation_against_a_recurrence(rng):
     batches = [(rng.normal(size=(4, 5, 6)) @ mix + shift).astype(np.float32) for _ in range(30)]
     for unbiased in (True, False):
         norm = jnn.DecorrelatedBatchNorm(momentum=0.8, num_groups=2, unbiased=unbiased)
-        variables = norm.init(KEY, batches[0], use_running_average=False)
-        gamma, beta = (jnp.asarray(rng.normal(size=6), jnp.float32) for _ in range(2))
+        init = functools.partial(norm.init, use_running_average=False)
+        variables = jax.jit(init)(KEY, batches[0])
+        gamma, beta = rng.normal(size=(2, 6)).astype(np.float32)
         params = {"gamma": gamma, "beta": beta}
         mean, projection = np.zeros(6), np.stack([np.eye(3)] * 2)
         np.testing.assert_array_equal(variables["batch_stats"]["mean"], mean)
@@ -41,9 +42,16 @@ def test_thirty_steps_and_evaluation_against_a_recurrence(rng):
                 )
                 return updates["batch_stats"], (y, updates["batch_stats"])
 
-            return jax.lax.scan(step, stats, batches)
+            end, history = jax.lax.scan(step, stats, batches)
+            evaluate = functools.partial(
+                norm.apply, {"params": params, "batch_stats": end}, use_running_average=True
+            )
+            evaluated, state = evaluate(batches[0], mutable=["batch_stats"])
+            return end, history, evaluated, evaluate(batches[0, :1, :1]), state["batch_stats"]
 
-        stats, (ys, history) = run(variables["batch_stats"], np.stack(batches))
+        stats, (ys, history), evaluated, alone, same = run(
+            variables["batch_stats"], np.stack(batches)
+        )
         for i, batch in enumerate(batches):
             parts = [zca(p.reshape(20, 3)) for p in np.split(batch.astype(np.float64), 2, -1)]
             y = np.concatenate([p[0] for p in parts], -1).reshape(batch.shape)
@@ -52,27 +60,27 @@ def test_thirty_steps_and_evaluation_against_a_recurrence(rng):
             projection = 0.8 * projection + 0.2 * factor * np.stack([p[2] for p in parts])
             close(history["mean"][i], mean)
             close(history["projection"][i], projection)
-        evaluate = functools.partial(norm.apply, {"params": params, "batch_stats": stats})
         x = batches[0]
         y = np.einsum("gij,bsgj->bsgi", projection, (x - mean).reshape(4, 5, 2, 3))
         y = y.reshape(x.shape) * np.asarray(gamma) + np.asarray(beta)
-        close(evaluate(x, use_running_average=True), y)
+        close(evaluated, y)
         # The same for an example alone, and nothing is updated.
-        close(evaluate(x[:1, :1], use_running_average=True), y[:1, :1])
-        _, state = evaluate(x, use_running_average=True, mutable=["batch_stats"])
-        jax.tree.map(np.testing.assert_array_equal, state["batch_stats"], stats)
+        close(alone, y[:1, :1])
+        jax.tree.map(np.testing.assert_array_equal, same, stats)
 
 
 @pytest.mark.parametrize("method", ["zca", "iterative"])
 def test_running_statistics_whiten_new_data(method, rng):
     mix = rng.normal(size=(4, 4)) / 2 + np.eye(4)
     norm = jnn.DecorrelatedBatchNorm(momentum=0.95, method=method)
-    data = jnp.asarray(rng.normal(size=(100, 1024, 4)) @ mix + 3, jnp.float32)
-    stats = norm.init(KEY, data[0], use_running_average=True)["batch_stats"]
-    params = {"gamma": jnp.ones(4), "beta": jnp.zeros(4)}
+    data = (rng.normal(size=(100, 1024, 4)) @ mix + 3).astype(np.float32)
+    new = (rng.normal(size=(20000, 4)) @ mix + 3).astype(np.float32)
+    init = functools.partial(norm.init, use_running_average=True)
+    stats = jax.jit(init)(KEY, data[0])["batch_stats"]
+    params = {"gamma": np.ones(4, np.float32), "beta": np.zeros(4, np.float32)}
 
     @jax.jit
-    def train(stats):
+    def train(stats, data, new):
         def step(stats, x):
             _, updates = norm.apply(
                 {"params": params, "batch_stats": stats},
@@ -82,11 +90,10 @@ def test_running_statistics_whiten_new_data(method, rng):
             )
             return updates["batch_stats"], None
 
-        return jax.lax.scan(step, stats, data)[0]
+        variables = {"params": params, "batch_stats": jax.lax.scan(step, stats, data)[0]}
+        return norm.apply(variables, new, use_running_average=True)
 
-    variables = {"params": params, "batch_stats": train(stats)}
-    x = jnp.asarray(rng.normal(size=(20000, 4)) @ mix + 3, jnp.float32)
-    y = norm.apply(variables, x, use_running_average=True)
+    y = train(stats, data, new)
     # The standard errors of a variance, sqrt(2 / n), are 0.007 over the 40 batches that count in
     # effect and 0.01 over the new data; the mean of inverse roots is 0.005 above their inverse.
     np.testing.assert_allclose(np.cov(np.asarray(y).T), np.eye(4), atol=0.05)
@@ -97,7 +104,7 @@ def test_masks_and_batches_without_examples(rng):
     x = correlated(rng, 6, 10, 4).astype(np.float32)
     mask = rng.random((6, 10, 1)) < 0.7
     norm = jnn.DecorrelatedBatchNorm(use_running_average=False)
-    variables = norm.init(KEY, x)
+    variables = jax.jit(norm.init)(KEY, x)
 
     @jax.jit
     def train(variables, x, mask):
@@ -105,7 +112,7 @@ def test_masks_and_batches_without_examples(rng):
 
     y, updates = train(variables, np.where(mask, x, np.nan), mask)
     packed = x[mask[..., 0]]
-    z, same = norm.apply(variables, packed, mutable=["batch_stats"])
+    z, same = train(variables, packed, None)
     close(np.asarray(y)[mask[..., 0]], z)
     jax.tree.map(close, updates, same)
     variables = {**variables, **updates}
@@ -115,19 +122,20 @@ def test_masks_and_batches_without_examples(rng):
 
 
 def test_traced_mode(rng):
-    x = jnp.asarray(correlated(rng, 20, 4), jnp.float32)
+    x = correlated(rng, 20, 4).astype(np.float32)
     norm = jnn.DecorrelatedBatchNorm(momentum=0.5)
-    variables = norm.init(KEY, x, use_running_average=True)
-    _, updates = norm.apply(variables, x + 1, use_running_average=False, mutable=["batch_stats"])
-    variables |= updates
+    init = functools.partial(norm.init, use_running_average=True)
+    variables = jax.jit(init)(KEY, x)
 
-    @jax.jit
-    def apply(evaluate):
+    def apply(variables, x, evaluate):
         return norm.apply(variables, x, use_running_average=evaluate, mutable=["batch_stats"])
 
+    known, traced = jax.jit(apply, static_argnums=2), jax.jit(apply)
+    _, updates = known(variables, x + 1, False)
+    variables |= updates
     for evaluate in (False, True):
-        expected = norm.apply(variables, x, use_running_average=evaluate, mutable=["batch_stats"])
-        jax.tree.map(close, apply(evaluate), expected)
+        expected = known(variables, x, evaluate)
+        jax.tree.map(close, traced(variables, x, evaluate), expected)
 
 
 class Block(nn.Module):
@@ -141,7 +149,7 @@ class Block(nn.Module):
 
 
 def test_remat_scan_and_vmap(rng):
-    x = jnp.asarray(rng.normal(size=(20, 4)), jnp.float32)
+    x = rng.normal(size=(20, 4)).astype(np.float32)
     layers = nn.scan(
         nn.remat(Block, static_argnums=(2,)),
         variable_axes={"params": 0, "batch_stats": 0},
@@ -149,7 +157,8 @@ def test_remat_scan_and_vmap(rng):
         in_axes=nn.broadcast,
         length=2,
     )()
-    variables = layers.init(KEY, x, True)
+    variables = jax.jit(layers.init, static_argnums=2)(KEY, x, True)
+    variables = jax.tree.map(np.asarray, variables)
 
     @jax.jit
     def gradient(params):
@@ -166,10 +175,15 @@ def test_remat_scan_and_vmap(rng):
 
     gradients, updates = gradient(variables["params"])
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+
+    @jax.jit
+    def block(variables, x):
+        return Block().apply(variables, x, True, mutable=["batch_stats"])
+
     y = x
     for i in range(2):
         one = jax.tree.map(lambda v, i=i: v[i], variables)
-        (y, _), state = Block().apply(one, y, True, mutable=["batch_stats"])
+        (y, _), state = block(one, y)
         # Updated once, remat or not.
         jax.tree.map(lambda all_, one, i=i: close(all_[i], one), updates, state)
     members = nn.vmap(
@@ -178,52 +192,63 @@ def test_remat_scan_and_vmap(rng):
         split_rngs={"params": True},
         in_axes=(0, None),
     )()
-    (y, _), state = members.apply(variables, jnp.stack([x, 2 * x]), True, mutable=["batch_stats"])
+    apply = functools.partial(members.apply, mutable=["batch_stats"])
+    (y, _), state = jax.jit(apply, static_argnums=2)(variables, np.stack([x, 2 * x]), True)
     one = jax.tree.map(lambda v: v[1], variables)
-    (z, _), expected = Block().apply(one, 2 * x, True, mutable=["batch_stats"])
+    (z, _), expected = block(one, 2 * x)
     close(y[1], z)
     jax.tree.map(lambda all_, one: close(all_[1], one), state, expected)
 
 
 def test_synchronised_in_vmap_with_a_name(rng):
-    x = jnp.asarray(correlated(rng, 4, 10, 4), jnp.float32)
+    x = correlated(rng, 4, 10, 4).astype(np.float32)
     norm = jnn.DecorrelatedBatchNorm(use_running_average=False, axis_name="d")
-    variables = norm.init(KEY, x[0])
+    variables = jax.jit(norm.init)(KEY, x[0])
     apply = functools.partial(norm.apply, variables, mutable=["batch_stats"])
-    y, updates = jax.vmap(apply, axis_name="d")(x)
+    y, updates = jax.jit(jax.vmap(apply, axis_name="d"))(x)
     alone = jnn.DecorrelatedBatchNorm(use_running_average=False)
-    z, expected = alone.apply(variables, x.reshape(40, 4), mutable=["batch_stats"])
+    alone = jax.jit(functools.partial(alone.apply, variables, mutable=["batch_stats"]))
+    z, expected = alone(x.reshape(40, 4))
     close(y.reshape(40, 4), z)
     jax.tree.map(lambda all_, one: close(all_[2], one), updates, expected)
 
 
 def test_options_dtypes_and_call_time_parameters(rng):
-    x = jnp.asarray(correlated(rng, 5, 6, 3, 4), jnp.bfloat16)
+    x = correlated(rng, 5, 6, 3, 4).astype(jnp.bfloat16)
     norm = jnn.DecorrelatedBatchNorm(
         feature_axes=1, num_groups=3, dtype=jnp.float32, use_gamma=False, use_running_average=False
     )
-    variables = norm.init(KEY, x)
+    variables = jax.jit(norm.init)(KEY, x)
     shapes = jax.tree.map(jnp.shape, variables)
     assert shapes == {
         "params": {"beta": (6,)},
         "batch_stats": {"mean": (6,), "projection": (3, 2, 2)},
     }
-    gamma = jnp.asarray(rng.normal(size=6), jnp.bfloat16)
-    y, state = norm.apply(variables, x, gamma=gamma, mutable=["batch_stats"])
-    expected, _ = jaxnorm.whiten(
-        x, gamma, axis=(0, 2, 3), feature_axes=1, num_groups=3, dtype=jnp.float32
-    )
+    gamma = rng.normal(size=6).astype(jnp.bfloat16)
+    where = {"axis": (0, 2, 3), "feature_axes": 1, "num_groups": 3}
+
+    @jax.jit
+    def both(variables, x, gamma):
+        y, state = norm.apply(variables, x, gamma=gamma, mutable=["batch_stats"])
+        return y, state, jaxnorm.whiten(x, gamma, **where, dtype=jnp.float32)[0]
+
+    y, state, expected = both(variables, x, gamma)
     close(y, expected)
     assert y.dtype == jnp.float32
     assert {v.dtype for v in jax.tree.leaves(state)} == {jnp.dtype("float32")}
     # Each example by itself: the axes that are neither pooled nor of units stay.
     norm = jnn.DecorrelatedBatchNorm(reduction_axes=(1, 2), use_running_average=False)
-    y, variables = norm.init_with_output(KEY, x.astype(jnp.float32))
+
+    @jax.jit
+    def both_of_each(x):
+        return *norm.init_with_output(KEY, x), jaxnorm.whiten(x, axis=(1, 2))[0]
+
+    y, variables, expected = both_of_each(x.astype(np.float32))
     assert jax.tree.map(jnp.shape, variables["batch_stats"]) == {
         "mean": (5, 4),
         "projection": (5, 1, 4, 4),
     }
-    close(y, jaxnorm.whiten(x.astype(jnp.float32), axis=(1, 2))[0])
+    close(y, expected)
 
 
 def raises(error, message):

@@ -10,7 +10,9 @@ import sys
 import nbformat
 import numpy as np
 
-WORKER = pathlib.Path(__file__).with_name("distributed_worker.py")
+from tests import distributed_worker
+
+WORKER = pathlib.Path(distributed_worker.__file__)
 NOTEBOOK = WORKER.parents[1] / "notebooks" / "06_exact_lean_fast.ipynb"
 SECONDS = 300
 
@@ -51,7 +53,7 @@ def run(processes, out):
 
 def test_two_processes_equal_one(tmp_path):
     """Parameters and statistics after 20 steps, in a sharded jit and in shard_map."""
-    one = run(1, tmp_path / "one.npz")
+    one = distributed_worker.train_both_ways(0, 1)
     two = run(2, tmp_path / "two.npz")
     # Two ways, with 6 + 4 parameters and 4 statistics.
     assert len(one) == 28

@@ -18,6 +18,7 @@ import jaxnorm.linen as jnn
 from jaxnorm._core.mesh import placed, spec_of
 from tests import registry
 from tests.norm import first
+from tests.test_contract_exact import assert_exact
 
 MOVES = "all-gather|all-to-all|collective-permute"
 
@@ -44,31 +45,47 @@ def along_data(parameter):
 
 @registry.norms("shards")
 def test_any_place_of_input_parameters_and_mask(norm, rng):
+    """Types say where all results lie; of what composes the core half of them are computed."""
     shape = norm.shapes["plain"]
     x, gamma, beta, mask = norm.draw(rng, shape, mask=True)
-    dy = jnp.asarray(rng.normal(size=shape), x.dtype)
+    dy = rng.normal(size=shape).astype(x.dtype)
     *specs, crossed = places(shape)
-    parameters = (gamma, beta)
-    lying = jax.tree.map(along_data, parameters)
+    lying = jax.tree.map(along_data, (gamma, beta))
+    masks = [None] if mask is None else [None, mask]
+    core = norm.name in registry.CORE
+    # A place and a mask each: with the second place the mask, or both masks with both places.
+    every = [(spec, m) for spec in range(2) for m in range(len(masks))]
+    computed = every if core else every[:: len(every) - 1]
 
-    @jax.jit
-    def f(xs, dys, parameters, mask):
-        def both(x, dy):
-            y, vjp = jax.vjp(lambda x, parameters: norm(x, *parameters), x, parameters)
-            return y, norm(x, *parameters, mask), vjp(dy)
+    def results_of(chosen, xs, dys, parameters, masks):
+        def result(x, dy, mask):
+            if core and mask is not None:
+                return norm(x, *parameters, mask), None
+            y, vjp = jax.vjp(lambda x, parameters: norm(x, *parameters, mask), x, parameters)
+            return y, vjp(dy)
 
-        return [both(*given) for given in zip(xs, dys, strict=True)]
+        return [result(xs[spec], dys[spec], masks[m]) for spec, m in chosen]
 
     with jax.set_mesh(two_axes()):
         xs, dys = ([jax.device_put(value, spec) for spec in specs] for value in (x, dy))
-        across = None if mask is None else jax.device_put(mask, crossed)
-        results = f(xs, dys, jax.device_put(parameters, lying), across)
-    exact = norm.expected_vjp(x, gamma, beta, None, dy)
-    for spec, (y, masked, (dx, dparameters)) in zip(specs, results, strict=True):
-        assert [value.sharding.spec for value in (y, masked, dx)] == [spec] * 3
-        assert jax.tree.map(lambda d: d.sharding.spec, dparameters) == lying
-        np.testing.assert_allclose(y, norm.expected(x, gamma, beta), atol=8e-6)
-        np.testing.assert_allclose(masked, norm.expected(x, gamma, beta, mask), atol=8e-6)
+        across = [m if m is None else jax.device_put(m, crossed) for m in masks]
+        given = xs, dys, jax.device_put((gamma, beta), lying), across
+        results = jax.jit(functools.partial(results_of, computed))(*given)
+        others = [place for place in every if place not in computed]
+        types = jax.eval_shape(functools.partial(results_of, others), *given)
+    for (spec, _), (y, gradients) in zip(computed + others, results + types, strict=True):
+        assert y.sharding.spec == specs[spec]
+        if gradients is not None:
+            assert lies(gradients) == (specs[spec], lying)
+    for (_, m), (y, gradients) in zip(computed, results, strict=True):
+        expected = norm.expected(x, gamma, beta, masks[m])
+        np.testing.assert_allclose(y, expected, atol=8e-6)
+        if "exact" not in norm.exempt:
+            assert_exact(y, expected)
+        if gradients is None:
+            continue
+        dx, dparameters = gradients
+        exact = norm.expected_vjp(x, gamma, beta, masks[m], dy)
         np.testing.assert_allclose(dx, exact[0], atol=8e-6 * max(1.0, np.abs(exact[0]).max()))
         for value, expected in zip(dparameters, exact[1:], strict=True):
             if value is not None:
@@ -77,24 +94,22 @@ def test_any_place_of_input_parameters_and_mask(norm, rng):
 
 BATCH_NORMS = {
     "default": {},
-    "debias": {"debias": True},
-    "average": {"momentum": None},
-    "virtual": {"num_virtual_batches": 4},
-    "few_virtual": {"num_virtual_batches": 2},
+    "average, virtual": {"momentum": None, "num_virtual_batches": 4},
+    "debias, few virtual": {"debias": True, "num_virtual_batches": 2},
     "renorm": {"train_statistics": "renorm"},
     "blend": {"train_statistics": 0.5, "eval_statistics": 0.25},
     "domain": {"num_domains": 2, "debias": True},
     "domains": {"num_domains": 2, "affine_per_domain": True},
 }
-DOMAINS = {"domain": jnp.asarray(1), "domains": jnp.arange(16) % 2}
+DOMAINS = {"domain": np.int32(1), "domains": np.arange(16, dtype=np.int32) % 2}
 
 
 @pytest.mark.parametrize("variant", BATCH_NORMS)
 def test_running_statistics_lie_as_the_channels_do(variant, rng):
     norm = jnn.BatchNorm(**BATCH_NORMS[variant])
-    xs = jnp.asarray(rng.normal(0.5, 2, (3, 16, 3, 8)), jnp.float32)
-    mask = jnp.asarray(rng.random((16, 3, 8)) < 0.7)
-    domain = DOMAINS.get(variant)
+    xs = rng.normal(0.5, 2, (3, 16, 3, 8)).astype(np.float32)
+    mask = rng.random((16, 3, 8)) < 0.7
+    domain, several = DOMAINS.get(variant), variant == "domains"
 
     @jax.jit
     def init(x, domain):
@@ -122,12 +137,14 @@ def test_running_statistics_lie_as_the_channels_do(variant, rng):
         y = norm.apply(variables, xs[0], use_running_average=True, **given)
         return ys, y, variables
 
-    expected = train_and_evaluate(init(xs[0], domain), xs, mask, domain)
     with jax.set_mesh(two_axes()):
         spread = jax.device_put(xs, P(None, "data", None, "model"))
-        if variant == "domains":
+        first = jax.device_put(xs[0], P("data", None, "model"))
+        variables = init(first, jax.device_put(domain, P("model")) if several else domain)
+    expected = train_and_evaluate(jax.tree.map(np.asarray, variables), xs, mask, domain)
+    with jax.set_mesh(two_axes()):
+        if several:
             domain = jax.device_put(domain, P("model"))
-        variables = init(spread[0], domain)
         variables["params"] = jax.device_put(
             variables["params"], jax.tree.map(along_data, variables["params"])
         )
@@ -189,13 +206,12 @@ def place_of_parameter(path, value):
 @pytest.mark.parametrize("name", MODULES)
 def test_modules_return_gradients_where_their_parameters_lie(name, rng):
     module, spec, options = MODULES[name]
-    x = jnp.asarray(rng.normal(0.5, 2, (8, 4, 16)), jnp.float32)
+    x = rng.normal(0.5, 2, (8, 4, 16)).astype(np.float32)
 
     @jax.jit
     def init(x):
         return module.init(jax.random.key(0), x, **options)
 
-    @jax.jit
     def step(params, state, x):
         def loss(params, x):
             variables = {"params": params, **state}
@@ -204,22 +220,33 @@ def test_modules_return_gradients_where_their_parameters_lie(name, rng):
 
         return jax.grad(loss, (0, 1), has_aux=True)(params, x)
 
-    def run(x, place):
-        state = init(x)
+    with jax.set_mesh(two_axes()):
+        spread = jax.device_put(x, spec)
+        if name in ("lstm", "gru"):  # orthogonal matrices are long to compile
+            types = jax.eval_shape(init, spread)
+            state = jax.tree.map(lambda t: rng.uniform(0.1, 0.5, t.shape).astype(t.dtype), types)
+        else:
+            state = init(spread)
+        values = jax.tree.map(np.asarray, state)
+        began = values.pop("params", {})
+        drawn = jax.tree.map(lambda p: p + np.float32(0.1), began)
+        state.pop("params", None)
         params = jax.tree_util.tree_map_with_path(
-            lambda path, p: place(p + 0.1, place_of_parameter(path, p)), state.pop("params", {})
+            lambda path, p: jax.device_put(p, place_of_parameter(path, p)), drawn
         )
         if name == "spectral_norm":
             u = state["batch_stats"]["kernel_u"]
-            state["batch_stats"]["kernel_u"] = place(u, P("model"))
-        return params, state, step(params, state, x)
-
-    *_, expected = run(x, lambda value, spec: value)
-    with jax.set_mesh(two_axes()):
-        params, state, results = run(jax.device_put(x, spec), jax.device_put)
-    for value, exact in zip(*map(jax.tree.leaves, (results, expected)), strict=True):
-        # Sums over devices are rounded as their largest elements are.
-        np.testing.assert_allclose(value, exact, atol=2e-5 * max(1.0, np.abs(exact).max()))
+            state["batch_stats"]["kernel_u"] = jax.device_put(u, P("model"))
+        # Of the two cells one is computed; types say where the other's results lie.
+        compute = functools.partial(jax.eval_shape, step) if name == "gru" else jax.jit(step)
+        results = compute(params, state, spread)
+    if name == "weight_norm":  # whose first values depend on the data
+        chex.assert_trees_all_close(init(x)["params"], began, atol=2e-5)
+    if name != "gru":
+        expected = jax.jit(step)(drawn, values, x)
+        for value, exact in zip(*map(jax.tree.leaves, (results, expected)), strict=True):
+            # Sums over devices are rounded as their largest elements are.
+            np.testing.assert_allclose(value, exact, atol=2e-5 * max(1.0, np.abs(exact).max()))
     (dparams, dx), (y, new) = results
     assert dx.sharding.spec == spec
     assert y.sharding.spec[0] == "data"
@@ -340,8 +367,8 @@ def test_step_in_a_loop(momentum, rng):
 def test_step_outside_of_a_mesh_context_and_inside(jit, rng):
     # JAX's types name the mesh of an array whether the program has entered it or not.
     mesh = two_axes()
-    x = jnp.asarray(rng.normal(0.5, 2, (8, 4, 16)), jnp.float32)
-    gamma = jnp.linspace(0.5, 1.5, 16)
+    x = rng.normal(0.5, 2, (8, 4, 16)).astype(np.float32)
+    gamma = np.linspace(0.5, 1.5, 16, dtype=np.float32)
 
     def step(x, running, gamma):
         def f(x, gamma):

@@ -1,5 +1,6 @@
 """What single functions do beyond the contract: their options, defaults and cast policies."""
 
+import functools
 import inspect
 
 import chex
@@ -16,7 +17,7 @@ close = lambda a, b: np.testing.assert_allclose(a, b, atol=8e-6, rtol=2e-6)  # n
 
 
 def draw(rng, *shape, dtype=jnp.float32):
-    return jnp.asarray(rng.normal(0.5, 2, shape), dtype)
+    return rng.normal(0.5, 2, shape).astype(dtype)
 
 
 def defaults(function):
@@ -37,33 +38,55 @@ def test_defaults_are_those_of_flax_linen():
 
 
 def test_batch_norm_after_dense_convolution_and_position_wise(rng):
-    x = draw(rng, 8, 3, 4, 5)
-    for axis, means in (((0, 1, 2), (5,)), (0, (3, 4, 5)), ((0, 3), (3, 4))):
-        y, moments = jaxnorm.batch_norm(x, axis=axis)
-        assert moments.mean.shape == moments.var.shape == means
-        chex.assert_trees_all_close(moments, jaxnorm.moments(x, axis=axis), atol=1e-6)
+    shapes = {(0, 1, 2): (5,), 0: (3, 4, 5), (0, 3): (3, 4)}
+
+    @jax.jit
+    def results(x):
+        trained = [jaxnorm.batch_norm(x, axis=axis) for axis in shapes]
+        given = zip(shapes, trained, strict=True)
+        return [
+            (y, m, jaxnorm.moments(x, axis=a), jaxnorm.standardize(x, m, axis=a, epsilon=1e-5))
+            for a, (y, m) in given
+        ]
+
+    for shape, result in zip(shapes.values(), results(draw(rng, 8, 3, 4, 5)), strict=True):
+        y, moments, alone, evaluated = result
+        assert moments.mean.shape == moments.var.shape == shape
+        chex.assert_trees_all_close(moments, alone, atol=1e-6)
         # In evaluation, with these as running moments, the result is that of training.
-        close(jaxnorm.standardize(x, moments, axis=axis, epsilon=1e-5), y)
+        close(evaluated, y)
 
 
 def test_layer_norm_of_a_single_example(rng):
     batch = draw(rng, 4, 6)
-    y = jaxnorm.layer_norm(batch)
+    norm = jax.jit(jaxnorm.layer_norm)
+    y = np.asarray(norm(batch))
     for x, row in zip(batch, y, strict=True):
-        close(jaxnorm.layer_norm(x), row)
-    close(jaxnorm.layer_norm(batch[:1]), y[:1])
+        close(norm(x), row)
+    close(norm(batch[:1]), y[:1])
 
 
 @pytest.mark.parametrize("function", [jaxnorm.layer_norm, jaxnorm.rms_norm])
 def test_gamma_offset(function, rng):
     x, gamma, beta = draw(rng, 4, 6), draw(rng, 6), draw(rng, 6)
-    plain = function(x, gamma + 1, beta)
-    close(function(x, gamma, beta, gamma_offset=1.0), plain)
-    close(function(x, gamma_offset=1.0), function(x))
-    close(function(x, None, beta, gamma_offset=2.0), 2 * np.asarray(function(x)) + np.asarray(beta))
+    small = np.full(6, 0.001, jnp.bfloat16)
+
+    @jax.jit
+    def results(x, gamma, beta, small):
+        return (
+            function(x),
+            function(x, gamma_offset=1.0),
+            function(x, gamma, beta, gamma_offset=1.0),
+            function(x, None, beta, gamma_offset=2.0),
+            function(x, small, gamma_offset=1.0),
+        )
+
+    plain, without, offset, twice, in_float32 = map(np.asarray, results(x, gamma, beta, small))
+    close(without, plain)
+    close(offset, plain * (gamma + 1) + beta)
+    close(twice, 2 * plain + beta)
     # The offset is added in float32: in bfloat16, 1 + 0.001 is 1.
-    small = jnp.full(6, 0.001, jnp.bfloat16)
-    close(function(x, small, gamma_offset=1.0), function(x, 1 + small.astype(jnp.float32)))
+    close(in_float32, plain * (1 + small.astype(np.float32)))
 
 
 def exact_sums(rng, shape):
@@ -123,7 +146,7 @@ def test_cast_before_gamma_keeps_its_gradients(rng):
 
     def gradients(cast):
         f = lambda x, g: jaxnorm.rms_norm(x, g, cast_before_gamma=cast)  # noqa: E731
-        return jax.vjp(f, x, gamma)[1](dy)
+        return jax.jit(lambda x, gamma, dy: jax.vjp(f, x, gamma)[1](dy))(x, gamma, dy)
 
     # The rounding's own derivative is 1; gamma's gradient sees the rounded values.
     for early, late in zip(gradients(True), gradients(False), strict=True):
@@ -134,9 +157,20 @@ def test_cast_before_gamma_keeps_its_gradients(rng):
 
 def test_group_sizes_and_numbers_of_groups(rng):
     x = draw(rng, 2, 5, 12)
-    for groups in (1, 2, 3, 4, 6, 12):
-        y = jaxnorm.group_norm(x, num_groups=groups)
-        close(jaxnorm.group_norm(x, group_size=12 // groups), y)
+    numbers = (1, 2, 3, 4, 6, 12)
+
+    @jax.jit
+    def results(x):
+        return [
+            (
+                jaxnorm.group_norm(x, num_groups=groups),
+                jaxnorm.group_norm(x, group_size=12 // groups),
+            )
+            for groups in numbers
+        ]
+
+    for groups, (y, by_size) in zip(numbers, results(x), strict=True):
+        close(by_size, y)
         parts = np.asarray(x, np.float64).reshape(2, 5, groups, 12 // groups)
         parts = parts - parts.mean((1, 3), keepdims=True)
         close(y, (parts / np.sqrt(parts.var((1, 3), keepdims=True) + 1e-6)).reshape(x.shape))
@@ -149,21 +183,28 @@ def test_group_norm_has_32_groups_by_default(rng):
 
 def test_group_norm_over_chosen_axes(rng):
     x = draw(rng, 2, 3, 4, 6)
+    norm = functools.partial(jaxnorm.group_norm, num_groups=2)
+    everywhere, places = ((0, 1, 2), (-2, 0, 1), (0, 1, 2, 3)), (1, 2, -2)
+
+    @jax.jit
+    def results(x):
+        each = norm(x, axis=()), [norm(x, axis=axis) for axis in everywhere]
+        moved = [
+            jnp.moveaxis(norm(jnp.moveaxis(x, -1, place), channel_axis=place), place, -1)
+            for place in places
+        ]
+        return *each, norm(x), moved
+
+    alone, pooled, y, moved = results(x)
+    kind = {"formula": reference.standardized, "feature_axes": (), "epsilon": 1e-6}
     # No axis: each position by itself. Axis 0: the batch is pooled, too.
-    close(
-        jaxnorm.group_norm(x, num_groups=2, axis=()),
-        jaxnorm.layer_norm(x.reshape(2, 3, 4, 2, 3)).reshape(x.shape),
-    )
-    for axis in ((0, 1, 2), (-2, 0, 1), (0, 1, 2, 3)):
-        y = jaxnorm.group_norm(x, num_groups=2, axis=axis)
-        grouped = jaxnorm.layer_norm(x.reshape(2, 3, 4, 2, 3), axis=(0, 1, 2, 4))
-        close(y, grouped.reshape(x.shape))
+    for axes, got in (((), [alone]), ((0, 1, 2), pooled), ((1, 2), [y])):
+        pools = reference.pools_of_groups(x.shape, 2, 3, axes)
+        for each in got:
+            close(each, reference.normalize(x, pools=pools, **kind))
     # Channels first, and in the middle.
-    y = jaxnorm.group_norm(x, num_groups=2)
-    for place in (1, 2, -2):
-        moved = jnp.moveaxis(x, -1, place)
-        got = jaxnorm.group_norm(moved, num_groups=2, channel_axis=place)
-        close(jnp.moveaxis(got, place, -1), y)
+    for got in moved:
+        close(got, y)
 
 
 @pytest.mark.parametrize(
@@ -192,12 +233,14 @@ def test_groups_of_nothing_but_channels(shape, channel_axis, axis, num_groups, r
     )
     kind = {"formula": reference.standardized, "pools": pools, "feature_axes": (channel,)}
     options = {"num_groups": num_groups, "channel_axis": channel_axis, "axis": axis}
-    # Each mask with one shape of the parameters, and each of these with a mask, in one program.
+    # Each mask with one shape of the parameters, and each of these with a mask, in one program:
+    # all of them for three groups, and by turns for all channels together and each by itself.
     parameters = [
         [draw(rng, *parameter_shape) for _ in range(2)]
         for parameter_shape in ((12,), per_channel, shape, (12,))
     ]
     cases = [(*two, mask) for two, mask in zip(parameters, masks, strict=True)]
+    cases = cases[{1: slice(0, 4, 2), 3: slice(None), 12: slice(1, 4, 2)}[num_groups]]
     results = jax.jit(
         lambda x, cases: [
             jaxnorm.group_norm(x, gamma, beta, mask=mask, **options) for gamma, beta, mask in cases
@@ -213,32 +256,43 @@ def test_channel_parameters_stay_with_their_channels(rng):
         (jaxnorm.group_norm, {"num_groups": 2}),
         (jaxnorm.instance_norm, {}),
     ):
-        expected = np.asarray(function(x, **options)) * np.asarray(gamma) + np.asarray(beta)
-        close(function(x, gamma, beta, **options), expected)
-        first = jnp.moveaxis(x, -1, 1)
-        got = function(first, gamma, beta, channel_axis=1, **options)
-        close(jnp.moveaxis(got, 1, -1), expected)
+        norm = functools.partial(function, **options)
+        first = np.moveaxis(x, -1, 1)
+
+        @jax.jit
+        def results(x, first, gamma, beta, norm=norm):
+            return norm(x), norm(x, gamma, beta), norm(first, gamma, beta, channel_axis=1)
+
+        plain, last, first = map(np.asarray, results(x, first, gamma, beta))
+        expected = plain * gamma + beta
+        close(last, expected)
+        close(np.moveaxis(first, 1, -1), expected)
 
 
 def test_instance_norm_over_chosen_axes(rng):
-    x = draw(rng, 2, 3, 4, 6)
-    close(jaxnorm.instance_norm(x, axis=1), jaxnorm.layer_norm(x, axis=1))
-    close(jaxnorm.instance_norm(x, axis=(2, 1)), jaxnorm.instance_norm(x))
-    pooled, _ = jaxnorm.batch_norm(x, axis=(0, 1, 2), epsilon=1e-6)
-    close(jaxnorm.instance_norm(x, axis=(0, 1, 2)), pooled)
-    video = draw(rng, 2, 3, 2, 4, 5)
-    close(jaxnorm.instance_norm(video), jaxnorm.layer_norm(video, axis=(1, 2, 3)))
+    norm = jaxnorm.instance_norm
+    x, video = draw(rng, 2, 3, 4, 6), draw(rng, 2, 3, 2, 4, 5)
+
+    @jax.jit
+    def results(x, video):
+        return norm(x, axis=1), norm(x, axis=(2, 1)), norm(x), norm(x, axis=(0, 1, 2)), norm(video)
+
+    given = (x, (1,)), (x, (1, 2)), (x, (1, 2)), (x, (0, 1, 2)), (video, (1, 2, 3))
+    for y, (value, axes) in zip(results(x, video), given, strict=True):
+        pools = reference.pools_over(value.shape, axes)
+        kind = {"formula": reference.standardized, "feature_axes": (), "epsilon": 1e-6}
+        close(y, reference.normalize(value, pools=pools, **kind))
 
 
 def test_standardize_by_any_moments(rng):
     x = draw(rng, 4, 3, 5)
-    mean, var = draw(rng, 4, 5), jnp.abs(draw(rng, 4, 5))
+    mean, var = draw(rng, 4, 5), np.abs(draw(rng, 4, 5))
     wide = np.asarray(x, np.float64)
     expected = (wide - np.asarray(mean)[:, None]) / np.sqrt(np.asarray(var)[:, None] + 1e-3)
     moments = (mean, var, 7.0)
     close(jaxnorm.standardize(x, moments, axis=1, epsilon=1e-3), expected)
     close(jaxnorm.standardize(x, jaxnorm.Moments(*moments), axis=-2, epsilon=1e-3), expected)
-    full = jaxnorm.Moments(mean[:, None], var[:, None], jnp.ones(()))
+    full = jaxnorm.Moments(mean[:, None], var[:, None], np.float32(1))
     close(jaxnorm.standardize(x, full, axis=1, epsilon=1e-3), expected)
     y = jaxnorm.standardize(x, full, axis=1, epsilon=1e-3, gamma_offset=-1.0)
     close(y, -expected)
@@ -246,7 +300,7 @@ def test_standardize_by_any_moments(rng):
     def loss(mean, var):
         return jnp.sum(jnp.sin(jaxnorm.standardize(x, (mean, var, 0), axis=1, epsilon=1e-3)))
 
-    dmean, dvar = jax.grad(loss, (0, 1))(mean, var)
+    dmean, dvar = jax.jit(jax.grad(loss, (0, 1)))(mean, var)
     root = np.sqrt(np.asarray(var, np.float64) + 1e-3)
     np.testing.assert_allclose(dmean, -np.cos(expected).sum(1) / root, rtol=1e-4, atol=1e-4)
     exact = (-0.5 * np.cos(expected) * expected).sum(1) / root**2
@@ -279,8 +333,8 @@ def test_gradients_agree_with_the_paper(rng):
     dx = dhat / np.sqrt(var + epsilon) + dvar * 2 * (x - mean) / m + dmean / m
     expected = dx, (dy * hat).sum(0), dy.sum(0)
     f = lambda x, g, b: jaxnorm.batch_norm(x, g, b, axis=0)[0]  # noqa: E731
-    single = [jnp.asarray(a, jnp.float32) for a in (x, gamma, np.zeros(3))]
-    got = jax.vjp(f, *single)[1](jnp.asarray(dy, jnp.float32))
+    single = [a.astype(np.float32) for a in (x, gamma, np.zeros(3))]
+    got = jax.jit(lambda dy, *given: jax.vjp(f, *given)[1](dy))(np.float32(dy), *single)
     for value, exact in zip(got, expected, strict=True):
         np.testing.assert_allclose(value, exact, atol=2e-5, rtol=1e-5)
     # The closed form that the contract is tested with says the same.

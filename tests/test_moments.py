@@ -60,8 +60,9 @@ def test_moments_of_complex_values(rng):
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 def test_statistics_are_float32(dtype, rng):
-    x = jnp.asarray(rng.normal(100, 1, (8, 3)), dtype)
-    for moments in (jaxnorm.moments(x, axis=0), jaxnorm.batch_norm(x, axis=0)[1]):
+    x = rng.normal(100, 1, (8, 3)).astype(dtype)
+    both = jax.jit(lambda x: (jaxnorm.moments(x, axis=0), jaxnorm.batch_norm(x, axis=0)[1]))
+    for moments in both(x):
         assert [m.dtype for m in moments] == [jnp.float32] * 3
         assert_moments(moments, exact(np.asarray(x, np.float64), 0), 100)
 
@@ -74,26 +75,32 @@ def test_statistics_of_float16_near_its_largest_value():
 
 
 def test_what_is_masked_reaches_no_statistic(rng):
-    x = jnp.asarray(rng.normal(size=(4, 6)), jnp.float32)
-    mask = jnp.asarray(rng.random((4, 6)) < 0.5).at[0].set(False)
+    x = rng.normal(size=(4, 6)).astype(np.float32)
+    mask = rng.random((4, 6)) < 0.5
+    mask[0] = False
 
+    @jax.jit
     def statistics(x):
-        m = jaxnorm.moments(x, axis=1, mask=mask)
-        return m, jaxnorm.batch_norm(x, axis=1, mask=mask)[1]
+        def loss(x):
+            m = jaxnorm.moments(x, axis=1, mask=mask)
+            both = m, jaxnorm.batch_norm(x, axis=1, mask=mask)[1]
+            return sum(jnp.sum(m.mean + m.var) for m in both), both
 
-    clean = statistics(x)
-    for poison in (jnp.nan, jnp.inf):
-        dirty = jnp.where(mask, x, poison)
-        chex.assert_trees_all_equal(statistics(dirty), clean)
-        gradient = jax.grad(lambda x: sum(jnp.sum(m.mean + m.var) for m in statistics(x)))(dirty)
-        assert np.isfinite(gradient).all() and not np.asarray(gradient)[~np.asarray(mask)].any()
+        gradient, both = jax.grad(loss, has_aux=True)(x)
+        return both, gradient
+
+    clean, _ = statistics(x)
+    for poison in (np.nan, np.inf):
+        found, gradient = statistics(np.where(mask, x, np.float32(poison)))
+        chex.assert_trees_all_equal(found, clean)
+        assert np.isfinite(gradient).all() and not np.asarray(gradient)[~mask].any()
     assert all(float(value[0]) == 0 for value in clean[0])
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 def test_gradients(offset, rng):
-    x = jnp.asarray(rng.normal(offset, 2, (3, 20)), jnp.float32)
-    weights = jnp.asarray(rng.normal(size=(2, 3)), jnp.float32)
+    x = rng.normal(offset, 2, (3, 20)).astype(np.float32)
+    weights = rng.normal(size=(2, 3)).astype(np.float32)
 
     def loss(x):
         m = jaxnorm.moments(x, axis=1)
@@ -102,8 +109,9 @@ def test_gradients(offset, rng):
     # d mean / dx = 1 / n and d var / dx = 2 (x - mean) / n.
     centered = wide(x) - wide(x).mean(1, keepdims=True)
     expected = (weights[0][:, None] + 2 * weights[1][:, None] * centered) / 20
-    np.testing.assert_allclose(jax.jit(jax.grad(loss))(x), expected, atol=2e-6)
-    _, tangent = jax.jvp(loss, (x,), (jnp.cos(x),))
+    both = jax.jit(lambda x, t: (jax.grad(loss)(x), jax.jvp(loss, (x,), (t,))[1]))
+    gradient, tangent = both(x, np.cos(x))
+    np.testing.assert_allclose(gradient, expected, atol=2e-6)
     np.testing.assert_allclose(tangent, (expected * np.cos(x)).sum(), atol=2e-5)
 
 
@@ -125,31 +133,38 @@ def test_constants_have_no_variance():
 
 @pytest.mark.parametrize("mean", [0.0, 1e3])
 def test_merged_in_any_order_equals_the_whole(mean, rng):
-    x = jnp.asarray(rng.normal(mean, 2, (60, 3)), jnp.float32)
-    parts = [jaxnorm.moments(p, axis=0) for p in jnp.split(x, [1, 8, 30])]
+    x = rng.normal(mean, 2, (60, 3)).astype(np.float32)
+    moments = jax.jit(lambda x: [jaxnorm.moments(p, 0) for p in jnp.split(x, [1, 8, 30])])
+    parts = jax.tree.map(np.asarray, moments(x))
     whole = exact(x, 0)
+    merge = jax.jit(jaxnorm.merge_moments)
     for order in itertools.permutations(parts):
-        merged = jaxnorm.merge_moments(*order)
+        merged = merge(*order)
         assert_moments(merged, whole._replace(count=np.full(3, 60)), max(1, mean))
     a, b, c, d = parts
-    nested = jaxnorm.merge_moments(jaxnorm.merge_moments(a, b), jaxnorm.merge_moments(c, d))
+    nested = merge(merge(a, b), merge(c, d))
     assert_moments(nested, whole._replace(count=np.full(3, 60)), max(1, mean))
 
 
 def test_count_zero_is_neutral_whatever_it_carries(rng):
-    some = jaxnorm.moments(jnp.asarray(rng.normal(size=(7, 3)), jnp.float32), axis=0)
-    nothing = Moments(jnp.full(3, jnp.nan), jnp.full(3, jnp.inf), jnp.zeros(3))
-    for pair in ((some, nothing), (nothing, some)):
-        merged = jaxnorm.merge_moments(*pair)
-        chex.assert_trees_all_close(merged, some._replace(count=jnp.full(3, 7.0)))
-    both = jaxnorm.merge_moments(nothing, nothing)
-    chex.assert_trees_all_equal(both, Moments(*(jnp.zeros(3),) * 3))
+    zero = np.zeros(3, np.float32)
+    nothing = Moments(zero + np.nan, zero + np.inf, zero)
 
-    def total(x):
-        some = jaxnorm.moments(x, axis=0)
-        return jnp.sum(jaxnorm.merge_moments(nothing, some).var)
+    @jax.jit
+    def results(x, nothing):
+        def total(x):
+            some = jaxnorm.moments(x, axis=0)
+            merged = jaxnorm.merge_moments(nothing, some)
+            others = jaxnorm.merge_moments(some, nothing), jaxnorm.merge_moments(nothing, nothing)
+            return jnp.sum(merged.var), (some, merged, *others)
 
-    assert np.isfinite(jax.grad(total)(jnp.asarray(rng.normal(size=(7, 3)), jnp.float32))).all()
+        return jax.grad(total, has_aux=True)(x)
+
+    gradient, (some, *merged, both) = results(np.float32(rng.normal(size=(7, 3))), nothing)
+    for each in merged:
+        chex.assert_trees_all_close(each, some._replace(count=zero + 7))
+    chex.assert_trees_all_equal(both, Moments(zero, zero, zero))
+    assert np.isfinite(gradient).all()
 
 
 def test_merging_one_gives_it_back(rng):

@@ -69,40 +69,57 @@ def unroll(name, params, carry, x):
 
 def drawn(name, rng, batch=3, time=6, inputs=4, units=5):
     """A cell, parameters away from their first values, and inputs."""
-    x = jnp.asarray(rng.normal(size=(batch, time, inputs)), jnp.float32)
+    x = rng.normal(size=(batch, time, inputs)).astype(np.float32)
     cell = CELLS[name](units)
-    params = nn.RNN(cell).init(KEY, x)["params"]["cell"]
-    flat = traverse_util.flatten_dict(params)
-    flat = {
-        path: v + jnp.asarray(0.3 * rng.normal(size=v.shape), v.dtype) for path, v in flat.items()
-    }
-    return cell, traverse_util.unflatten_dict(flat), x
+    shapes = jax.eval_shape(nn.RNN(cell).init, KEY, x)["params"]["cell"]
+    return cell, jax.tree_util.tree_map_with_path(functools.partial(parameter, rng), shapes), x
+
+
+def parameter(rng, path, like):
+    if "kernel" in str(path[-1]):
+        return (rng.normal(size=like.shape) / like.shape[0] ** 0.5).astype(like.dtype)
+    return (("gamma" in str(path[-1])) + 0.3 * rng.normal(size=like.shape)).astype(like.dtype)
+
+
+def zero_carry(cell, x):
+    """The first carry of examples (N, T, C)."""
+    like = jax.eval_shape(lambda: cell.initialize_carry(KEY, x[:, 0].shape))
+    return jax.tree.map(lambda c: np.zeros(c.shape, c.dtype), like)
 
 
 @cells
 def test_values_and_gradients(name, rng):
     cell, params, x = drawn(name, rng)
-    carry = cell.initialize_carry(KEY, x[:, 0].shape)
-    carry = jax.tree.map(lambda c: c + jnp.asarray(rng.normal(size=c.shape), c.dtype), carry)
+    carry = jax.tree.map(lambda c: np.float32(rng.normal(size=c.shape)), zero_carry(cell, x))
     weight = rng.normal(size=(3, 6, 5))
 
-    @jax.jit
-    def loss(params, carry, x):
-        rnn = nn.RNN(cell, return_carry=True)
-        last, y = rnn.apply({"params": {"cell": params}}, x, initial_carry=carry)
-        return jnp.sum(y * weight.astype(np.float32)), (last, y)
+    def gradients(make):
+        def loss(params, carry, x, weight):
+            rnn = nn.RNN(make(5), return_carry=True)
+            last, y = rnn.apply({"params": {"cell": params}}, x, initial_carry=carry)
+            return jnp.sum(y * weight), (last, y)
 
-    (_, (last, y)), gradient = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(params, carry, x)
+        return jax.grad(loss, (0, 1, 2), has_aux=True)
+
+    given = carry, x, weight.astype(np.float32)
+    gradient, (last, y) = jax.jit(gradients(CELLS[name]))(params, *given)
     last_expected, expected = unroll(name, params, carry, x)
     close(y, expected)
     jax.tree.map(close, last, last_expected)
+
+    # Of each example, of a cell that computes all again in the backward pass.
+    mapped = jax.jit(jax.vmap(gradients(nn.remat(CELLS[name])), (None, 0, 0, 0)))
+    each, _ = mapped(params, *jax.tree.map(lambda v: v[:, None], given))
+    of_params, *others = jax.tree.map(np.asarray, each)
+    again = jax.tree.map(lambda g: g.sum(0), of_params), *jax.tree.map(lambda g: g[:, 0], others)
+    jax.tree.map(functools.partial(close, atol=1e-4), again, gradient)
 
     def value(tree):
         return np.sum(unroll(name, *tree)[1] * weight)
 
     # Every parameter, the carry and the input, along a random direction each.
     leaves, treedef = jax.tree.flatten(wide((params, carry, x)))
-    for i, (leaf, slope) in enumerate(zip(leaves, jax.tree.leaves(gradient), strict=True)):
+    for i, (leaf, slope) in enumerate(zip(leaves, jax.tree.leaves(wide(gradient)), strict=True)):
         step = rng.normal(size=leaf.shape)
         ahead, behind = (
             value(treedef.unflatten([*leaves[:i], leaf + s * step, *leaves[i + 1 :]]))
@@ -115,8 +132,9 @@ def test_values_and_gradients(name, rng):
 
 @cells
 def test_parameters(name, rng):
-    x = jnp.ones((2, 3, 4))
-    params = nn.RNN(CELLS[name](5)).init(KEY, x)["params"]["cell"]
+    x = np.ones((2, 3, 4), np.float32)
+    params = jax.jit(nn.RNN(CELLS[name](5)).init)(KEY, x)["params"]["cell"]
+    params = jax.tree.map(np.asarray, params)
     shapes = {"/".join(k): v.shape for k, v in traverse_util.flatten_dict(params).items()}
     gates = 4 if name == "lstm" else 3
     sizes = {"norm_hidden": 20, "norm_input": 20, "norm_cell": 5}
@@ -135,107 +153,87 @@ def test_parameters(name, rng):
 
 
 @cells
-def test_sequences_of_different_lengths(name, rng):
+def test_bidirectional_sequences_of_different_lengths(name, rng):
     cell, params, x = drawn(name, rng)
-    lengths = jnp.array([6, 2, 4])
-    padded = x.at[1, 2:].set(jnp.nan).at[2, 4:].set(1e30)
-    rnn = nn.RNN(cell, return_carry=True)
-    variables = {"params": {"cell": params}}
-    last, y = jax.jit(functools.partial(rnn.apply, variables))(padded, seq_lengths=lengths)
-    carry = cell.initialize_carry(KEY, x[:, 0].shape)
-    for i, length in enumerate((6, 2, 4)):
+    _, back, _ = drawn(name, np.random.default_rng(1))
+    padded = x.copy()
+    padded[1, 2:], padded[2, 4:] = np.nan, 1e30
+    carried = functools.partial(nn.RNN, return_carry=True)
+    both = nn.Bidirectional(carried(cell), carried(CELLS[name](5)), return_carry=True)
+    variables = {"params": {"forward_rnn": {"cell": params}, "backward_rnn": {"cell": back}}}
+    lengths = np.array([6, 2, 4])
+    (last, last_back), y = jax.jit(both.apply)(variables, padded, seq_lengths=lengths)
+    carry = zero_carry(cell, x)
+    for i, length in enumerate(lengths):
         first = jax.tree.map(lambda c, i=i: c[i : i + 1], carry)
-        expected, outputs = unroll(name, params, first, x[i : i + 1, :length])
-        close(y[i : i + 1, :length], outputs)
+        part = x[i : i + 1, :length]
+        expected, outputs = unroll(name, params, first, part)
+        close(y[i : i + 1, :length, :5], outputs)
         jax.tree.map(lambda c, e, i=i: close(c[i : i + 1], e), last, expected)
+        expected, outputs = unroll(name, back, first, part[:, ::-1])
+        close(y[i : i + 1, :length, 5:], outputs[:, ::-1])
+        jax.tree.map(lambda c, e, i=i: close(c[i : i + 1], e), last_back, expected)
 
 
 @cells
-def test_bidirectional_and_reversed(name, rng):
+def test_reversed_with_time_first(name, rng):
     cell, params, x = drawn(name, rng)
-    _, back, _ = drawn(name, np.random.default_rng(1))
-    carry = cell.initialize_carry(KEY, x[:, 0].shape)
-    both = nn.Bidirectional(nn.RNN(cell), nn.RNN(CELLS[name](5)))
-    variables = {"params": {"forward_rnn": {"cell": params}, "backward_rnn": {"cell": back}}}
-    y = jax.jit(both.apply)(variables, x)
-    close(y[..., :5], unroll(name, params, carry, x)[1])
-    close(y[..., 5:], unroll(name, back, carry, x[:, ::-1])[1][:, ::-1])
-    lengths = jnp.array([6, 2, 4])
-    y = jax.jit(both.apply)(variables, x, seq_lengths=lengths)
-    for i, length in enumerate((6, 2, 4)):
-        first = jax.tree.map(lambda c, i=i: c[i : i + 1], carry)
-        part = x[i : i + 1, :length]
-        backward = unroll(name, back, first, part[:, ::-1])[1][:, ::-1]
-        close(y[i : i + 1, :length, 5:], backward)
-    # Time first.
-    rnn = nn.RNN(cell, time_major=True)
-    y = rnn.apply({"params": {"cell": params}}, x.swapaxes(0, 1))
-    close(y.swapaxes(0, 1), unroll(name, params, carry, x)[1])
+    rnn = nn.RNN(cell, time_major=True, reverse=True, keep_order=True)
+    y = jax.jit(rnn.apply)({"params": {"cell": params}}, x.swapaxes(0, 1))
+    expected = unroll(name, params, zero_carry(cell, x), x[:, ::-1])[1][:, ::-1]
+    close(y.swapaxes(0, 1), expected)
 
 
 @cells
 def test_statistics_are_of_one_example_at_one_time(name, rng):
     cell, params, x = drawn(name, rng)
-    apply = jax.jit(lambda x: nn.RNN(cell).apply({"params": {"cell": params}}, x))
-    y = apply(x)
+    apply = jax.jit(lambda params, x: nn.RNN(cell).apply({"params": {"cell": params}}, x))
+    y = apply(params, x)
     # What the other examples are, and what comes later, changes nothing.
-    other = x.at[1:].multiply(100.0).at[0, 4:].add(100.0)
-    np.testing.assert_array_equal(apply(other)[0, :4], y[0, :4])
+    other = x.copy()
+    other[1:] *= 100
+    other[0, 4:] += 100
+    np.testing.assert_array_equal(apply(params, other)[0, :4], y[0, :4])
     # Scaling a kernel changes nothing, nor does scaling the input: LN is invariant to both.
-    scaled = jax.tree.map(lambda v: v, params)
-    for kernel in ("hidden", "input"):
-        scaled[kernel] = {"kernel": 3.0 * params[kernel]["kernel"]}
-    z = nn.RNN(cell).apply({"params": {"cell": scaled}}, 5 * x)
+    scaled = params | {
+        kernel: {"kernel": 3 * params[kernel]["kernel"]} for kernel in ("hidden", "input")
+    }
     # Up to epsilon, 1e-6 beside variances of order 1.
-    np.testing.assert_allclose(z, y, atol=1e-4)
+    np.testing.assert_allclose(apply(scaled, 5 * x), y, atol=1e-4)
 
 
 @cells
 def test_half_precision(name, rng):
     cell, params, x = drawn(name, rng)
-    rnn = nn.RNN(cell, return_carry=True)
     half = x.astype(jnp.bfloat16)
-    carry, y = jax.jit(rnn.apply)({"params": {"cell": params}}, half)
+    variables = {"params": {"cell": params}}
+
+    @jax.jit
+    def results(variables, half):
+        single = nn.RNN(CELLS[name](5, dtype=jnp.float32)).apply(variables, half)
+        return *nn.RNN(cell, return_carry=True).apply(variables, half), single
+
+    carry, y, single = results(variables, half)
     assert y.dtype == jnp.bfloat16
     assert {c.dtype for c in jax.tree.leaves(carry)} == {jnp.dtype("float32")}
-    _, expected = rnn.apply({"params": {"cell": params}}, half.astype(jnp.float32))
+    expected = unroll(name, params, zero_carry(cell, x), half)[1]
     # The products are rounded to bfloat16, 2^-8, and recur.
-    np.testing.assert_allclose(y.astype(jnp.float32), expected, atol=0.1)
-    single = nn.RNN(CELLS[name](5, dtype=jnp.float32)).apply({"params": {"cell": params}}, half)
+    np.testing.assert_allclose(np.float32(y), expected, atol=0.1)
     assert single.dtype == jnp.float32
     np.testing.assert_allclose(single, expected, atol=1e-5)
     with jax.enable_x64(True):
-        cell = CELLS[name](5, param_dtype=jnp.float64)
-        wide_x = jnp.asarray(np.asarray(x, np.float64))
-        y = nn.RNN(cell).apply({"params": {"cell": wide(params)}}, wide_x)
-        assert y.dtype == jnp.float64
-        first = wide(cell.initialize_carry(KEY, wide_x[:, 0].shape))
-        np.testing.assert_allclose(y, unroll(name, params, first, x)[1], atol=1e-12)
-
-
-@cells
-def test_vmap_remat_and_stacked_layers(name, rng):
-    cell, params, x = drawn(name, rng)
-    variables = {"params": {"cell": params}}
-    apply = nn.RNN(cell).apply
-
-    def loss(variables, x, apply=apply):
-        return jnp.sum(apply(variables, x) ** 2)
-
-    gradient = jax.jit(jax.grad(loss))(variables, x)
-    remat = nn.RNN(nn.remat(CELLS[name])(5))
-    again = jax.jit(jax.grad(functools.partial(loss, apply=remat.apply)))(variables, x)
-    jax.tree.map(functools.partial(close, atol=1e-4), again, gradient)
-    per_example = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(variables, x[:, None])
-    total = jax.tree.map(lambda g: g.sum(0), per_example)
-    jax.tree.map(functools.partial(close, atol=1e-4), total, gradient)
+        rnn = nn.RNN(CELLS[name](5, param_dtype=jnp.float64))
+        y = jax.jit(rnn.apply)({"params": {"cell": wide(params)}}, wide(x))
+    assert y.dtype == jnp.float64
+    expected = unroll(name, params, zero_carry(cell, x), x)[1]
+    np.testing.assert_allclose(y, expected, atol=1e-12)
 
 
 @cells
 def test_it_learns_to_remember(name, rng):
     # The first input's sign, ten steps later.
-    x = jnp.asarray(rng.normal(size=(64, 10, 2)), jnp.float32)
-    target = jnp.sign(x[:, 0, 0])
+    x = rng.normal(size=(64, 10, 2)).astype(np.float32)
+    target = np.sign(x[:, 0, 0])
 
     class Model(nn.Module):
         @nn.compact
@@ -243,7 +241,8 @@ def test_it_learns_to_remember(name, rng):
             return nn.Dense(1)(nn.RNN(CELLS[name](16))(x)[:, -1])[:, 0]
 
     model = Model()
-    params = model.init(KEY, x)
+    shapes = jax.eval_shape(model.init, KEY, x)
+    params = jax.tree_util.tree_map_with_path(functools.partial(parameter, rng), shapes)
     optimizer = optax.adam(1e-2)
 
     def loss(params):
@@ -258,7 +257,7 @@ def test_it_learns_to_remember(name, rng):
                 update, state = optimizer.update(gradient, state)
             return (optax.apply_updates(params, update), state), value
 
-        return jax.lax.scan(step, (params, optimizer.init(params)), length=300)
+        return jax.lax.scan(step, (params, optimizer.init(params)), length=120)
 
     _, losses = train(params)
     assert losses[0] > 0.9 and losses[-1] < 0.01
@@ -271,4 +270,4 @@ def test_errors():
     )
     for cell in CELLS.values():
         with pytest.raises(TypeError, match="^" + re.escape(text) + "(\n|$)"):
-            nn.RNN(cell(4)).init(KEY, jnp.ones((2, 3, 4), jnp.int32))
+            nn.RNN(cell(4)).init(KEY, np.ones((2, 3, 4), np.int32))

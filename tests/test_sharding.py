@@ -146,7 +146,11 @@ def test_explicit_mesh_axes(norm, axis, rng):
 
 @sharded_axes("explicit", core=False, last=True)
 def test_explicit_mesh_axes_of_what_composes_the_core(norm, axis, rng):
-    """Along one axis; in turn, along each, the types of the results say where these lie."""
+    """Along each axis in turn, the types of the results say where these lie.
+
+    What they are, with the last axis on all devices, tests/test_explicit.py says of those that can
+    be divided without a mesh of explicit axes, too.
+    """
     x, gamma, beta, mask = norm.draw(rng, norm.shapes["plain"], mask=True)
     dy = rng.normal(size=x.shape).astype(x.dtype)
     f = masked_outputs(norm, gamma, beta)
@@ -157,7 +161,8 @@ def test_explicit_mesh_axes_of_what_composes_the_core(norm, axis, rng):
                 place = spec(x.ndim, along)
                 for value in jax.eval_shape(f, *jax.device_put((x, dy, mask), place)):
                     assert value.sharding.spec == place
-    assert_explicit_axes_work(norm, axis, x, gamma, beta, mask, dy, masked_outputs, QUICKLY)
+    if "shards" in norm.exempt:
+        assert_explicit_axes_work(norm, axis, x, gamma, beta, mask, dy, masked_outputs, QUICKLY)
 
 
 @pytest.mark.parametrize("shape", [(8, 3, 16), (8, 1, 16)])

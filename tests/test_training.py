@@ -1,11 +1,11 @@
 """Training with optax in a TrainState, step by step beside flax.linen."""
 
+import functools
 from typing import Any
 
 import chex
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -43,14 +43,14 @@ def flax_batch_norm(momentum, name):
 @pytest.fixture
 def examples(rng):
     """Sixteen examples with labels drawn at random: the network has to remember them."""
-    x = jnp.asarray(rng.normal(3, 2, (16, 8)), jnp.float32)
-    return x, jnp.asarray(rng.integers(0, 4, 16))
+    return rng.normal(3, 2, (16, 8)).astype(np.float32), rng.integers(0, 4, 16, dtype=np.int32)
 
 
 def train(norm, examples):
     x, labels = examples
     net = Net(norm)
-    variables = net.init(jax.random.key(0), x, train=False)
+    init = functools.partial(net.init, train=False)
+    variables = jax.jit(init)(jax.random.key(0), x)
     state = TrainState.create(apply_fn=net.apply, tx=optax.sgd(0.1, momentum=0.9), **variables)
 
     def step(state, _):
@@ -68,7 +68,8 @@ def train(norm, examples):
 
 def accuracy(norm, variables, examples):
     x, labels = examples
-    return float((Net(norm).apply(variables, x, train=False).argmax(-1) == labels).mean())
+    apply = jax.jit(functools.partial(Net(norm).apply, train=False))
+    return float((np.argmax(apply(variables, x), -1) == labels).mean())
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0.99])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxnorm
+from tests.programs import QUICKLY
 from tests.whitening import METHODS, close, correlated, zca
 
 
@@ -55,10 +56,9 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_values_over_any_axes(name, rng):
     shape, where = CASES[name]
-    x = jnp.asarray(correlated(rng, *shape), jnp.float32)
-    expected, mean, projection = reference(np.asarray(x, np.float64), **where)
+    x = correlated(rng, *shape).astype(np.float32)
+    expected, mean, projection = reference(x.astype(np.float64), **where)
 
-    @jax.jit
     def results(x):
         y, w = jaxnorm.whiten(x, **where)
         again = jaxnorm.decorrelate(
@@ -66,7 +66,7 @@ def test_values_over_any_axes(name, rng):
         )
         return y, w, again, jaxnorm.whiten(x, **where, method="iterative")
 
-    y, w, again, (iterated, _) = results(x)
+    y, w, again, (iterated, _) = jax.jit(results, compiler_options=QUICKLY)(x)
     close(y, expected)
     close(w.mean, mean)
     close(w.projection, projection)
@@ -104,12 +104,16 @@ def test_exact_at_large_means(method, rng):
 
 
 def test_one_unit_per_group_is_batch_norm(rng):
-    x = jnp.asarray(correlated(rng, 4, 5, 6), jnp.float32)
-    gamma, beta = (jnp.asarray(rng.normal(size=6), jnp.float32) for _ in range(2))
-    mask = jnp.asarray(rng.random((4, 5, 1)) < 0.7)
-    for m in (None, mask):
-        y, w = jaxnorm.whiten(x, gamma, beta, axis=(0, 1), num_groups=6, mask=m)
-        z, moments = jaxnorm.batch_norm(x, gamma, beta, axis=(0, 1), epsilon=1e-5, mask=m)
+    x = correlated(rng, 4, 5, 6).astype(np.float32)
+    gamma, beta = rng.normal(size=(2, 6)).astype(np.float32)
+
+    @functools.partial(jax.jit, compiler_options=QUICKLY)
+    def both(x, mask):
+        whitened = jaxnorm.whiten(x, gamma, beta, axis=(0, 1), num_groups=6, mask=mask)
+        return *whitened, *jaxnorm.batch_norm(x, gamma, beta, axis=(0, 1), epsilon=1e-5, mask=mask)
+
+    for m in (None, rng.random((4, 5, 1)) < 0.7):
+        y, w, z, moments = both(x, m)
         np.testing.assert_allclose(y, z, rtol=4e-6, atol=4e-6)
         np.testing.assert_allclose(w.mean, moments.mean, rtol=1e-6, atol=1e-7)
         np.testing.assert_allclose(
@@ -118,10 +122,14 @@ def test_one_unit_per_group_is_batch_norm(rng):
 
 
 def test_five_iterations_whiten_in_part(rng):
-    x = jnp.asarray(correlated(rng, 400, 16), jnp.float32)
+    x = correlated(rng, 400, 16).astype(np.float32)
+    whiten = functools.partial(jaxnorm.whiten, axis=0, method="iterative")
+    results = jax.jit(
+        lambda x: [whiten(x, num_iterations=steps)[0] for steps in (0, 5, 15)],
+        compiler_options=QUICKLY,
+    )
     spread = []
-    for steps in (0, 5, 15):
-        y, _ = jaxnorm.whiten(x, axis=0, method="iterative", num_iterations=steps)
+    for y in results(x):
         spread.append(np.linalg.eigvalsh(np.cov(np.asarray(y, np.float64).T, bias=True)))
     # No step divides by the root of the trace: the eigenvalues sum to 1.
     np.testing.assert_allclose(spread[0].sum(), 1, rtol=1e-4)
@@ -133,9 +141,9 @@ def test_five_iterations_whiten_in_part(rng):
 def test_masks(method, rng):
     x = correlated(rng, 6, 7, 4).astype(np.float32)
     mask = rng.random((6, 7, 1)) < 0.7
-    weight = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
+    weight = rng.normal(size=x.shape).astype(np.float32)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICKLY)
     def results(x, mask):
         def loss(x):
             y, w = jaxnorm.whiten(x, axis=(0, 1), mask=mask, method=method)
@@ -155,13 +163,14 @@ def test_masks(method, rng):
     def packed(rows):
         return jnp.sum(jnp.sin(jaxnorm.whiten(rows, axis=0, method=method)[0]) * weight[kept])
 
-    close(gradient[kept], jax.jit(jax.grad(packed))(x[kept]))
+    gradient = np.asarray(gradient)
+    close(gradient[kept], jax.jit(jax.grad(packed), compiler_options=QUICKLY)(x[kept]))
     # What is masked reaches nothing.
     spoiled = np.where(mask, x, np.where(rng.random(x.shape) < 0.5, np.nan, np.inf))
     (_, (y_, w_)), gradient_ = results(spoiled, mask)
     for one, two in zip((y, *w, gradient), (y_, *w_, gradient_), strict=True):
         np.testing.assert_array_equal(one, two)
-    assert not np.any(np.asarray(y)[~kept]) and not np.any(np.asarray(gradient)[~kept])
+    assert not np.any(np.asarray(y)[~kept]) and not np.any(gradient[~kept])
     for all_or_none in (True, False):
         (_, (y, w)), gradient = results(
             spoiled if not all_or_none else x, mask & False | all_or_none
@@ -174,12 +183,18 @@ def test_masks(method, rng):
 def test_masks_along_kept_axes(rng):
     x = correlated(rng, 3, 20, 4).astype(np.float32)
     mask = rng.random((3, 20, 1)) < 0.7
-    y, w = jaxnorm.whiten(x, axis=1, mask=mask)
+
+    @functools.partial(jax.jit, compiler_options=QUICKLY)
+    def results(x, mask):
+        y, w = jaxnorm.whiten(x, axis=1, mask=mask)
+        return y, w, jaxnorm.decorrelate(x, w, axis=1, mask=mask)
+
+    y, w, again = results(x, mask)
     expected, mean, _ = reference(x.astype(np.float64), 1, mask=mask)
     close(y, expected)
     close(w.mean, mean)
     np.testing.assert_array_equal(w.count, mask.sum(1))
-    close(jaxnorm.decorrelate(x, w, axis=1, mask=mask), expected)
+    close(again, expected)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -207,12 +222,18 @@ def test_complex(rng):
     x = (correlated(rng, 40, 4) + 1j * correlated(rng, 40, 4) @ rng.normal(size=(4, 4))).astype(
         np.complex64
     )
+
+    @functools.partial(jax.jit, static_argnums=1, compiler_options=QUICKLY)
+    def results(x, method):
+        y, w = jaxnorm.whiten(x, axis=0, method=method)
+        return y, jaxnorm.decorrelate(x, w, axis=0)
+
     for method in METHODS:
-        y, w = jax.jit(functools.partial(jaxnorm.whiten, axis=0, method=method))(x)
+        y, again = results(x, method)
         assert y.dtype == jnp.complex64
         close(np.asarray(y).T @ np.asarray(y).conj() / 40, np.eye(4), atol=1e-3)
         close(y, zca(x.astype(np.complex128))[0])
-        close(jaxnorm.decorrelate(x, w, axis=0), y)
+        close(again, y)
 
 
 def test_constant_input_gives_exactly_beta(rng):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxnorm
-from tests.whitening import METHODS, close, correlated
+from tests.whitening import METHODS, close, correlated, zca
 
 
 def orthogonal(m, d):
@@ -18,11 +18,12 @@ def orthogonal(m, d):
 
 
 def degenerate(rng):
-    twins = rng.normal(size=(12, 4))
+    twins, few = rng.normal(size=(12, 4)), rng.normal(size=(3, 4))
     return {
         "generic": correlated(rng, 12, 4),
         "repeated eigenvalues": orthogonal(12, 4),
-        "fewer examples than units": rng.normal(size=(3, 4)),
+        # Of the covariance and the gradients of the three, in the shape of the others.
+        "fewer examples than units": np.repeat(few, 4, 0),
         "equal units": np.concatenate([twins[:, :2], twins[:, :2]], 1),
         "constant": np.full((12, 4), 3.0),
         "zero": np.zeros((12, 4)),
@@ -42,30 +43,29 @@ def test_derivatives_of_both_orders(method, rng):
     @jax.vmap
     def derivatives(x, dx, weight):
         def slope(x):
-            return jax.jvp(lambda x: loss(x, weight), (x,), (dx,))[1]
+            return jax.jvp(lambda x: loss(x, weight), (x,), (dx,))
 
         gradient = jax.grad(loss)
-        _, forward_over_reverse = jax.jvp(lambda x: gradient(x, weight), (x,), (dx,))
+        at, forward_over_reverse = jax.jvp(lambda x: gradient(x, weight), (x,), (dx,))
         reverse_over_reverse = jax.grad(lambda x: jnp.sum(gradient(x, weight) * dx))(x)
-        second = forward_over_reverse, reverse_over_reverse, jax.grad(slope)(x)
-        steps = [x + s * dx for s in (1e-5, -1e-5)]
-        values, gradients = ([f(step, weight) for step in steps] for f in (loss, gradient))
+        (_, along), pull = jax.vjp(slope, x)
+        (reverse_over_forward,) = pull((0.0 * along, jnp.ones_like(along)))
+        steps = jnp.stack([x + 1e-5 * dx, x - 1e-5 * dx])
+        values, gradients = jax.vmap(jax.value_and_grad(loss), (0, None))(steps, weight)
         by_steps = [(ahead - behind) / 2e-5 for ahead, behind in (values, gradients)]
-        first = slope(x), jnp.sum(gradient(x, weight) * dx)
-        return first, second, *by_steps
+        second = forward_over_reverse, reverse_over_reverse, reverse_over_forward
+        return (along, jnp.sum(at * dx)), second, *by_steps
 
-    cases = degenerate(rng)
-    few = cases.pop("fewer examples than units")
+    x = np.stack(list(degenerate(rng).values()))
+    dx, weight = rng.normal(size=(2, *x.shape))
     with jax.enable_x64(True):
-        for x in (np.stack(list(cases.values())), few[None]):
-            dx, weight = rng.normal(size=(2, *x.shape))
-            first, second, slope, bend = derivatives(x, dx, weight)
-            # Central differences in float64: h^2 = 1e-10 and rounding 1e-16 / h = 1e-11, times the
-            # higher derivatives, of order epsilon^-2.
-            for value in first:
-                np.testing.assert_allclose(value, slope, rtol=1e-6, atol=1e-6)
-            for value in second:
-                np.testing.assert_allclose(value, bend, rtol=1e-5, atol=1e-5)
+        first, second, slope, bend = derivatives(x, dx, weight)
+    # Central differences in float64: h^2 = 1e-10 and rounding 1e-16 / h = 1e-11, times the
+    # higher derivatives, of order epsilon^-2.
+    for value in first:
+        np.testing.assert_allclose(value, slope, rtol=1e-6, atol=1e-6)
+    for value in second:
+        np.testing.assert_allclose(value, bend, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -75,38 +75,38 @@ def test_gradients_are_finite_in_float32(method, epsilon, rng):
         return jnp.sum(jaxnorm.whiten(x, axis=0, method=method, epsilon=epsilon)[0] * weight)
 
     @jax.jit
+    @jax.vmap
     def derivatives(x, weight):
         gradient, again = jax.jvp(lambda x: jax.grad(loss)(x, weight), (x,), (weight,))
         return gradient, again, jax.jvp(lambda x: loss(x, weight), (x,), (weight,))
 
-    for name, x in degenerate(rng).items():
-        for scale in (1.0, 1e-20, 1e3):
-            x_ = jnp.asarray(scale * x, jnp.float32)
-            weight = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
-            for value in jax.tree.leaves(derivatives(x_, weight)):
-                assert np.isfinite(value).all(), (name, scale)
+    names, cases = zip(*degenerate(rng).items(), strict=True)
+    for scale in (1.0, 1e-20, 1e3):
+        x = (scale * np.stack(cases)).astype(np.float32)
+        results = derivatives(x, rng.normal(size=x.shape).astype(np.float32))
+        for value in jax.tree.leaves(results):
+            for name, each in zip(names, np.asarray(value), strict=True):
+                assert np.isfinite(each).all(), (name, scale)
 
 
 def test_gradient_equals_the_one_in_float64(rng):
-    values = {
-        name: x.astype(np.float32)
-        for name, x in degenerate(rng).items()
-        if name in ("generic", "repeated eigenvalues", "fewer examples than units")
-    }
+    cases = degenerate(rng)
+    values = [cases["generic"], cases["repeated eigenvalues"], rng.normal(size=(3, 4))]
     weight = rng.normal(size=(12, 4)).astype(np.float32)
 
+    @jax.jit
     def gradient(x, weight):
         def loss(x):
             return jnp.sum(jnp.sin(jaxnorm.whiten(x, axis=0)[0]) * weight)
 
         return jax.grad(loss)(x)
 
-    for x in values.values():
+    for x in (value.astype(np.float32) for value in values):
         w = weight[: len(x)]
-        single = jax.jit(gradient)(x, w)
+        single = gradient(x, w)
         with jax.enable_x64(True):
-            double = jax.jit(gradient)(x.astype(np.float64), w.astype(np.float64))
-            projection = jaxnorm.whiten(x.astype(np.float64), axis=0)[1].projection
+            double = gradient(x.astype(np.float64), w.astype(np.float64))
+        projection = zca(x.astype(np.float64))[2]
         # The gradient is a difference of terms as large as the projection: 316 = 1e-5^(-1/2) in
         # directions without variance.
         np.testing.assert_allclose(single, double, rtol=0, atol=1e-5 * np.abs(projection).max())
@@ -115,19 +115,30 @@ def test_gradient_equals_the_one_in_float64(rng):
 
 
 def test_under_vmap_and_scan_and_remat(rng):
-    x = jnp.asarray(correlated(rng, 3, 20, 4), jnp.float32)
+    x = correlated(rng, 3, 20, 4).astype(np.float32)
 
     def loss(x):
         return jnp.sum(jnp.sin(jaxnorm.whiten(x, axis=0)[0]))
 
-    looped = jnp.stack([jax.grad(loss)(one) for one in x])
-    close(jax.jit(jax.vmap(jax.grad(loss)))(x), looped)
-    close(jax.vmap(jax.grad(loss), in_axes=1, out_axes=1)(x.swapaxes(0, 1)).swapaxes(0, 1), looped)
-    close(jax.jit(lambda x: jax.lax.map(jax.grad(jax.checkpoint(loss)), x))(x), looped)
-    # A kept axis is a vmap.
-    close(jax.vmap(lambda x: jaxnorm.whiten(x, axis=0)[0])(x), jaxnorm.whiten(x, axis=1)[0])
-    _, tangent = jax.linearize(loss, x[0])
-    close(tangent(x[1]), np.sum(looped[0] * x[1]), rtol=1e-3)
+    gradient = jax.grad(loss)
+
+    @jax.jit
+    def transformed(x):
+        mapped = jax.vmap(gradient, in_axes=1, out_axes=1)(x.swapaxes(0, 1)).swapaxes(0, 1)
+        scanned = jax.lax.map(jax.grad(jax.checkpoint(loss)), x)
+        # A kept axis is a vmap.
+        by_vmap = jax.vmap(lambda x: jaxnorm.whiten(x, axis=0)[0])(x)
+        kept = jaxnorm.whiten(x, axis=1)[0]
+        tangent = jax.linearize(loss, x[0])[1](x[1])
+        return (jax.vmap(gradient)(x), mapped, scanned), (by_vmap, kept), tangent
+
+    alone = jax.jit(gradient)
+    looped = np.stack([alone(one) for one in x])
+    gradients, values, tangent = transformed(x)
+    for each in gradients:
+        close(each, looped)
+    close(*values)
+    close(tangent, np.sum(looped[0] * x[1]), rtol=1e-3)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -24,18 +24,18 @@ from jaxnorm.cli.peers.jax_peer import foreign_code
 
 ROWS, FEW_ROWS, IMAGES = (8, 128, 256), (8, 16, 128), (8, 8, 8, 64)
 HEADS = 2
-# Each norm, written out and in a scan, in both dtypes at least once.
+# Each norm, written out and in a scan, in both dtypes at least once. The compiler has died of
+# layer norm and of batch norm in a scan in float32.
 BLOCKS = (
     ("layer", ROWS, "float32", "scan"),
-    ("layer", FEW_ROWS, "bfloat16", "scan"),
-    ("layer", FEW_ROWS, "float32", "written out"),
+    ("layer", FEW_ROWS, "bfloat16", "written out"),
     ("rms", FEW_ROWS, "bfloat16", "written out"),
     ("batch", IMAGES, "float32", "scan"),
     ("batch", IMAGES, "bfloat16", "written out"),
     ("group", IMAGES, "bfloat16", "scan"),
     ("group", IMAGES, "float32", "written out"),
 )
-REMATERIALIZED = (("layer", FEW_ROWS, "float32", "scan"), ("batch", IMAGES, "float32", "scan"))
+REMATERIALIZED = (("layer", FEW_ROWS, "float32", "scan"),)
 NORMS = (("batch", (64, 8, 8, 128)), ("layer", (256, 128)))
 
 
