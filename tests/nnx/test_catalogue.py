@@ -78,9 +78,7 @@ def test_all_under_transformations(rng):
         y, gradients = step(models, make_optimizer(models), x)
         return nnx.to_pure_dict(gradients), y, values(models)
 
-    program, (gradients, y, after) = jax.make_jaxpr(run, return_shape=True)(
-        draw(rng, SHAPE), state
-    )
+    program, (gradients, y, after) = jax.make_jaxpr(run, return_shape=True)(draw(rng, SHAPE), state)
     assert y.shape == SHAPE
     chex.assert_trees_all_equal_shapes_and_dtypes(after, nnx.to_pure_dict(state))
     chex.assert_trees_all_equal_shapes_and_dtypes(
