@@ -27,7 +27,7 @@ def disturb(tree, seed=1):
 def initialized(model, x):
     """Variables of any value; nothing is compiled."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), x)
-    return disturb(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
+    return disturb(jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes))
 
 
 def primitives(jaxpr):
