@@ -144,7 +144,7 @@ def test_half_precision_and_float64(rng):
     x = images(rng, 4, 6).astype(jnp.bfloat16)
     for wrap in (jnn.WeightNorm, spectral[False], jnn.WeightStandardization):
         layer = wrap(nn.Dense(3, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16))
-        y, variables = layer.init_with_output(KEY, x)
+        y, variables = jax.eval_shape(layer.init_with_output, KEY, x)
         assert y.dtype == jnp.bfloat16
         dtypes = {
             "kernel_g": jnp.float32,
@@ -155,7 +155,7 @@ def test_half_precision_and_float64(rng):
             assert name == "layer" or value.dtype == dtypes[name]
     with jax.enable_x64(True):
         layer = jnn.SpectralNorm(nn.Dense(3, param_dtype=jnp.float64), update_stats=False)
-        y, variables = layer.init_with_output(KEY, jnp.ones((2, 6), jnp.float64))
+        y, variables = jax.eval_shape(layer.init_with_output, KEY, np.ones((2, 6)))
         assert y.dtype == variables["batch_stats"]["kernel_u"].dtype == jnp.float64
 
 
@@ -176,14 +176,14 @@ def test_errors(rng):
         "feature_axes=-1 leaves no axis to reduce over. Leave it out with select, or choose other "
         "feature_axes.",
     ):
-        jnn.SpectralNorm(nn.Dense(3), select="*", update_stats=True).init(KEY, x)
+        jax.eval_shape(jnn.SpectralNorm(nn.Dense(3), select="*", update_stats=True).init, KEY, x)
     with raises(
         ValueError,
         "data_dependent_init needs a layer with one selected parameter of its own, whose output "
         "units are the last axis of the output; Sequential has ['layers_0/kernel', "
         "'layers_1/kernel'] and an output of shape (4, 3). Wrap each layer on its own.",
     ):
-        jnn.WeightNorm(nested, data_dependent_init=True).init(KEY, x)
+        jax.eval_shape(jnn.WeightNorm(nested, data_dependent_init=True).init, KEY, x)
     layer = jnn.SpectralNorm(nn.Dense(3))
     with raises(
         ValueError,
@@ -191,7 +191,7 @@ def test_errors(rng):
         "field or pass it in the call.",
     ):
         layer.init(KEY, x)
-    variables = layer.init(KEY, x, update_stats=True)
+    variables = drawn(layer, x, update_stats=True)
     with raises(
         ValueError,
         "SpectralNorm (top level) updates u and sigma in training, but the collection batch_stats "
