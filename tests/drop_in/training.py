@@ -52,7 +52,7 @@ MODELS = {
         vit,
         "from flax.linen import ",
         "LayerNorm",
-        lambda m, dtype: m.VisionTransformer(dtype=dtype, depth=1),
+        lambda m, dtype: m.VisionTransformer(dtype=dtype),
     ),
     "language model": Model(language, "from flax.nnx import ", "RMSNorm", make_language),
     "diffusion network": Model(diffusion, "from flax.nnx import ", "GroupNorm", make_nnx("UNet")),
