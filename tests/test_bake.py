@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import jaxnorm.linen as jnn
+from tests.same import drawn, initialized
 
 KEY = jax.random.key(0)
 evaluated = functools.partial(jnn.SpectralNorm, update_stats=False)
@@ -76,30 +77,36 @@ def twice_plain(wrap):
     return nn.Dense(5)
 
 
-@pytest.mark.parametrize("wrap", [jnn.WeightNorm, evaluated, standardized], ids=str)
-@pytest.mark.parametrize(
-    ("model", "plain"),
-    [(alone, alone), (Compact, Compact), (Setup, Setup), (Scanned, Scanned), (twice, twice_plain)],
-    ids=lambda m: m.__name__,
-)
-def test_the_model_without_wrappers_computes_the_same(model, plain, wrap, rng):
+MODELS = {
+    "compact": (Compact, Compact),
+    "setup": (Setup, Setup),
+    "scanned": (Scanned, Scanned),
+    "alone": (alone, alone),
+    "twice": (twice, twice_plain),
+}
+# Each model, and each wrapper where it matters how often: in a model, in a loop, within another.
+PAIRS = [
+    *((name, jnn.WeightNorm) for name in MODELS if name != "twice"),
+    *((name, evaluated) for name in ("compact", "scanned")),
+    *((name, standardized) for name in ("setup", "scanned", "twice")),
+]
+
+
+@pytest.mark.parametrize(("name", "wrap"), PAIRS, ids=str)
+def test_the_model_without_wrappers_computes_the_same(name, wrap, rng):
     x = jnp.asarray(rng.normal(size=(3, 5)), jnp.float32)
+    model, plain = MODELS[name]
     wrapped, plain = model(wrap), plain(unwrapped)
-    variables = jax.jit(wrapped.init)(KEY, x)
     # Away from the start, where weight norm changes nothing.
-    variables["params"] = jax.tree.map(
-        lambda p: p * jnp.asarray(rng.uniform(0.5, 2, p.shape), p.dtype), variables["params"]
-    )
-    before = jax.tree.map(np.asarray, variables)
+    variables = drawn(wrapped, x)
+    before = jax.tree.map(np.copy, variables)
     baked = jnn.bake(wrapped, variables, x)
     jax.tree.map(np.testing.assert_array_equal, before, variables)
     # The very same tree as without wrappers.
     shapes = jax.tree.map(jnp.shape, jax.eval_shape(plain.init, KEY, x))
     assert jax.tree.map(jnp.shape, baked) == shapes
-    # The weights are computed once compiled and once not.
-    np.testing.assert_allclose(
-        plain.apply(baked, x), wrapped.apply(variables, x), rtol=1e-5, atol=1e-5
-    )
+    results = jax.jit(lambda a, b: (plain.apply(a, x), wrapped.apply(b, x)))(baked, variables)
+    np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-5)
 
 
 def test_arguments_of_the_call(rng):
@@ -109,8 +116,8 @@ def test_arguments_of_the_call(rng):
             x = nn.Dropout(0.5, deterministic=not train)(x)
             return jnn.SpectralNorm(nn.Dense(2))(x, update_stats=train)
 
-    x = jnp.ones((3, 5))
-    variables = Model().init(KEY, x, train=False)
+    x = np.ones((3, 5), np.float32)
+    variables = initialized(Model(), x, train=False)
     baked = jnn.bake(Model(), variables, jax.ShapeDtypeStruct(x.shape, x.dtype), train=False)
     kernel = baked["params"]["Dense_0"]["kernel"]
     np.testing.assert_allclose(np.linalg.svd(kernel)[1][0], 1, rtol=1e-3)
@@ -124,8 +131,8 @@ def test_arguments_of_the_call(rng):
 def test_partitioned_parameters_keep_their_names(rng):
     init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
     layer = jnn.WeightNorm(nn.Dense(3, kernel_init=init))
-    x = jnp.ones((2, 4))
-    baked = jnn.bake(layer, layer.init(KEY, x), x)
+    x = np.ones((2, 4), np.float32)
+    baked = jnn.bake(layer, initialized(layer, x), x)
     assert baked["params"]["kernel"].names == (None, "model")
 
 
@@ -135,13 +142,13 @@ def raises(message):
 
 
 def test_errors():
-    x = jnp.ones((2, 5))
+    x = np.ones((2, 5), np.float32)
     dense = nn.Dense(5)
     with raises(
         "bake found no WeightNorm, SpectralNorm or WeightStandardization in " + repr(dense) + "; "
         "its variables are plain already."
     ):
-        jnn.bake(dense, dense.init(KEY, x), x)
+        jnn.bake(dense, drawn(dense, x), x)
 
     class Shared(nn.Module):
         @nn.compact
@@ -153,7 +160,7 @@ def test_errors():
         "b and a wrap the same layer Dense_0, which cannot hold the weights of both; bake a "
         "model that wraps each layer once."
     ):
-        jnn.bake(Shared(), Shared().init(KEY, x), x)
+        jnn.bake(Shared(), drawn(Shared(), x), x)
 
     class Odd(nn.Module):
         @nn.compact
@@ -166,4 +173,4 @@ def test_errors():
         "params/layers/Dense_0/kernel of shape (5, 3, 5) is used in shape (5, 5): bake expects "
         "parameters of a scan or vmap to be stacked along their first axis."
     ):
-        jnn.bake(Odd(), Odd().init(KEY, x), x)
+        jnn.bake(Odd(), drawn(Odd(), x), x)

@@ -67,24 +67,21 @@ def test_training_takes_one_pass_for_the_statistics(masked, rng):
 
 
 class Net(nn.Module):
-    """A residual network for images of 8 x 8."""
+    """A residual network, for images as vectors."""
 
     @nn.compact
     def __call__(self, x):
-        def normalized(x, width, **options):
-            x = nn.Conv(width, (3, 3), use_bias=False, **options)(x)
+        def normalized(x):
+            x = nn.Dense(32, use_bias=False)(x)
             return jnn.BatchNorm(momentum=0.9, use_running_average=False)(x)
 
-        x = nn.relu(normalized(x, 16))
-        for width, strides in ((16, 1), (32, 2), (32, 1)):
-            y = normalized(nn.relu(normalized(x, width, strides=strides)), width)
-            if x.shape != y.shape:
-                x = normalized(x, width, strides=strides)
-            x = nn.relu(x + y)
-        return nn.Dense(10)(x.mean((1, 2)))
+        x = nn.relu(normalized(x))
+        for _ in range(2):
+            x = nn.relu(x + normalized(nn.relu(normalized(x))))
+        return nn.Dense(10)(x)
 
 
-STEPS, BATCH = 60, 64
+STEPS, BATCH = 60, 128
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +89,7 @@ def trained():
     """What the norms of a trained network get in its next step: inputs and running means."""
     datasets = pytest.importorskip("sklearn.datasets")
     images, labels = datasets.load_digits(return_X_y=True)
-    images = jnp.asarray(images.reshape(-1, 8, 8, 1) / 16, jnp.float32)
+    images = np.asarray(images / 16, np.float32)
     net = Net()
     variables = jax.jit(net.init)(jax.random.key(0), images[:2])
 
@@ -107,7 +104,7 @@ def trained():
             return -jax.nn.log_softmax(logits)[jnp.arange(BATCH), y].mean(), new
 
         (value, new), grads = jax.value_and_grad(loss, has_aux=True)(variables["params"])
-        params = jax.tree.map(lambda p, g: p - 0.1 * g, variables["params"], grads)
+        params = jax.tree.map(lambda p, g: p - 0.05 * g, variables["params"], grads)
         return {"params": params, **new}, value
 
     losses = []
@@ -124,8 +121,13 @@ def trained():
             given[context.module.name] = arguments[0]
         return call(*arguments, **keywords)
 
-    with nn.intercept_methods(remember):
-        net.apply(variables, batch(STEPS)[0], mutable=["batch_stats"])
+    @jax.jit
+    def look(variables, x):
+        with nn.intercept_methods(remember):
+            net.apply(variables, x, mutable=["batch_stats"])
+        return given
+
+    given = look(variables, batch(STEPS)[0])
     return [(x, variables["batch_stats"][name]["mean"]) for name, x in given.items()]
 
 
@@ -135,14 +137,14 @@ def count_untrusted(trained, nears):
     untrusted = 0
     with counted_passes() as count:
         for (x, _), near in zip(trained, nears, strict=True):
-            jax.block_until_ready(jitted(x, None, Pool((0, 1, 2)), near, Plan("quick")))
+            jax.block_until_ready(jitted(x, None, Pool((0,)), near, Plan("quick")))
             untrusted += count() > 1
     return untrusted
 
 
 def test_sums_about_the_running_mean_are_trusted_in_a_trained_network(trained):
-    assert len(trained) == 8
-    assert not count_untrusted(trained, [mean.reshape(1, 1, 1, -1) for _, mean in trained])
+    assert len(trained) == 5
+    assert not count_untrusted(trained, [np.asarray(mean)[None] for _, mean in trained])
 
 
 def test_sums_about_0_are_not(trained):

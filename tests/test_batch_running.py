@@ -1,5 +1,7 @@
 """Running statistics: what they are after many steps, and what leaves them alone."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 
 import jaxnorm
 import jaxnorm.linen as jnn
+from tests.same import drawn, initialized
 
 STEPS = 100
 # 100 steps each add at most one rounding of float32 (6e-8 of a value near 1), and each is damped by
@@ -20,12 +23,12 @@ def batches(rng):
     """100 batches of 8 examples with 3 units whose mean and variance drift, in float32."""
     drift = np.linspace(0, 1, STEPS)[:, None, None]
     values = (0.5 + drift / 2) * rng.normal(size=(STEPS, 8, 3)) + drift
-    return jnp.asarray(values, jnp.float32)
+    return values.astype(np.float32)
 
 
 def trajectory(norm, batches):
     """The running mean and variance after each batch, by a scan over training steps."""
-    variables = norm.init(jax.random.key(0), batches[0], use_running_average=False)
+    variables = initialized(norm, batches[0], use_running_average=False)
 
     def step(stats, x):
         _, new = norm.apply(
@@ -130,9 +133,9 @@ def test_torch_itself(batches, momentum):
     "options", [{}, {"debias": True}, {"momentum": None}], ids=["plain", "debias", "average"]
 )
 def test_before_any_step_evaluation_is_the_identity(rng, options):
-    x = jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)
+    x = rng.normal(size=(5, 3)).astype(np.float32)
     norm = jnn.BatchNorm(**options, use_running_average=True)
-    variables = norm.init(jax.random.key(0), x)
+    variables = initialized(norm, x)
     # The variance is 1, so what epsilon = 1e-5 takes away is half of that.
     np.testing.assert_allclose(norm.apply(variables, x), x, rtol=6e-6)
 
@@ -141,7 +144,7 @@ def test_before_any_step_evaluation_is_the_identity(rng, options):
 def test_after_one_step_evaluation_uses_that_batch_exactly(rng, options):
     x = jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)
     norm = jnn.BatchNorm(**options, unbiased=False)
-    variables = norm.init(jax.random.key(0), x, use_running_average=False)
+    variables = initialized(norm, x, use_running_average=False)
     _, new = norm.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
     # Of the same program: `jaxnorm.moments` may add up in another order.
     _, batch = jaxnorm.batch_norm(x, axis=0)
@@ -164,28 +167,31 @@ def test_debias_is_exact_where_momentum_is_close_to_one():
 
 @pytest.mark.parametrize("options", [{}, {"debias": True}, {"momentum": None}], ids=str)
 def test_a_fully_masked_batch_changes_nothing(rng, options):
-    x = jnp.asarray(rng.normal(size=(2, 6, 3)), jnp.float32).at[1].set(jnp.nan)
+    x = rng.normal(size=(2, 6, 3)).astype(np.float32)
+    x[1] = np.nan
     norm = jnn.BatchNorm(**options, use_running_average=False)
-    variables = norm.init(jax.random.key(0), x[0])
+    variables = initialized(norm, x[0])
 
+    @jax.jit
     def update(stats, x, mask):
         variables_now = {**variables, "batch_stats": stats}
         return norm.apply(variables_now, x, mask=mask, mutable=["batch_stats"])
 
-    _, first = update(variables["batch_stats"], x[0], jnp.ones((6, 1), bool))
-    y, second = update(first["batch_stats"], x[1], jnp.zeros((6, 1), bool))
+    _, first = update(variables["batch_stats"], x[0], np.ones((6, 1), bool))
+    y, second = update(first["batch_stats"], x[1], np.zeros((6, 1), bool))
     np.testing.assert_array_equal(y, np.zeros((6, 3)))
     jax.tree.map(np.testing.assert_array_equal, second, first)
 
 
 def test_a_channel_that_is_masked_keeps_its_own_count(rng):
     """The plain average of a channel is over the batches that it was in."""
-    x = jnp.asarray(rng.normal(size=(3, 4, 2)), jnp.float32)
-    masks = jnp.asarray([[[True, False]], [[True, True]], [[True, False]]])
+    x = rng.normal(size=(3, 4, 2)).astype(np.float32)
+    masks = np.asarray([[[True, False]], [[True, True]], [[True, False]]])
     norm = jnn.BatchNorm(momentum=None, unbiased=False, use_running_average=False)
-    variables = norm.init(jax.random.key(0), x[0])
+    variables = initialized(norm, x[0])
+    train = jax.jit(functools.partial(norm.apply, mutable=["batch_stats"]))
     for values, mask in zip(x, masks, strict=True):
-        _, new = norm.apply(variables, values, mask=mask, mutable=["batch_stats"])
+        _, new = train(variables, values, mask=mask)
         variables = {**variables, **new}
     stats = variables["batch_stats"]
     np.testing.assert_array_equal(stats["count"], [3, 1])
@@ -197,22 +203,24 @@ def test_a_channel_that_is_masked_keeps_its_own_count(rng):
 def test_state_never_changes_its_dtype(rng, dtype):
     x = jnp.asarray(rng.normal(size=(6, 3)), dtype)
     norm = jnn.BatchNorm(momentum=None, use_running_average=False)
-    variables = norm.init(jax.random.key(0), x)
+    variables = jax.eval_shape(norm.init, jax.random.key(0), x)
     kinds = jax.tree.map(lambda a: a.dtype, variables["batch_stats"])
     assert kinds["mean"] == ("complex64" if dtype == "complex64" else "float32")
     assert kinds["var"] == kinds["count"] == "float32"
+    train = functools.partial(norm.apply, mutable=["batch_stats"])
     for _ in range(2):
-        _, new = norm.apply(variables, x, mutable=["batch_stats"])
+        _, new = jax.eval_shape(train, variables, x)
         variables = {**variables, **new}
     assert jax.tree.map(lambda a: a.dtype, variables["batch_stats"]) == kinds
 
 
 def test_state_of_float32_stays_when_the_input_is_wider(rng):
     with jax.enable_x64(True):
-        x = jnp.asarray(rng.normal(size=(6, 3)))
+        x = rng.normal(size=(6, 3))
         norm = jnn.BatchNorm(use_running_average=False)
-        variables = norm.init(jax.random.key(0), x.astype(jnp.float32))
-        y, new = norm.apply(variables, x, mutable=["batch_stats"])
+        variables = jax.eval_shape(norm.init, jax.random.key(0), x.astype(np.float32))
+        train = functools.partial(norm.apply, mutable=["batch_stats"])
+        y, new = jax.eval_shape(train, variables, x)
         assert y.dtype == "float64"
         assert {a.dtype.name for a in jax.tree.leaves(new)} == {"float32"}
 
@@ -241,13 +249,16 @@ def test_remat_updates_once(rng):
             return norm(momentum=0.5, use_running_average=False, name="norm")(nn.Dense(3)(x))
 
     x = jnp.asarray(rng.normal(size=(6, 3)), jnp.float32)
-    variables = Net(False).init(jax.random.key(0), x)
+    variables = drawn(Net(False), x)
 
     def loss(params, remat):
         y, new = Net(remat).apply({**variables, "params": params}, x, mutable=["batch_stats"])
         return (y**3).sum(), new
 
-    results = [jax.grad(loss, has_aux=True)(variables["params"], remat) for remat in (False, True)]
+    results = [
+        jax.jit(jax.grad(functools.partial(loss, remat=remat), has_aux=True))(variables["params"])
+        for remat in (False, True)
+    ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *results)
 
 

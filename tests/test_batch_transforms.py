@@ -4,6 +4,8 @@ One table: each way of calling a model {init, train, eval}. What a way must equa
 plain calls of the layer, one after the other.
 """
 
+import functools
+
 import chex
 import flax.linen as nn
 import jax
@@ -34,13 +36,13 @@ class Layer(nn.Module):
 
 @pytest.fixture
 def x(rng):
-    return jnp.asarray(rng.normal(size=(8, 4)), jnp.float32)
+    return rng.normal(size=(8, 4)).astype(np.float32)
 
 
 @pytest.fixture
 def variables(rng):
     def draw(*shape):
-        return jnp.asarray(rng.random(shape) + 0.5, jnp.float32)
+        return (rng.random(shape) + 0.5).astype(np.float32)
 
     return {
         "params": {
@@ -51,6 +53,7 @@ def variables(rng):
     }
 
 
+@functools.partial(jax.jit, static_argnums=2)
 def plain(variables, x, train):
     """(y, batch_stats) of one layer, called as it is."""
     if not train:
@@ -60,7 +63,7 @@ def plain(variables, x, train):
 
 
 def stack(*trees):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
 def unstack(tree, n):
@@ -77,12 +80,12 @@ def apply(model, variables, x, train, *args):
 
 def check_init(model, variables, x, *args):
     """Initializing makes the structure of `variables`, and statistics that no data has touched."""
-    made = model.init(jax.random.key(0), x, True, *args)
+    init = functools.partial(model.init, jax.random.key(0))
+    made, evaluated = jax.jit(lambda x: [init(x, train, *args) for train in (True, False)])(x)
     chex.assert_trees_all_equal_shapes_and_dtypes(made, variables)
     for path, value in jax.tree_util.tree_leaves_with_path(made["batch_stats"]):
         start = 1.0 if "var" in str(path[-1]) else 0.0
         np.testing.assert_array_equal(value, np.full(value.shape, start))
-    evaluated = model.init(jax.random.key(0), x, False, *args)
     chex.assert_trees_all_equal(evaluated, made)
 
 
@@ -105,8 +108,6 @@ def test_jit(x, variables):
     for train in (True, False):
         y, stats = jax.jit(lambda v, x, t=train: apply(model, v, x, t))(inside, x)
         chex.assert_trees_all_close((y, stats["layer"]), plain(variables, x, train), **CLOSE)
-    made = jax.jit(lambda x: model.init(jax.random.key(0), x, True))(x)
-    chex.assert_trees_all_equal_shapes_and_dtypes(made, inside)
 
 
 def test_eval_shape(x, variables):
@@ -132,11 +133,11 @@ def test_remat(x, variables):
 
         actual = jax.jit(jax.grad(loss, has_aux=True))(inside["params"])
 
-        def loss(params, train=train):
+        def plain_loss(params, train=train):
             y, stats = plain({**variables, "params": params}, x, train)
             return (y**2).sum(), stats
 
-        expected = jax.grad(loss, has_aux=True)(variables["params"])
+        expected = jax.jit(jax.grad(plain_loss, has_aux=True))(variables["params"])
         chex.assert_trees_all_close((actual[0]["layer"], actual[1]["layer"]), expected, **CLOSE)
 
 
@@ -188,7 +189,7 @@ class OverLayers(nn.Module):
 
 def test_scan_over_layers(x, variables):
     """`train` is static in the scan's body, and nothing need be mutable in evaluation."""
-    layers = [jax.tree.map(lambda a, i=i: a + 0.1 * i, variables) for i in range(3)]
+    layers = [jax.tree.map(lambda a, i=i: a + np.float32(0.1 * i), variables) for i in range(3)]
     model, inside = OverLayers(), nested(stack(*layers))
     check_init(model, inside, x)
     for train in (True, False):
@@ -221,7 +222,7 @@ class Mapped(nn.Module):
 
 
 def test_vmap_with_stacked_statistics(x, variables):
-    entries = [jax.tree.map(lambda a, i=i: a + 0.1 * i, variables) for i in range(2)]
+    entries = [jax.tree.map(lambda a, i=i: a + np.float32(0.1 * i), variables) for i in range(2)]
     model, inside = Mapped(shared=False), nested(stack(*entries))
     parts = x.reshape(2, 4, 4)
     check_init(model, inside, parts)
@@ -256,7 +257,7 @@ def test_nested_vmap(x, variables):
             )
             return mapped(shared=True, axis_name="parts", name="outer")(x, train)
 
-    entries = [jax.tree.map(lambda a, i=i: a + 0.1 * i, variables) for i in range(2)]
+    entries = [jax.tree.map(lambda a, i=i: a + np.float32(0.1 * i), variables) for i in range(2)]
     inside = {k: {"outer": v} for k, v in nested(stack(*entries)).items()}
     batches = jnp.stack([x, 2 * x])
     parts = batches.reshape(2, 2, 4, 4)
@@ -271,12 +272,12 @@ def test_nested_vmap(x, variables):
 def test_jax_vmap_over_whole_models(x, variables):
     """An ensemble: jax.vmap over init, and over apply with stacked variables."""
     keys = jax.random.split(jax.random.key(0), 3)
-    made = jax.vmap(lambda key: Plain().init(key, x, True))(keys)
-    members = [jax.tree.map(lambda a, i=i: a + 0.1 * i, variables) for i in range(3)]
+    made = jax.eval_shape(jax.vmap(lambda key: Plain().init(key, x, True)), keys)
+    members = [jax.tree.map(lambda a, i=i: a + np.float32(0.1 * i), variables) for i in range(3)]
     inside = nested(stack(*members))
     chex.assert_trees_all_equal_shapes_and_dtypes(made, inside)
     for train in (True, False):
-        y, stats = jax.vmap(lambda v, t=train: apply(Plain(), v, x, t))(inside)
+        y, stats = jax.jit(jax.vmap(lambda v, t=train: apply(Plain(), v, x, t)))(inside)
         rows = [plain(member, x, train) for member in members]
         chex.assert_trees_all_close((y, stats["layer"]), stack(*rows), **CLOSE)
 
@@ -284,7 +285,7 @@ def test_jax_vmap_over_whole_models(x, variables):
 def test_shard_map(x, variables):
     """Initialized outside, replicated inside; the new statistics are inferred to be replicated."""
     mesh = jax.make_mesh((8,), ("d",))
-    x = jnp.concatenate([x, 2 * x])
+    x = np.concatenate([x, 2 * x])
     model, inside = Plain(axis_name="d"), nested(variables)
     check_init(model, inside, x)
     placed = jax.device_put(x, NamedSharding(mesh, P("d")))
@@ -303,7 +304,7 @@ def test_shard_map(x, variables):
 
 def test_initializing_inside_shard_map(x, variables):
     mesh = jax.make_mesh((8,), ("d",))
-    x = jnp.concatenate([x, 2 * x])
+    x = np.concatenate([x, 2 * x])
     made = jax.jit(
         jax.shard_map(
             lambda x: Plain(axis_name="d").init(jax.random.key(0), x, True),

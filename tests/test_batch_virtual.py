@@ -39,49 +39,60 @@ def apply(x, mask, dy, gamma, beta, **options):
 
 def part_by_part(x, mask, dy, gamma, beta, parts):
     """Each part normalized by a call of its own; parameters' gradients added up."""
-    results = []
-    for i in range(parts):
-        mine = slice(i * len(x) // parts, (i + 1) * len(x) // parts)
 
-        def norm(x, gamma, beta, mask=None if mask is None else mask[mine]):
+    @jax.jit
+    def of_one(x, mask, dy):
+        def norm(x, gamma, beta):
             return jaxnorm.batch_norm(x, gamma, beta, axis=(0, 1), mask=mask)[0]
 
-        y, transpose = jax.vjp(norm, x[mine], gamma, beta)
-        results.append((y, *transpose(dy[mine])))
-    y, dx, dgamma, dbeta = zip(*results, strict=True)
+        y, transpose = jax.vjp(norm, x, gamma, beta)
+        return y, *transpose(dy)
+
+    def split(a):
+        return [None] * parts if a is None else np.split(np.asarray(a), parts)
+
+    pieces = zip(split(x), split(mask), split(dy), strict=True)
+    y, dx, dgamma, dbeta = zip(*(of_one(*piece) for piece in pieces), strict=True)
     # By the law of total variance the parts' moments make those of the whole.
     moments = jaxnorm.moments(x, (0, 1), mask=mask)
     moments = moments._replace(count=jnp.broadcast_to(moments.count, moments.mean.shape))
-    return (jnp.concatenate(y), moments, jnp.concatenate(dx)), [sum(dgamma), sum(dbeta)]
+    return (np.concatenate(y), moments, np.concatenate(dx)), [sum(dgamma), sum(dbeta)]
 
 
 def assert_close(actual, expected, mask, dy, gamma, beta):
     (actual, sums), (expected, expected_sums) = jax.device_get((actual, expected))
-    gamma, beta = jax.device_get((gamma, beta))
+    mask, dy, gamma, beta = jax.device_get((mask, dy, gamma, beta))
     chex.assert_trees_all_close(actual, expected, **CLOSE)
     dy = dy if mask is None else np.where(mask, dy, 0)
     assert_parameter_gradients_close(sums, expected_sums, dy, (expected[0] - beta) / gamma)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("parts", [1, 3, 8])
+@pytest.mark.parametrize(("parts", "masked"), [(1, True), (3, True), (8, False)])
 def test_equals_each_part_by_itself(data, parts, masked):
     x, mask, *rest = data
     mask = mask if masked else None
-    actual = jax.jit(functools.partial(apply, num_virtual_batches=parts))(x, mask, *rest)
+    actual = on_one_device(parts)(x, mask, *rest)
     expected = part_by_part(x, mask, *rest, parts=parts)
     assert_close(actual, expected, mask, *rest)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda k: k.name)
-@pytest.mark.parametrize("parts", [2, 3, 8, 16])
+@functools.cache
+def on_one_device(parts):
+    """The program whose results those on several devices equal."""
+    return jax.jit(functools.partial(apply, num_virtual_batches=parts))
+
+
+@pytest.mark.parametrize(
+    ("parts", "kind"),
+    [(2, AxisType.Auto), (3, AxisType.Explicit), (8, AxisType.Auto), (16, AxisType.Explicit)],
+    ids=lambda value: getattr(value, "name", value),
+)
 def test_sharded_jit_on_eight_devices(data, parts, kind):
     """Equal to one device; the input is never gathered, and whole parts need no communication."""
     mesh = jax.make_mesh((8,), ("d",), axis_types=(kind,))
-    run = functools.partial(apply, num_virtual_batches=parts)
-    expected = jax.jit(run)(*data)
+    expected = on_one_device(parts)(*data)
     placed = (*jax.device_put(data[:3], NamedSharding(mesh, P("d"))), *data[3:])
-    actual = jax.jit(run)(*placed)
+    actual = on_one_device(parts)(*placed)
     assert_close(actual, expected, *data[1:])
 
     def forward(x, mask):
@@ -102,7 +113,7 @@ def test_sharded_jit_on_eight_devices(data, parts, kind):
 def test_shard_map_with_a_named_axis(data, parts):
     """Parts are counted over all devices: it is the same batch norm as without a mesh."""
     mesh = jax.make_mesh((8,), ("d",))
-    expected = jax.jit(functools.partial(apply, num_virtual_batches=parts))(*data)
+    expected = on_one_device(parts)(*data)
     run = functools.partial(apply, num_virtual_batches=parts, axis_name="d")
     specs = {
         "in_specs": (P("d"), P("d"), P("d"), P(), P()),
@@ -130,19 +141,19 @@ def test_the_module_combines_the_parts_by_the_law_of_total_variance(data, source
     norm = jnn.BatchNorm(
         num_virtual_batches=4, momentum=0.0, unbiased=False, train_statistics=source
     )
-    variables = norm.init(jax.random.key(0), x, use_running_average=False)
-    y, new = norm.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
+    train = {"use_running_average": False, "mutable": ["batch_stats"]}
+    variables = jax.jit(functools.partial(norm.init, use_running_average=False))(
+        jax.random.key(0), x
+    )
+    y, new = jax.jit(functools.partial(norm.apply, **train))(variables, x)
     values = np.asarray(x, np.float64).reshape(4, -1, 4)
     within, between = values.var(1).mean(0), values.mean(1).var(0)
     np.testing.assert_allclose(new["batch_stats"]["var"], within + between, rtol=1e-6)
     np.testing.assert_allclose(new["batch_stats"]["mean"], values.mean((0, 1)), rtol=1e-6)
 
-    plain = jnn.BatchNorm(train_statistics=source)
-    parts = [
-        plain.apply(variables, part, use_running_average=False, mutable=["batch_stats"])[0]
-        for part in jnp.split(x, 4)
-    ]
-    np.testing.assert_allclose(y, jnp.concatenate(parts), **CLOSE)
+    plain = jax.jit(functools.partial(jnn.BatchNorm(train_statistics=source).apply, **train))
+    parts = [plain(variables, part)[0] for part in np.split(np.asarray(x), 4)]
+    np.testing.assert_allclose(y, np.concatenate(parts), **CLOSE)
 
 
 def test_equals_groups_of_devices_in_pmap(data):

@@ -14,6 +14,7 @@ from jax.sharding import AxisType
 import jaxnorm
 import jaxnorm.linen as jnn
 from tests import reference
+from tests.same import drawn, program
 
 X_SHAPE = (4, 3, 2, 8)
 KEY = jax.random.key(0)
@@ -55,9 +56,10 @@ def draw(rng, shape=X_SHAPE, dtype=jnp.float32):
 
 
 def randomized(variables, rng):
-    """The same tree with random parameters."""
+    """The same tree with random parameters; of shapes alone, all else starts at 1."""
     params = jax.tree.map(lambda p: draw(rng, p.shape, p.dtype), variables["params"])
-    return {**variables, "params": params}
+    rest = jax.tree.map(lambda v: np.ones(v.shape, v.dtype), {**variables, "params": {}})
+    return {**rest, "params": params}
 
 
 def apply(module, variables, x, **given):
@@ -65,17 +67,44 @@ def apply(module, variables, x, **given):
     return module.apply(variables, x, mutable=["batch_stats"], **given)[0]
 
 
+def call_both(name, rng):
+    """The module and its function, of parameters, the input and what else is given."""
+    make, function, _ = MODULES[name]
+    variables = randomized(jax.eval_shape(make().init, KEY, draw(rng)), rng)
+    params = variables.pop("params")
+
+    def call(params, x, given, options):
+        return apply(make(**options), {**variables, "params": params}, x, **given)
+
+    def same(params, x, given, options):
+        return function(x, **{**params, **given}, **options)
+
+    return params, call, same
+
+
 @modules
 def test_module_equals_its_function(name, rng):
-    make, function, _ = MODULES[name]
-    x, mask = draw(rng), jnp.asarray(rng.random(X_SHAPE) < 0.8)
-    variables = randomized(make().init(KEY, x), rng)
-    gamma, beta = (variables["params"].get(p) for p in ("gamma", "beta"))
-    assert gamma is not None and (beta is None) == (name == "rms")
-    close(apply(make(), variables, x), function(x, gamma, beta))
-    close(apply(make(), variables, x, mask=mask), function(x, gamma, beta, mask=mask))
-    half = apply(make(dtype=jnp.bfloat16, epsilon=0.1), variables, x)
-    chex.assert_trees_all_equal(half, function(x, gamma, beta, epsilon=0.1, dtype=jnp.bfloat16))
+    params, call, same = call_both(name, rng)
+    assert set(params) == {"gamma", "beta"} - ({"beta"} if name == "rms" else set())
+    x, mask = draw(rng), rng.random(X_SHAPE) < 0.8
+    half = {"dtype": jnp.bfloat16, "epsilon": 0.1}
+    # Parameters of the call are in place of the module's.
+    gamma, beta = draw(rng, (4, 1, 1, 8)), draw(rng, (4, 3, 2, 1))
+    cases = (params, {}, {}), (params, {"mask": mask}, {}), (params, {}, half)
+    cases += (({}, {"gamma": gamma, "beta": beta}, {}),)
+    if name != "batch":
+        for params, given, options in cases:
+            programs = [
+                program(functools.partial(f, options=options), params, x, given)
+                for f in (call, same)
+            ]
+            assert programs[0] == programs[1]
+        return
+    # It takes its sums about its running mean.
+    found = jax.jit(lambda x: [[f(p, x, g, o) for p, g, o in cases] for f in (call, same)])(x)
+    (*wide, half, given), (*expected, half_expected, given_expected) = found
+    close((wide, given), (expected, given_expected))
+    chex.assert_trees_all_equal(half, half_expected)
 
 
 @modules
@@ -83,72 +112,90 @@ def test_parameters(name, rng):
     make, _, _ = MODULES[name]
     x = draw(rng, dtype=jnp.bfloat16)
     shape = (2, 8) if name == "layer_inner" else (8,)
-    params = make(use_beta=True).init(KEY, x)["params"]
-    chex.assert_trees_all_equal(params, {"gamma": jnp.ones(shape), "beta": jnp.zeros(shape)})
-    assert apply(make(), make().init(KEY, x), x).dtype == jnp.bfloat16
 
-    assert "params" not in make(use_gamma=False, use_beta=False).init(KEY, x)
-    named = make(use_beta=True, param_names=("scale", "bias"), param_dtype=jnp.float16)
-    params = named.init(KEY, x)["params"]
-    assert {k: v.dtype for k, v in params.items()} == {"scale": jnp.float16, "bias": jnp.float16}
-    chosen = make(gamma_init=nn.initializers.constant(2.0), use_beta=False).init(KEY, x)
-    chex.assert_trees_all_equal(chosen["params"], {"gamma": jnp.full(shape, 2.0)})
+    @jax.jit
+    def initialized(x):
+        named = {"param_names": ("scale", "bias"), "param_dtype": jnp.float16}
+        two = nn.initializers.constant(2.0)
+        return [
+            make(**options).init(KEY, x)
+            for options in (
+                {"use_beta": True},
+                {"use_gamma": False, "use_beta": False},
+                {"use_beta": True, **named},
+                {"gamma_init": two, "use_beta": False},
+            )
+        ]
 
-
-@modules
-def test_gamma_and_beta_in_the_call_replace_the_parameters(name, rng):
-    make, function, _ = MODULES[name]
-    x, gamma, beta = draw(rng), draw(rng, (4, 1, 1, 8)), draw(rng, (4, 3, 2, 1))
-    variables = make().init(KEY, x, gamma=gamma, beta=beta)
-    assert "params" not in variables
-    close(apply(make(), variables, x, gamma=gamma, beta=beta), function(x, gamma, beta))
-    # One of them alone: the other stays a parameter.
-    variables = make(use_beta=True).init(KEY, x, gamma=gamma)
-    assert set(variables["params"]) == {"beta"}
+    first, bare, named, chosen = initialized(x)
+    ones, zeros = np.ones(shape, np.float32), np.zeros(shape, np.float32)
+    chex.assert_trees_all_equal(first["params"], {"gamma": ones, "beta": zeros})
+    assert "params" not in bare
+    dtypes = {k: v.dtype for k, v in named["params"].items()}
+    assert dtypes == {"scale": jnp.float16, "bias": jnp.float16}
+    chex.assert_trees_all_equal(chosen["params"], {"gamma": 2 * ones})
+    assert jax.eval_shape(functools.partial(apply, make(use_beta=True)), first, x).dtype == x.dtype
+    # Those of the call make none; of one of them alone the other stays a parameter.
+    gamma, beta = draw(rng, (4, 1, 1, 8)), draw(rng, (4, 3, 2, 1))
+    init = make(use_beta=True).init
+    assert "params" not in jax.eval_shape(lambda: init(KEY, draw(rng), gamma=gamma, beta=beta))
+    assert set(jax.eval_shape(lambda: init(KEY, draw(rng), gamma=gamma))["params"]) == {"beta"}
 
 
 @modules
 def test_equals_flax_linen_with_the_same_parameters(name, rng):
     make, _, theirs = MODULES[name]
     x = draw(rng)
-    mask = jnp.asarray(rng.random(X_SHAPE) < 0.8)
+    mask = rng.random(X_SHAPE) < 0.8
     ours = make(param_names=("scale", "bias"))
     if name == "batch":
         ours = make(param_names=("scale", "bias"), unbiased=False)
-    variables = randomized(theirs().init(KEY, x), rng)
+    shapes = jax.eval_shape(theirs().init, KEY, x)
+    variables = randomized(shapes, rng)
     # flax's parameters and statistics are loaded unchanged.
-    chex.assert_trees_all_equal_shapes_and_dtypes(ours.init(KEY, x), dict(variables))
-    for given in ({}, {"mask": mask}):
-        expected, state = theirs().apply(variables, x, mutable=["batch_stats"], **given)
-        y, updates = ours.apply(variables, x, mutable=["batch_stats"], **given)
-        if given:
-            # What flax gives in masked slots is not zero.
-            expected = jnp.where(mask, expected, 0)
+    chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(ours.init, KEY, x), shapes)
+
+    @jax.jit
+    def results(variables, x):
+        def loss(params, module, given):
+            given = {**given, "mutable": ["batch_stats"]}
+            y, updates = module.apply({**variables, "params": params}, x, **given)
+            return jnp.sum(jnp.sin(y)), (y, updates)
+
+        def of(module):
+            plain = jax.grad(loss, has_aux=True)(variables["params"], module, {})
+            return *plain, loss(variables["params"], module, {"mask": mask})[1]
+
+        return of(ours), of(theirs())
+
+    found = jax.device_get(results(variables, x))
+    (gradients, *mine), (expected_gradients, *expected) = found
+    # What flax gives in masked slots is not zero.
+    expected[1] = np.where(mask, expected[1][0], 0), expected[1][1]
+    for (y, updates), (theirs_y, state) in zip(mine, expected, strict=True):
         # flax.linen subtracts E[x]^2 from E[x^2], which loses a few bits.
-        chex.assert_trees_all_close(y, expected, atol=5e-5, rtol=1e-5)
-        chex.assert_trees_all_close(dict(updates), dict(state), atol=1e-5)
-
-    def loss(module, params):
-        return jnp.sum(jnp.sin(apply(module, {**variables, "params": params}, x)))
-
-    gradients = [
-        jax.grad(functools.partial(loss, m))(variables["params"]) for m in (ours, theirs())
-    ]
-    chex.assert_trees_all_close(*gradients, atol=2e-4, rtol=1e-4)
+        chex.assert_trees_all_close(y, theirs_y, atol=5e-5, rtol=1e-5)
+        chex.assert_trees_all_close(updates, state, atol=1e-5)
+    chex.assert_trees_all_close(gradients, expected_gradients, atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("axes", [(-1, -2), (-2, -1), (2, 1), (1, -1)], ids=str)
-def test_parameters_lie_as_in_flax_linen_whatever_the_order_of_axes(axes, rng):
+def test_parameters_lie_as_in_flax_linen_whatever_the_order_of_axes(rng):
     """On square features a checkpoint in another order would load silently transposed."""
     x = draw(rng, (2, 4, 4))
-    theirs = nn.LayerNorm(reduction_axes=axes, feature_axes=axes)
-    ours = jnn.LayerNorm(reduction_axes=axes, feature_axes=axes, param_names=("scale", "bias"))
-    variables = randomized(theirs.init(KEY, x), rng)
-    chex.assert_trees_all_close(
-        ours.apply(variables, x), theirs.apply(variables, x), atol=5e-5, rtol=1e-5
-    )
-    wide = jax.eval_shape(ours.init, KEY, draw(rng, (2, 3, 4)))["params"]
-    assert wide["scale"].shape == wide["bias"].shape == (3, 4)
+    params = {"scale": draw(rng, (4, 4)), "bias": draw(rng, (4, 4))}
+    names = {"param_names": ("scale", "bias")}
+
+    def layers(axes):
+        given = {"reduction_axes": axes, "feature_axes": axes}
+        return jnn.LayerNorm(**given, **names), nn.LayerNorm(**given)
+
+    orders = (-1, -2), (-2, -1), (2, 1), (1, -1)
+    apply_all = jax.jit(lambda v, x: [[m.apply(v, x) for m in layers(axes)] for axes in orders])
+    for mine, theirs in apply_all({"params": params}, x):
+        chex.assert_trees_all_close(mine, theirs, atol=5e-5, rtol=1e-5)
+    for axes in orders:
+        wide = jax.eval_shape(layers(axes)[0].init, KEY, draw(rng, (2, 3, 4)))["params"]
+        assert wide["scale"].shape == wide["bias"].shape == (3, 4)
 
 
 def test_evaluation_equals_flax_linen(rng):
@@ -161,12 +208,11 @@ def test_evaluation_equals_flax_linen(rng):
     close(ours.apply(variables, x), theirs.apply(variables, x), atol=3e-5)
 
 
-@pytest.mark.parametrize("unbiased", [True, False])
-@pytest.mark.parametrize("axes", [(0,), (0, 1)], ids=str)
+@pytest.mark.parametrize(("unbiased", "axes"), [(True, (0,)), (False, (0, 1))], ids=str)
 def test_running_statistics_follow_the_recurrence(unbiased, axes, rng):
     module = jnn.BatchNorm(reduction_axes=axes, momentum=0.9, unbiased=unbiased)
     batches = rng.normal(rng.normal(size=(1, 1, 3)), 2, (30, 6, 4, 3)).astype(np.float32)
-    variables = module.init(KEY, batches[0], use_running_average=False)
+    variables = jax.jit(functools.partial(module.init, use_running_average=False))(KEY, batches[0])
 
     @jax.jit
     def step(stats, x):
@@ -175,7 +221,8 @@ def test_running_statistics_follow_the_recurrence(unbiased, axes, rng):
 
     params, stats = variables["params"], variables["batch_stats"]
     shape = stats["mean"].shape
-    chex.assert_trees_all_equal(stats, {"mean": jnp.zeros(shape), "var": jnp.ones(shape)})
+    start_stats = {"mean": np.zeros(shape, np.float32), "var": np.ones(shape, np.float32)}
+    chex.assert_trees_all_equal(stats, start_stats)
     start = np.zeros(shape), np.ones(shape)
     expected = reference.running_average(start, batches, axes, 0.9, unbiased)
     for batch, (mean, var) in zip(batches, expected, strict=True):
@@ -198,24 +245,28 @@ def test_running_statistics_follow_the_recurrence(unbiased, axes, rng):
 
 def test_initialization_is_not_a_training_step(rng):
     module = jnn.BatchNorm(use_running_average=False)
-    stats = module.init(KEY, draw(rng, (16, 3)) + 100)["batch_stats"]
-    chex.assert_trees_all_equal(stats, {"mean": jnp.zeros(3), "var": jnp.ones(3)})
+    x = 100 + rng.normal(size=(16, 3)).astype(np.float32)
+    stats = jax.jit(module.init)(KEY, x)["batch_stats"]
+    for name, value in (("mean", 0), ("var", 1)):
+        np.testing.assert_array_equal(stats[name], np.full(3, value))
 
 
 def test_an_all_masked_batch_changes_nothing(rng):
     module = jnn.BatchNorm(use_running_average=False)
-    x = jnp.full((4, 3), jnp.nan)
-    variables = module.init(KEY, draw(rng, (4, 3)))
-    y, updates = module.apply(variables, x, mask=jnp.zeros((4, 1), bool), mutable=["batch_stats"])
-    chex.assert_trees_all_equal(y, jnp.zeros((4, 3)))
+    x = np.full((4, 3), np.nan, np.float32)
+    variables = randomized(jax.eval_shape(module.init, KEY, x), rng)
+    train = jax.jit(functools.partial(module.apply, mutable=["batch_stats"]))
+    y, updates = train(variables, x, mask=np.zeros((4, 1), bool))
+    np.testing.assert_array_equal(y, np.zeros((4, 3)))
     chex.assert_trees_all_equal(dict(updates), {"batch_stats": variables["batch_stats"]})
 
 
 def test_statistics_keep_their_dtype(rng):
     for dtype in (jnp.float16, jnp.bfloat16, jnp.float32):
         module = jnn.BatchNorm(use_running_average=False, dtype=dtype, param_dtype=dtype)
-        variables = module.init(KEY, draw(rng, (4, 3), dtype))
-        _, updates = module.apply(variables, draw(rng, (4, 3), dtype), mutable=["batch_stats"])
+        x = draw(rng, (4, 3), dtype)
+        train = functools.partial(module.apply, mutable=["batch_stats"])
+        _, updates = jax.eval_shape(train, jax.eval_shape(module.init, KEY, x), x)
         assert {v.dtype for v in jax.tree.leaves(updates)} == {jnp.dtype("float32")}
 
 
@@ -256,8 +307,8 @@ def test_remat_changes_nothing(rng):
             return jnp.tanh(jnn.LayerNorm()(x))
 
     plain, remat = Block(jnn.BatchNorm), nn.remat(Block)(jnn.BatchNorm)
-    variables = plain.init(KEY, x)
-    chex.assert_trees_all_equal(remat.init(KEY, x), variables)
+    variables, others = jax.jit(lambda: (plain.init(KEY, x), remat.init(KEY, x)))()
+    chex.assert_trees_all_equal(others, variables)
 
     def run(module):
         def loss(params):
@@ -267,7 +318,7 @@ def test_remat_changes_nothing(rng):
         return jax.value_and_grad(loss, has_aux=True)(variables["params"])
 
     # The statistics, too, have moved once.
-    close(run(remat), run(plain))
+    close(*jax.jit(lambda: (run(remat), run(plain)))())
 
 
 def test_scan_over_layers(rng):
@@ -284,16 +335,19 @@ def test_scan_over_layers(rng):
         length=3,
     )()
     x = draw(rng, (4, 6))
-    variables = stack.init(KEY, x, None)
+    variables = drawn(stack, x, None)
     assert variables["params"]["LayerNorm_0"]["gamma"].shape == (3, 6)
-    (y, _), updates = stack.apply(variables, x, None, mutable=["batch_stats"])
+    (y, _), updates = jax.jit(functools.partial(stack.apply, mutable=["batch_stats"]))(
+        variables, x, None
+    )
+    one = jax.jit(functools.partial(Layer().apply, mutable=["batch_stats"]))
     expected, stats = x, []
     for i in range(3):
         layer = jax.tree.map(lambda v, i=i: v[i], variables)
-        (expected, _), update = Layer().apply(layer, expected, None, mutable=["batch_stats"])
+        (expected, _), update = one(layer, expected, None)
         stats.append(update)
     close(y, expected)
-    close(dict(updates), jax.tree.map(lambda *s: jnp.stack(s), *map(dict, stats)))
+    close(dict(updates), jax.tree.map(lambda *s: np.stack(s), *map(dict, stats)))
 
 
 def test_vmap_over_stacked_modules(rng):
@@ -305,11 +359,12 @@ def test_vmap_over_stacked_modules(rng):
             variable_axes={"params": 0, "batch_stats": 0},
             split_rngs={"params": True},
         )(**{k: v for k, v in vars(module).items() if k == "use_running_average"})
-        variables = randomized(mapped.init(KEY, x), rng)
-        y, updates = mapped.apply(variables, x, mutable=["batch_stats"])
+        variables = drawn(mapped, x)
+        apply = functools.partial(mapped.apply, mutable=["batch_stats"])
+        y, updates = jax.device_get(jax.jit(apply)(variables, x))
+        one = jax.jit(functools.partial(module.apply, mutable=["batch_stats"]))
         for i in range(2):
-            one = jax.tree.map(lambda v, i=i: v[i], variables)
-            expected, update = module.apply(one, x[i], mutable=["batch_stats"])
+            expected, update = one(jax.tree.map(lambda v, i=i: v[i], variables), np.asarray(x)[i])
             close(y[i], expected)
             close(jax.tree.map(lambda v, i=i: v[i], dict(updates)), dict(update))
 
@@ -335,17 +390,3 @@ def test_partitioned_initializers(rng):
     gamma = nn.unbox(variables)["params"]["gamma"]
     assert gamma.sharding.spec == jax.sharding.PartitionSpec("model")
     close(module.apply(variables, x), jaxnorm.layer_norm(x))
-
-
-@modules
-def test_other_transformations(name, rng):
-    make, _, _ = MODULES[name]
-    x = draw(rng)
-    variables = make().init(KEY, x)
-    shapes = jax.eval_shape(make().init, KEY, x)
-    chex.assert_trees_all_equal_shapes_and_dtypes(shapes, variables)
-    y = apply(make(), variables, x)
-    close(jax.jit(functools.partial(apply, make()))(variables, x), y)
-    stacked = jnp.stack([x, 2 * x])
-    each = jax.vmap(functools.partial(apply, make()), in_axes=(None, 0))(variables, stacked)
-    close(each[0], y)

@@ -1,5 +1,7 @@
 """Scale and shift from a condition and from a map."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 
 import jaxnorm
 import jaxnorm.linen as jnn
+from tests.same import initialized
 
 KEY = jax.random.key(0)
 
@@ -28,37 +31,43 @@ NORMS = {
 }
 
 
-@pytest.mark.parametrize("name", NORMS)
-@pytest.mark.parametrize("lead", [(2,), (2, 5), (1, 5, 3)])
+@pytest.mark.parametrize(
+    ("name", "lead"),
+    [("layer", (2,)), ("rms", (2, 5)), ("group", (1, 5, 3)), ("batch", (2,)), ("batch", (1, 5, 3))],
+)
 def test_adaptive_norm(name, lead, rng):
     norm, function, options = NORMS[name]
     x, condition = draw(rng, 2, 5, 3, 8), draw(rng, *lead, 4)
     module = jnn.AdaptiveNorm(norm, gate=True, activation=nn.silu)
-    variables = module.init(KEY, x, condition, **options)
+    variables = initialized(module, x, condition, **options)
     # The norm has no gamma and beta of its own, and starts without any.
     assert set(variables["params"]) == {"condition"}
-    y, gate = module.apply(variables, x, condition, **options)
-    np.testing.assert_allclose(y, function(x), atol=4e-6)
-    assert not gate.any()
-    kernel, bias = draw(rng, 4, 24), draw(rng, 24)
+    apply = jax.jit(functools.partial(module.apply, **options))
+    y, gate = apply(variables, x, condition)
+    normalized = np.asarray(function(x))
+    np.testing.assert_allclose(y, normalized, atol=4e-6)
+    assert not np.any(gate)
+    kernel, bias = (np.asarray(draw(rng, *shape)) for shape in ((4, 24), (24,)))
     trained = {**variables, "params": {"condition": {"kernel": kernel, "bias": bias}}}
-    y, gate = module.apply(trained, x, condition, **options)
-    made = nn.silu(condition) @ kernel + bias.reshape((1,) * len(lead) + (24,))
+    y, gate = apply(trained, x, condition)
+    condition = np.asarray(condition)
+    made = condition / (1 + np.exp(-condition)) @ kernel + bias
     made = made.reshape(*lead, *(1,) * (3 - len(lead)), 24)
-    scale, shift, last = np.split(np.asarray(made), 3, -1)
-    np.testing.assert_allclose(y, function(x) * (1 + scale) + shift, atol=1e-4, rtol=1e-5)
+    scale, shift, last = np.split(made, 3, -1)
+    np.testing.assert_allclose(y, normalized * (1 + scale) + shift, atol=1e-4, rtol=1e-5)
     np.testing.assert_allclose(gate, last, atol=1e-5)
 
 
 def test_adaptive_norm_without_shift_and_gate(rng):
     x, condition = draw(rng, 2, 5, 8), draw(rng, 2, 4)
     module = jnn.AdaptiveNorm(jnn.RMSNorm(), use_shift=False)
-    variables = module.init(KEY, x, condition)
+    variables = initialized(module, x, condition)
     assert variables["params"]["condition"]["kernel"].shape == (4, 8)
-    mask = jnp.asarray(rng.random((2, 5, 1)) < 0.7)
-    y = module.apply(variables, x, condition, mask=mask)
+    mask = rng.random((2, 5, 1)) < 0.7
+    y = jax.jit(module.apply)(variables, x, condition, mask=mask)
     np.testing.assert_allclose(y, jaxnorm.rms_norm(x, mask=mask), atol=4e-6)
-    half = module.apply(variables, x.astype(jnp.bfloat16), condition)
+    half = jax.ShapeDtypeStruct(x.shape, jnp.bfloat16)
+    half = jax.eval_shape(module.apply, variables, half, condition)
     assert half.dtype == jnp.bfloat16
 
 
@@ -70,24 +79,28 @@ def test_condition_that_does_not_fit(lead, rng):
 
 
 def test_spade(rng):
-    x, labels = draw(rng, 2, 4, 6, 3), jnp.asarray(rng.integers(0, 5, (2, 8, 12)))
-    segmentation = jax.nn.one_hot(labels, 5)
+    x, labels = draw(rng, 2, 4, 6, 3), rng.integers(0, 5, (2, 8, 12))
+    segmentation = np.eye(5, dtype=np.float32)[labels]
     module = jnn.SPADE(jnn.InstanceNorm(), hidden=7)
-    variables = module.init(KEY, x, segmentation)
+    variables = initialized(module, x, segmentation)
     params = variables["params"]
     assert {k: v["kernel"].shape for k, v in params.items()} == {
         "hidden_map": (3, 3, 5, 7),
         "scale": (3, 3, 7, 3),
         "shift": (3, 3, 7, 3),
     }
-    y = module.apply(variables, x, segmentation)
     small = segmentation[:, 1::2, 1::2]
 
     def convolve(name, features, value):
         return nn.Conv(features, (3, 3)).apply({"params": params[name]}, value)
 
-    hidden = nn.relu(convolve("hidden_map", 7, small))
-    scale, shift = (convolve(name, 3, hidden) for name in ("scale", "shift"))
-    np.testing.assert_allclose(y, jaxnorm.instance_norm(x) * (1 + scale) + shift, atol=1e-5)
+    @jax.jit
+    def both(x, segmentation, small):
+        hidden = nn.relu(convolve("hidden_map", 7, small))
+        scale, shift = (convolve(name, 3, hidden) for name in ("scale", "shift"))
+        expected = jaxnorm.instance_norm(x) * (1 + scale) + shift
+        return module.apply(variables, x, segmentation), expected
+
+    np.testing.assert_allclose(*both(x, segmentation, small), atol=1e-5)
     with pytest.raises(ValueError, match="segmentation of shape"):
         module.init(KEY, x, segmentation[:1])

@@ -1,5 +1,7 @@
 """Microbatches whose statistics, or whose whole step, equal those of the full batch."""
 
+import functools
+
 import chex
 import flax.linen as nn
 import jax
@@ -10,6 +12,7 @@ import pytest
 import jaxnorm
 import jaxnorm.linen as jnn
 from jaxnorm import tools
+from tests.same import drawn, initialized
 
 # Sums in another order: a few roundings of 6e-8 of values below 10.
 CLOSE = {"rtol": 2e-6, "atol": 4e-6}
@@ -17,31 +20,32 @@ CLOSE = {"rtol": 2e-6, "atol": 4e-6}
 
 @pytest.fixture
 def x(rng):
-    return jnp.asarray(rng.normal(size=(12, 3)) + 1, jnp.float32)
+    return (rng.normal(size=(12, 3)) + 1).astype(np.float32)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def step(norm, variables, stats, x, **options):
     _, new = norm.apply({**variables, "batch_stats": stats}, x, mutable=["batch_stats"], **options)
     return new["batch_stats"]
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"unbiased": False}, {"momentum": None}, {"momentum": 0.5, "debias": True}],
-    ids=str,
+    "options", [{"unbiased": False}, {"momentum": None}, {"momentum": 0.5, "debias": True}], ids=str
 )
 def test_one_update_for_all_microbatches(x, options):
     """Uneven microbatches, one of them masked; twice, so that averages go on from the first."""
     norm = jnn.BatchNorm(**{"momentum": 0.9, **options}, use_running_average=False)
-    variables = norm.init(jax.random.key(0), x)
-    mask = jnp.arange(12)[:, None] != 7
+    variables = initialized(norm, x)
+    mask = np.arange(12)[:, None] != 7
     expected = stats = variables["batch_stats"]
     settings = {"momentum": norm.momentum, "unbiased": norm.unbiased, "debias": norm.debias}
     for scale in (1.0, 3.0):
-        expected = step(norm, variables, expected, scale * x, mask=mask)
+        expected = step(norm, variables, expected, np.float32(scale) * x, mask=mask)
         collecting = tools.accumulate(stats)
-        for part in (slice(0, 5), slice(5, 9), slice(9, 12)):
-            collecting = step(norm, variables, collecting, scale * x[part], mask=mask[part])
+        for part in (slice(0, 5), slice(5, 10), slice(10, 12)):
+            collecting = step(
+                norm, variables, collecting, np.float32(scale) * x[part], mask=mask[part]
+            )
         stats = tools.settle(collecting, **settings)
     chex.assert_trees_all_close(stats, expected, **CLOSE)
 
@@ -49,7 +53,7 @@ def test_one_update_for_all_microbatches(x, options):
 def test_in_a_scan_over_microbatches(x):
     """The structure does not change, so the statistics can be a scan's carry."""
     norm = jnn.BatchNorm(use_running_average=False)
-    variables = norm.init(jax.random.key(0), x)
+    variables = initialized(norm, x)
 
     @jax.jit
     def accumulated(stats, microbatches):
@@ -75,7 +79,7 @@ def test_the_whole_step_over_a_named_axis(x):
                 x = jnn.BatchNorm(axis_name=self.axis_name, use_running_average=False)(x)
             return x
 
-    variables = Net(None).init(jax.random.key(0), x)
+    variables = drawn(Net(None), x)
 
     def gradient(axis_name):
         def loss(params, x):
@@ -98,7 +102,7 @@ def test_the_whole_step_over_a_named_axis(x):
 
 def test_one_layer_in_two_passes(x):
     """Merge the microbatches' moments, then standardize each by the result; gradients included."""
-    weights = jnp.cos(jnp.arange(36.0)).reshape(12, 3)
+    weights = np.cos(np.arange(36, dtype=np.float32)).reshape(12, 3)
 
     def in_parts(x):
         parts = jnp.split(x, [5, 9])
@@ -125,7 +129,7 @@ def test_moments_stacked_along_an_axis_merge(x):
 
 def test_merging_is_stable_at_a_large_mean(x):
     """The parts' means come rounded to 3e-2; times their distance of 0.5, twice, that is 3e-2."""
-    x = x + 1e6
+    x = x + np.float32(1e6)
     stacked = jax.vmap(lambda part: jaxnorm.moments(part, 0))(x.reshape(4, 3, 3))
     expected = np.asarray(x, np.float64).var(0)
     np.testing.assert_allclose(jaxnorm.merge_moments(stacked, axis=0).var, expected, atol=0.03)
@@ -133,13 +137,13 @@ def test_merging_is_stable_at_a_large_mean(x):
 
 def test_domains_accumulate_in_their_own_rows(x):
     norm = jnn.BatchNorm(num_domains=3, use_running_average=False)
-    variables = norm.init(jax.random.key(0), x, domain=0)
+    variables = initialized(norm, x, domain=0)
     expected = stats = variables["batch_stats"]
     for domain in (0, 2):
         expected = step(norm, variables, expected, x * (domain + 1), domain=domain)
     stats = tools.accumulate(stats)
     for domain in (0, 2):
-        for part in jnp.split(x * (domain + 1), 2):
+        for part in np.split(x * (domain + 1), 2):
             stats = step(norm, variables, stats, part, domain=domain)
     chex.assert_trees_all_close(tools.settle(stats, momentum=0.99), expected, **CLOSE)
 

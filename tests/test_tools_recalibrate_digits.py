@@ -1,5 +1,7 @@
 """Recalibration repairs a classifier whose running statistics are bad."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 
 import jaxnorm.linen as jnn
 from jaxnorm import tools
+from tests.same import initialized
 
 
 class Classifier(nn.Module):
@@ -27,14 +30,15 @@ class Classifier(nn.Module):
 
 def digits():
     datasets = pytest.importorskip("sklearn.datasets")
-    images, labels = map(jnp.asarray, datasets.load_digits(return_X_y=True))
-    images = images.astype(jnp.float32)
+    images, labels = datasets.load_digits(return_X_y=True)
+    images, labels = images.astype(np.float32), labels.astype(np.int32)
     return images[:1500], labels[:1500], images[1500:], labels[1500:]
 
 
 def train(net, x, y, batch_size, steps, rate):
     """Gradient descent on random batches."""
-    variables = net.init(jax.random.key(0), x[:2], train=False)
+    variables = initialized(net, x[:2], train=False)
+    x, y = jnp.asarray(x), jnp.asarray(y)
 
     def step(variables, key):
         rows = jax.random.randint(key, (batch_size,), 0, len(x))
@@ -65,11 +69,13 @@ def test_repairs_a_classifier(momentum, batch_size, steps, rate, ruined, repaire
     net = Classifier(momentum)
     variables = train(net, x, y, batch_size, steps, rate)
 
-    def accuracy(stats):
-        logits = net.apply({**variables, "batch_stats": stats}, test_x, train=False)
-        return float((logits.argmax(-1) == test_y).mean())
+    evaluate = jax.jit(functools.partial(net.apply, train=False))
 
-    batches = jnp.split(x, np.arange(256, 1500, 256))
+    def accuracy(stats):
+        logits = np.asarray(evaluate({**variables, "batch_stats": stats}, test_x))
+        return (logits.argmax(-1) == test_y).mean()
+
+    batches = np.split(x, 6)
     stats = tools.recalibrate(
         net, variables, batches, call=lambda net, x: net(x, train=False), passes=2
     )

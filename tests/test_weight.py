@@ -4,6 +4,7 @@ The registry holds the first and the last to the contract; here is what it does 
 """
 
 import functools
+import itertools
 import re
 
 import jax
@@ -79,41 +80,50 @@ def test_values_over_any_axes(axis, rng):
 
 
 def test_weight_norm_separates_length_and_direction(rng):
-    v = jnp.asarray(rng.normal(size=(6, 3)), jnp.float32)
-    g = jnp.array([2.0, -0.5, 0.0])
+    v = rng.normal(size=(6, 3)).astype(np.float32)
+    g = np.array([2.0, -0.5, 0.0], np.float32)
     # Three roundings of 6e-8 relative each, in the norm and in the weights.
     length = np.linalg.norm(np.asarray(jaxnorm.weight_norm(v, g, axis=0), np.float64), axis=0)
     np.testing.assert_allclose(length, np.abs(g), rtol=3e-7)
-    by_feature = jaxnorm.weight_norm(v, jnp.arange(3.0), axis=1, feature_axes=1, epsilon=0.0)
-    expected = np.asarray(v, np.float64) / np.linalg.norm(np.asarray(v), axis=1, keepdims=True)
+    by_feature = jaxnorm.weight_norm(
+        v, np.arange(3, dtype=np.float32), axis=1, feature_axes=1, epsilon=0.0
+    )
+    expected = np.asarray(v, np.float64) / np.linalg.norm(v, axis=1, keepdims=True)
     close(by_feature, expected * np.arange(3.0))
 
 
 def test_g_equal_to_the_length_gives_back_the_weights(rng):
     v = jnp.asarray(rng.normal(size=SHAPE), jnp.float32)
-    for axis in ((0,), (1, 2), (0, 1, 2)):
 
-        def function(v, axis=axis):
-            return jaxnorm.weight_norm(v, weight_length(v, axis, 1e-12), axis=axis)
+    def function(v, axis):
+        return jaxnorm.weight_norm(v, weight_length(v, axis, 1e-12), axis=axis)
 
-        # Some four float32 operations lie between v and the result, each wrong by 6e-8 at most.
-        for result in (function(v), jax.jit(function)(v)):
-            np.testing.assert_allclose(result, v, rtol=3e-7)
+    axes = (0,), (1, 2), (0, 1, 2)
+    # Some four float32 operations lie between v and the result, each wrong by 6e-8 at most.
+    for result in (function(v, axes[0]), *jax.jit(lambda v: [function(v, a) for a in axes])(v)):
+        np.testing.assert_allclose(result, v, rtol=3e-7)
 
 
-@pytest.mark.parametrize("epsilon", [0.0, 1e-12])
-def test_zero_weights_stay_zero_with_finite_gradients(epsilon):
-    w = jnp.zeros((4, 3))
+def test_zero_weights_stay_zero_with_finite_gradients():
+    w = np.zeros((4, 3), np.float32)
     functions = (
         functools.partial(jaxnorm.weight_norm, axis=0),
         functools.partial(jaxnorm.weight_standardize, axis=0),
         functools.partial(jaxnorm.scaled_weight_standardize, axis=0),
         lambda w, epsilon: jaxnorm.spectral_norm(w, jnp.ones(3), epsilon=epsilon)[0],
     )
-    for function in functions:
-        y, pull = jax.vjp(functools.partial(function, epsilon=epsilon), w)
-        assert (np.asarray(y) == 0).all()
-        assert np.isfinite(pull(jnp.ones_like(y))[0]).all()
+
+    @jax.jit
+    def run(w):
+        results = []
+        for function, epsilon in itertools.product(functions, (0.0, 1e-12)):
+            y, pull = jax.vjp(functools.partial(function, epsilon=epsilon), w)
+            results.append((y, *pull(jnp.ones_like(y))))
+        return results
+
+    for y, gradient in run(w):
+        np.testing.assert_array_equal(y, w)
+        assert np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -125,7 +135,7 @@ def test_spectral_norm_in_half_precision(dtype, rng):
         return jnp.sum(y.astype(jnp.float32) ** 2), (y, u_, sigma)
 
     gradient, (y, new, sigma) = jax.jit(jax.grad(function, has_aux=True))(w)
-    _, (wide, wide_new, wide_sigma) = function(w.astype(jnp.float32))
+    _, (wide, wide_new, wide_sigma) = jax.jit(function)(np.asarray(w, np.float32))
     assert y.dtype == gradient.dtype == dtype and new.dtype == sigma.dtype == jnp.float32
     # One rounding of the float32 result, and no other.
     np.testing.assert_array_equal(np.asarray(y), np.asarray(wide.astype(dtype)))
@@ -208,19 +218,29 @@ def test_spectral_norm_reaches_the_largest_singular_value(rng):
 def test_spectral_norm_under_vmap_and_jvp(rng):
     w = jnp.asarray(rng.normal(size=(3, 6, 4)), jnp.float32)
     u = jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)
-    together = jax.vmap(jaxnorm.spectral_norm)(w, u)
-    for i in range(3):
-        for one, all_ in zip(jaxnorm.spectral_norm(w[i], u[i]), together, strict=True):
-            close(all_[i], one)
+
+    @jax.jit
+    def both(w, u):
+        alone = [jaxnorm.spectral_norm(*each) for each in zip(w, u, strict=True)]
+        return jax.vmap(jaxnorm.spectral_norm)(w, u), [
+            jnp.stack(a) for a in zip(*alone, strict=True)
+        ]
+
+    for all_, each in zip(*both(w, u), strict=True):
+        close(all_, each)
 
     def function(w):
         return jaxnorm.spectral_norm(w, u[0])[0]
 
     # Forward and reverse mode are transposes of each other.
-    dw, dy = (jnp.asarray(rng.normal(size=(6, 4)), jnp.float32) for _ in range(2))
-    _, moved = jax.jvp(function, (w[0],), (dw,))
-    _, pull = jax.vjp(function, w[0])
-    np.testing.assert_allclose(np.sum(moved * dy), np.sum(pull(dy)[0] * dw), rtol=1e-4)
+    dw, dy = rng.normal(size=(2, 6, 4)).astype(np.float32)
+
+    @jax.jit
+    def moves(w):
+        return jax.jvp(function, (w,), (dw,))[1], jax.vjp(function, w)[1](dy)[0]
+
+    moved, pulled = map(np.asarray, moves(np.asarray(w)[0]))
+    np.testing.assert_allclose(np.sum(moved * dy), np.sum(pulled * dw), rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])

@@ -11,6 +11,7 @@ import pytest
 
 import jaxnorm
 import jaxnorm.linen as jnn
+from tests.same import drawn, initialized
 from tests.weight_wrappers import KEY, close, images
 
 
@@ -47,7 +48,7 @@ spectral = {flag: functools.partial(jnn.SpectralNorm, update_stats=flag) for fla
 )
 def test_scan_remat_and_vmap(wrap, rng):
     x = images(rng, 2, 5)
-    variables = jax.jit(Stack(wrap).init)(KEY, x)
+    variables = initialized(Stack(wrap), x)
     for value in jax.tree.leaves(variables):
         assert value.shape[0] == 3
         # Each layer draws its own weights (biases and gains start equal).
@@ -65,16 +66,17 @@ def test_scan_remat_and_vmap(wrap, rng):
         return jnp.sum(function(variables, x) ** 2)
 
     # The same weights, layer after layer: values and gradients.
-    one, by_loop = jax.jit(jax.value_and_grad(functools.partial(loss, loop)))(variables)
-    two, by_scan = jax.jit(jax.value_and_grad(functools.partial(loss, Stack(wrap).apply)))(
-        variables
-    )
+    def both(variables):
+        functions = (loop, Stack(wrap).apply)
+        return [jax.value_and_grad(functools.partial(loss, f))(variables) for f in functions]
+
+    (one, by_loop), (two, by_scan) = jax.jit(both)(variables)
     close(one, two)
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), by_loop, by_scan
     )
     # An ensemble: the variables of all members stacked.
-    members = [Block(wrap).init(jax.random.key(i), x, None) for i in range(2)]
+    members = [drawn(Block(wrap), x, None, seed=i) for i in range(2)]
     together = nn.vmap(
         Block,
         variable_axes={"params": 0, "batch_stats": 0},
@@ -82,10 +84,14 @@ def test_scan_remat_and_vmap(wrap, rng):
         in_axes=None,
         axis_size=2,
     )(wrap)
-    stacked = jax.tree.map(lambda *v: jnp.stack(v), *members)
-    y, _ = together.apply(stacked, x, None)
-    for i in range(2):
-        close(y[i], Block(wrap).apply(members[i], x, None)[0])
+    stacked = jax.tree.map(lambda *v: np.stack(v), *members)
+
+    @jax.jit
+    def ensemble(stacked, members):
+        y, _ = together.apply(stacked, x, None)
+        return y, jnp.stack([Block(wrap).apply(member, x, None)[0] for member in members])
+
+    close(*ensemble(stacked, members))
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -93,7 +99,7 @@ def test_weight_standardization(scaled, rng):
     x = images(rng, 4, 6, 6, 3)
     conv = functools.partial(nn.Conv, 5, (3, 3), padding="VALID", use_bias=False)
     layer = jnn.WeightStandardization(conv(), scaled=scaled, use_gain=True)
-    variables = layer.init(KEY, x)
+    variables = drawn(layer, x)
     gain = jnp.asarray(rng.uniform(0.5, 2, 5), jnp.float32)
     variables["params"]["kernel_gain"] = gain
     kernel = np.asarray(variables["params"]["layer"]["kernel"], np.float64)
@@ -124,21 +130,21 @@ def test_partitioned_parameters(rng):
         functools.partial(jnn.WeightStandardization, use_gain=True),
     ):
         layer = wrap(nn.Dense(3, kernel_init=kernel_init))
-        variables = layer.init(KEY, x)
+        variables = initialized(layer, x)
         own = {k: v for k, v in variables["params"].items() if k != "layer"}
         for value in own.values():
             assert isinstance(value, nn.Partitioned) and value.names == ("model",)
         # With and without the metadata, the same result.
-        y, _ = layer.apply(variables, x, mutable=["batch_stats"])
-        z, _ = layer.apply(nn.unbox(variables), x, mutable=["batch_stats"])
-        close(y, z)
+        apply = functools.partial(layer.apply, mutable=["batch_stats"])
+        both = jax.jit(lambda v, f=apply: (f(v, x)[0], f(nn.unbox(v), x)[0]))
+        close(*both(variables))
 
 
 def test_half_precision_and_float64(rng):
     x = images(rng, 4, 6).astype(jnp.bfloat16)
     for wrap in (jnn.WeightNorm, spectral[False], jnn.WeightStandardization):
         layer = wrap(nn.Dense(3, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16))
-        y, variables = layer.init_with_output(KEY, x)
+        y, variables = jax.eval_shape(layer.init_with_output, KEY, x)
         assert y.dtype == jnp.bfloat16
         dtypes = {
             "kernel_g": jnp.float32,
@@ -149,7 +155,7 @@ def test_half_precision_and_float64(rng):
             assert name == "layer" or value.dtype == dtypes[name]
     with jax.enable_x64(True):
         layer = jnn.SpectralNorm(nn.Dense(3, param_dtype=jnp.float64), update_stats=False)
-        y, variables = layer.init_with_output(KEY, jnp.ones((2, 6), jnp.float64))
+        y, variables = jax.eval_shape(layer.init_with_output, KEY, np.ones((2, 6)))
         assert y.dtype == variables["batch_stats"]["kernel_u"].dtype == jnp.float64
 
 
@@ -170,14 +176,14 @@ def test_errors(rng):
         "feature_axes=-1 leaves no axis to reduce over. Leave it out with select, or choose other "
         "feature_axes.",
     ):
-        jnn.SpectralNorm(nn.Dense(3), select="*", update_stats=True).init(KEY, x)
+        jax.eval_shape(jnn.SpectralNorm(nn.Dense(3), select="*", update_stats=True).init, KEY, x)
     with raises(
         ValueError,
         "data_dependent_init needs a layer with one selected parameter of its own, whose output "
         "units are the last axis of the output; Sequential has ['layers_0/kernel', "
         "'layers_1/kernel'] and an output of shape (4, 3). Wrap each layer on its own.",
     ):
-        jnn.WeightNorm(nested, data_dependent_init=True).init(KEY, x)
+        jax.eval_shape(jnn.WeightNorm(nested, data_dependent_init=True).init, KEY, x)
     layer = jnn.SpectralNorm(nn.Dense(3))
     with raises(
         ValueError,
@@ -185,7 +191,7 @@ def test_errors(rng):
         "field or pass it in the call.",
     ):
         layer.init(KEY, x)
-    variables = layer.init(KEY, x, update_stats=True)
+    variables = drawn(layer, x, update_stats=True)
     with raises(
         ValueError,
         "SpectralNorm (top level) updates u and sigma in training, but the collection batch_stats "

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 
 import jaxnorm.linen as jnn
-from tests.weight_wrappers import KEY, close, images
+from tests.same import initialized
+from tests.weight_wrappers import close, images
 
 
 def svd(kernel):
@@ -39,8 +40,8 @@ def test_spectral_norm_is_warm_at_initialization(rng):
 def test_spectral_norm_in_training_and_evaluation(rng):
     x = images(rng, 8, 6)
     layer = jnn.SpectralNorm(nn.Dense(5))
-    variables = layer.init(KEY, x, update_stats=True)
-    kernel = variables["params"]["layer"]["kernel"]
+    variables = jax.device_get(initialized(layer, x, update_stats=True))
+    x, kernel = np.asarray(x), variables["params"]["layer"]["kernel"]
 
     @jax.jit
     def train(variables):
@@ -53,13 +54,13 @@ def test_spectral_norm_in_training_and_evaluation(rng):
     y, state = evaluate(variables)
     close(y, x @ kernel / variables["batch_stats"]["kernel_sigma"])
     jax.tree.map(np.testing.assert_array_equal, state["batch_stats"], variables["batch_stats"])
-    close(layer.apply(variables, x, update_stats=False), y)
+    close(jax.jit(functools.partial(layer.apply, update_stats=False))(variables, x), y)
     # From an unrelated u, training converges to the singular value, a step in each call.
     u = images(rng, 5)
-    state = {"batch_stats": {"kernel_u": u, "kernel_sigma": jnp.ones(())}}
+    state = {"batch_stats": {"kernel_u": u, "kernel_sigma": np.float32(1)}}
     for _ in range(30):
         y, state = train({**variables, **state})
-    sigma = state["batch_stats"]["kernel_sigma"]
+    sigma = np.asarray(state["batch_stats"]["kernel_sigma"])
     np.testing.assert_allclose(sigma, svd(kernel), rtol=1e-3)
     close(y, x @ kernel / sigma)
     np.testing.assert_allclose(svd(kernel / sigma), 1, rtol=1e-3)
@@ -67,9 +68,9 @@ def test_spectral_norm_in_training_and_evaluation(rng):
 
 def test_spectral_norm_follows_the_weights_in_training(rng):
     x = images(rng, 32, 6)
-    target = x @ images(rng, 6, 6)
+    target = np.asarray(x) @ np.asarray(images(rng, 6, 6))
     model = jnn.SpectralNorm(nn.Dense(6), update_stats=True)
-    variables = model.init(KEY, x)
+    variables = initialized(model, x)
     # Slow enough for one step of power iteration to keep up.
     optimizer = optax.sgd(0.01)
 
@@ -90,11 +91,14 @@ def test_spectral_norm_follows_the_weights_in_training(rng):
 
     params, stats, losses = train(variables["params"], variables["batch_stats"])
     assert losses[-1] < losses[0]
-    kernel = params["layer"]["kernel"]
-    moved = np.linalg.norm(kernel - variables["params"]["layer"]["kernel"])
+    kernel = np.asarray(params["layer"]["kernel"])
+    moved = np.linalg.norm(kernel - np.asarray(variables["params"]["layer"]["kernel"]))
     assert moved > 0.1 * np.linalg.norm(kernel)
     # sigma is that of the weights before the last step, which moved them by less than 1 %.
     np.testing.assert_allclose(stats["kernel_sigma"], svd(kernel), rtol=0.01)
     # Evaluation goes by the weights as they are, not by a sigma that is a step behind.
-    y = model.apply({"params": params, "batch_stats": stats}, jnp.eye(6), update_stats=False)
-    np.testing.assert_allclose(svd(y - params["layer"]["bias"][None]), 1, rtol=1e-3)
+    evaluate = jax.jit(functools.partial(model.apply, update_stats=False))
+    y = evaluate({"params": params, "batch_stats": stats}, np.eye(6, dtype=np.float32))
+    np.testing.assert_allclose(
+        svd(np.asarray(y) - np.asarray(params["layer"]["bias"])), 1, rtol=1e-3
+    )

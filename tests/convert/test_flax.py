@@ -50,7 +50,8 @@ def randomize(tree):
 
 
 def initialized(module):
-    return randomize(module.init(jax.random.key(0), jnp.ones(SHAPE)))
+    x = jax.ShapeDtypeStruct(SHAPE, jnp.float32)
+    return randomize(jax.eval_shape(module.init, jax.random.key(0), x))
 
 
 @pytest.mark.parametrize("name", LINEN)
@@ -59,15 +60,18 @@ def test_a_linen_layer_evaluates_alike(name):
     variables = initialized(layer)
     module, converted = tools.from_flax(layer, variables)
     assert type(module).__module__.startswith("jaxnorm.linen")
-    np.testing.assert_allclose(
-        evaluate(module, converted, x[0]), layer.apply(variables, x[0]), **TOLERANCE
-    )
+
+    @jax.jit
+    def both(x):
+        return evaluate(module, converted, x), layer.apply(variables, x)
+
+    np.testing.assert_allclose(*both(x[0]), **TOLERANCE)
     # What the module makes for itself is what it was given.
     shapes = jax.eval_shape(module.init, jax.random.key(0), x[0])
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, converted)
     # And in half precision it gives what flax gives, float32.
     half = jnp.asarray(x[0], jnp.bfloat16)
-    y, expected = evaluate(module, converted, half), layer.apply(variables, half)
+    y, expected = both(half)
     assert y.dtype == expected.dtype
     np.testing.assert_allclose(*(np.float32(a) for a in (y, expected)), **TOLERANCE)
 
@@ -92,9 +96,13 @@ def test_an_nnx_layer_evaluates_alike(name):
     nnx.update(layer, randomize(nnx.state(layer)))
     layer.eval()
     module, variables = tools.from_flax(layer)
-    np.testing.assert_allclose(evaluate(module, variables, x[0]), layer(x[0]), **TOLERANCE)
-    half = jnp.asarray(x[0], jnp.bfloat16)
-    assert evaluate(module, variables, half).dtype == layer(half).dtype
+
+    def both(x):
+        return evaluate(module, variables, x), layer(x)
+
+    np.testing.assert_allclose(*jax.jit(both)(x[0]), **TOLERANCE)
+    y, expected = jax.eval_shape(both, jax.ShapeDtypeStruct(SHAPE, jnp.bfloat16))
+    assert y.dtype == expected.dtype
 
 
 def test_an_nnx_batch_norm_goes_on_alike():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -20,6 +21,7 @@ from tests.drop_in.cases import (
     random_init,
     results,
 )
+from tests.same import drawn, initialized
 from tests.test_contract_memory import handed_over
 
 KEY = jax.random.key(0)
@@ -112,7 +114,7 @@ def test_it_is_exact_where_flax_is_not_and_keeps_the_input_alone(name, rng):
     x = np.asarray(rng.normal(1e6, 1, X), np.float32)
     fields = {"use_running_average": False} if name == "BatchNorm" else {}
     fields |= {"num_groups": 2} if name == "GroupNorm" else {}
-    y, _ = getattr(ours, name)(**fields).init_with_output(KEY, x)
+    y, _ = jax.jit(getattr(ours, name)(**fields).init_with_output)(KEY, x)
     axes = {"BatchNorm": (0, 1, 2), "InstanceNorm": (1, 2)}.get(name, (-1,))
     wide = x.astype(np.float64)
     if name == "GroupNorm":
@@ -125,27 +127,27 @@ def test_it_is_exact_where_flax_is_not_and_keeps_the_input_alone(name, rng):
 
     for dtype in (jnp.float32, jnp.bfloat16):
         fields["dtype"] = dtype
-        x = draw(rng, (8, 32, 128), dtype)
+        x = jax.ShapeDtypeStruct((8, 32, 128), dtype)
         fields |= {"use_fast_variance": True}
         norm = getattr(ours, name)(**fields)
-        variables = norm.init(KEY, x)
+        variables = drawn(norm, x)
         statistics = {"BatchNorm": 128, "InstanceNorm": 8 * 128, "GroupNorm": 16}.get(name, 256)
 
         def apply(params, x, norm=norm, variables=variables):
             return norm.apply({**variables, "params": params}, x, mutable=["batch_stats"])[0]
 
         kept = handed_over(apply, variables["params"], x)
-        assert kept <= 1.05 * x.nbytes + 4 * 3 * statistics + 4 * 2 * 2 * 128
+        assert kept <= 1.05 * x.size * x.dtype.itemsize + 4 * 3 * statistics + 4 * 2 * 2 * 128
 
 
 def test_complex_running_means_become_complex_as_in_flax(rng):
-    x = jax.lax.complex(draw(rng, (6, 4)), draw(rng, (6, 4)))
+    x = (rng.normal(size=(6, 4)) + 1j * rng.normal(size=(6, 4))).astype(np.complex64)
     found = []
     for library in (ours, nn):
         norm = library.BatchNorm(use_running_average=False, dtype=jnp.complex64)
         with jax.numpy_dtype_promotion("standard"):
-            variables = norm.init(KEY, x)
-            found.append(norm.apply(variables, x, mutable=["batch_stats"]))
+            variables = initialized(norm, x)
+            found.append(jax.jit(partial(norm.apply, mutable=["batch_stats"]))(variables, x))
     assert_close(*found)
     assert found[0][1]["batch_stats"]["mean"].dtype == jnp.complex64
 
@@ -159,29 +161,30 @@ def test_wider_results_are_computed_in_their_dtype(rng):
             for library in (ours, nn)
         )
         for mine, theirs in zip(*norms, strict=True):
-            y, other = (norm.init_with_output(KEY, x)[0] for norm in (mine, theirs))
+            y, other = (jax.eval_shape(norm.init_with_output, KEY, x)[0] for norm in (mine, theirs))
             assert y.dtype == other.dtype == jnp.float64
-        np.testing.assert_allclose(
-            ours.LayerNorm(dtype=jnp.float64).init_with_output(KEY, x)[0],
-            nn.LayerNorm(dtype=jnp.float64, use_fast_variance=False).init_with_output(KEY, x)[0],
-            rtol=1e-7,
+        mine, theirs = (
+            jax.jit(norm.init_with_output)(KEY, x)[0]
+            for norm in (
+                ours.LayerNorm(dtype=jnp.float64),
+                nn.LayerNorm(dtype=jnp.float64, use_fast_variance=False),
+            )
         )
-        norm = ours.BatchNorm(use_running_average=False)
-        wide = x.astype(jnp.float64)
-        _, new = norm.apply(norm.init(KEY, wide), wide, mutable=["batch_stats"])
-        assert {v.dtype.name for v in jax.tree.leaves(new)} == {"float32"}
-        norm = nn.BatchNorm(use_running_average=False)
-        _, new = norm.apply(norm.init(KEY, wide), wide, mutable=["batch_stats"])
-        assert {v.dtype.name for v in jax.tree.leaves(new)} == {"float64"}
+        np.testing.assert_allclose(mine, theirs, rtol=1e-7)
+        wide = np.asarray(x, np.float64)
+        for library, dtype in ((ours, "float32"), (nn, "float64")):
+            norm = library.BatchNorm(use_running_average=False)
+            variables = jax.eval_shape(norm.init, KEY, wide)
+            _, new = jax.eval_shape(partial(norm.apply, mutable=["batch_stats"]), variables, wide)
+            assert {v.dtype.name for v in jax.tree.leaves(new)} == {dtype}
 
 
 def test_modes_are_chosen_and_refused_as_in_flax(rng):
     x = draw(rng, (4, 8))
-    variables = nn.BatchNorm(use_running_average=True).init(KEY, x)
-    stats = {"mean": draw(rng, (8,)), "var": jnp.abs(draw(rng, (8,)))}
-    variables = {**variables, "batch_stats": stats}
-    found = [library.BatchNorm().apply(variables, x, True) for library in (ours, nn)]
-    assert_close(*found)
+    variables = drawn(nn.BatchNorm(use_running_average=True), x)
+    assert_close(
+        *jax.jit(lambda: [lib.BatchNorm().apply(variables, x, True) for lib in (ours, nn)])()
+    )
     for library in (ours, nn):
         with pytest.raises(nn.module.errors.ModifyScopeVariableError):
             library.BatchNorm().apply(variables, x, use_running_average=False)
@@ -204,9 +207,10 @@ def test_metadata_of_parameters_is_kept(rng):
     for library in (ours, nn):
         named = nn.with_partitioning(nn.initializers.ones, ("model",))
         norm = library.BatchNorm(use_running_average=False, scale_init=named)
-        variables = norm.init(KEY, x)
+        variables = initialized(norm, x)
         assert isinstance(variables["params"]["scale"], nn.Partitioned)
-        found.append((variables, norm.apply(variables, x, mutable=["batch_stats"])))
+        train = jax.jit(partial(norm.apply, mutable=["batch_stats"]))
+        found.append((variables, train(variables, x)))
     assert_close(*found)
     assert nn.get_partition_spec(found[0][0]) == nn.get_partition_spec(found[1][0])
 
@@ -218,7 +222,7 @@ def test_named_axes_are_pooled_though_nothing_else_is(groups, rng):
     found = []
     for library in (ours, nn):
         norm = library.BatchNorm(use_running_average=False, axis_name="d", axis_index_groups=groups)
-        variables = norm.init(KEY, x[0])
+        variables = jax.jit(norm.init)(KEY, np.asarray(x)[0])
 
         def call(x, norm=norm, variables=variables):
             results = norm.apply(variables, x[0], mutable=["batch_stats"])
@@ -233,15 +237,20 @@ def test_named_axes_are_pooled_though_nothing_else_is(groups, rng):
 
 def test_features_may_be_divided_over_a_named_axis(rng):
     x = draw(rng, (4, 8))
-    for name, fields in (("LayerNorm", {}), ("GroupNorm", {"num_groups": 1}), ("RMSNorm", {})):
-        whole = getattr(ours, name)(**fields).init_with_output(KEY, x)[0]
-        norm = getattr(ours, name)(axis_name="d", **fields)
+    names = {"LayerNorm": {}, "GroupNorm": {"num_groups": 1}, "RMSNorm": {}}
 
-        def call(x, norm=norm):
-            return norm.init_with_output(KEY, x)[0]
+    @jax.jit
+    def run(x):
+        found = []
+        for name, fields in names.items():
+            whole, divided = (getattr(ours, name)(**fields, **o) for o in ({}, {"axis_name": "d"}))
+            call = lambda x, norm=divided: norm.init_with_output(KEY, x)[0]  # noqa: E731
+            y = jax.vmap(call, axis_name="d", in_axes=1, out_axes=1)(x.reshape(4, 2, 4))
+            found.append((y.reshape(4, 8), whole.init_with_output(KEY, x)[0]))
+        return found
 
-        y = jax.vmap(call, axis_name="d", in_axes=1, out_axes=1)(x.reshape(4, 2, 4))
-        assert_close(y.reshape(4, 8), whole, scale=2)
+    for y, whole in run(x):
+        assert_close(y, whole, scale=2)
 
 
 def test_arrays_may_lie_on_a_mesh_with_explicit_axes(rng):
@@ -255,10 +264,11 @@ def test_arrays_may_lie_on_a_mesh_with_explicit_axes(rng):
             ("InstanceNorm", {}),
         ):
             norm = getattr(ours, name)(**fields)
-            y, variables = norm.init_with_output(KEY, spread)
+            make = jax.jit(norm.init_with_output)
+            y, variables = make(KEY, spread)
             assert y.sharding.is_equivalent_to(spread.sharding, 3)
             variables = jax.tree.map(lambda v: jax.device_put(v, jax.P("model")), variables)
-            z, _ = norm.apply(variables, spread, mutable=["batch_stats"])
-            expected = norm.init_with_output(KEY, x)[0]
+            z, _ = jax.jit(partial(norm.apply, mutable=["batch_stats"]))(variables, spread)
+            expected = make(KEY, x)[0]
             np.testing.assert_allclose(y, expected, atol=4e-6)
             np.testing.assert_allclose(z, expected, atol=4e-6)

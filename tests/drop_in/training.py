@@ -41,7 +41,7 @@ def make_nnx(name, **fields):
 
 
 def make_language(module, dtype):
-    return module.LanguageModel(module.Config(dtype=dtype), rngs=nnx.Rngs(0))
+    return module.LanguageModel(module.Config(dtype=dtype, depth=1), rngs=nnx.Rngs(0))
 
 
 MODELS = {
@@ -84,7 +84,7 @@ class Training(NamedTuple):
 
     Attributes:
       start: shapes and dtypes of what it starts with.
-      make_start: makes the values.
+      make_start: makes values.
       loss: of parameters, other variables, a batch and a key; returns new other variables, too.
       module: where the model comes from.
     """
@@ -126,7 +126,7 @@ def start_training(model: Model, module=None, dtype=jnp.float32, change=lambda b
             value = module.loss_of(merged, batch, key)
             return value, nnx.state(merged, nnx.Not(nnx.Param))
 
-        return Training(jax.eval_shape(make_start), jax.jit(make_start), loss, module)
+        return training(make_start, loss, module)
 
     built = make()
 
@@ -137,8 +137,29 @@ def start_training(model: Model, module=None, dtype=jnp.float32, change=lambda b
     def loss(params, rest, batch, key):
         return module.loss_of(built, {"params": params, **rest}, batch, key)
 
-    make_start = jax.jit(lambda: started(*init()))
-    return Training(jax.eval_shape(make_start), make_start, loss, module)
+    return training(lambda: started(*init()), loss, module)
+
+
+def training(make_start, loss, module):
+    shapes = jax.eval_shape(make_start)
+    return Training(shapes, functools.partial(values_for, shapes), loss, module)
+
+
+def values_for(shapes):
+    """Returns variables as models start with them, without compiling programs of random numbers."""
+    rng = np.random.default_rng(0)
+
+    def value(path, leaf):
+        name = jax.tree_util.keystr(path)
+        if "velocity" in name:
+            return np.zeros(leaf.shape, leaf.dtype)
+        if "kernel" in name or "embedding" in name:
+            return rng.normal(0, np.prod(leaf.shape[:-1]) ** -0.5, leaf.shape).astype(leaf.dtype)
+        if "position" in name:
+            return rng.normal(0, 0.02, leaf.shape).astype(leaf.dtype)
+        return np.full(leaf.shape, "scale" in name or "var" in name, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(value, shapes)
 
 
 def started(params, rest):

@@ -43,7 +43,6 @@ class UNet(nnx.Module):
             nnx.Linear(width, width, **options), nnx.silu, nnx.Linear(width, width, **options)
         )
         self.stem = nnx.Conv(3, channels, (3, 3), **options)
-        self.down = ResidualBlock(channels, channels, width, groups, **options)
         self.shrink = nnx.Conv(channels, channels, (3, 3), strides=(2, 2), **options)
         self.middle = ResidualBlock(channels, 2 * channels, width, groups, **options)
         self.up = ResidualBlock(3 * channels, channels, width, groups, **options)
@@ -52,7 +51,7 @@ class UNet(nnx.Module):
 
     def __call__(self, x, time):
         condition = self.time(embed_time(time, self.width))
-        skip = self.down(self.stem(x), condition)
+        skip = self.stem(x)
         x = self.middle(self.shrink(skip), condition)
         batch, height, width, channels = x.shape
         x = jax.image.resize(x, (batch, 2 * height, 2 * width, channels), "nearest")

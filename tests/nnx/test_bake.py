@@ -39,7 +39,7 @@ def wrappers_in(model):
 
 
 def test_computes_what_the_model_does_in_evaluation(rng):
-    model, x = Net(nnx.Rngs(0)), draw(rng, (5, 3))
+    model, x = nnx.jit(lambda: Net(nnx.Rngs(0)))(), draw(rng, (5, 3))
     nnx.update(model, {"first": {"kernel_g": draw(rng, (3,))}})
     model.eval()
     before = values(model, nnx.Not(nnx.RngState))

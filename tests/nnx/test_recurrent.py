@@ -1,17 +1,20 @@
 """Recurrent cells with layer norm for Flax NNX: their twins for linen, in nnx.RNN."""
 
+import functools
 import re
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
 import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnx
-from tests.nnx.twins import KEY, draw, values
+from tests.nnx.twins import KEY, built, draw, values
+from tests.same import program
 
 cells = pytest.mark.parametrize("name", ["LayerNormLSTMCell", "LayerNormGRUCell"])
 equal = chex.assert_trees_all_equal
@@ -21,11 +24,11 @@ def make_twins(rng, name, **options):
     """A cell of linen for inputs of size 3, random parameters, and the NNX cell with them."""
     linen, cell = (
         getattr(jnn, name)(4, **options),
-        getattr(jnx, name)(3, 4, **options, rngs=nnx.Rngs(0)),
+        built(lambda: getattr(jnx, name)(3, 4, **options, rngs=nnx.Rngs(0))),
     )
-    x = jnp.zeros((2, 3))
-    params = linen.init(KEY, linen.initialize_carry(KEY, x.shape), x)["params"]
-    params = jax.tree.map(lambda a: draw(rng, a.shape, a.dtype), params)
+    x = np.zeros((2, 3), np.float32)
+    init = jax.eval_shape(lambda: linen.init(KEY, linen.initialize_carry(KEY, x.shape), x))
+    params = jax.tree.map(lambda a: draw(rng, a.shape, a.dtype), init["params"])
     chex.assert_trees_all_equal_shapes_and_dtypes(values(cell), params)
     nnx.update(cell, params)
     return linen, params, cell
@@ -39,26 +42,42 @@ def test_equals_its_twin_for_linen(name, dtype, rng):
     carry = jax.tree.map(
         lambda a: draw(rng, a.shape, a.dtype), cell.initialize_carry(x.shape, nnx.Rngs(0))
     )
-    result, vjp = jax.vjp(lambda *a: linen.apply({"params": a[0]}, *a[1:]), params, carry, x)
     graph, state = nnx.split(cell)
-    result2, vjp2 = jax.vjp(lambda s, *a: nnx.merge(graph, s)(*a), state, carry, x)
-    equal(result2, result)
-    assert result2[1].dtype == dtype
-    chex.assert_trees_all_equal_dtypes(result2[0], carry)
-    gradients, gradients2 = vjp(result), vjp2(result)
-    equal((nnx.to_pure_dict(gradients2[0]), *gradients2[1:]), gradients)
+
+    def run(call, params, carry, x):
+        result, vjp = jax.vjp(call, params, carry, x)
+        return result, vjp(result)
+
+    def call_linen(params, carry, x):
+        return linen.apply({"params": params}, carry, x)
+
+    def call_nnx(state, carry, x):
+        return nnx.merge(graph, state)(carry, x)
+
+    result = jax.eval_shape(call_nnx, state, carry, x)
+    assert result[1].dtype == dtype
+    chex.assert_trees_all_equal_dtypes(result[0], carry)
+    assert program(functools.partial(run, call_nnx), state, carry, x) == program(
+        functools.partial(run, call_linen), params, carry, x
+    )
 
 
 @cells
 def test_runs_in_rnn(name, rng):
     linen, params, cell = make_twins(rng, name)
-    x, lengths = draw(rng, (2, 5, 3)), jnp.asarray([5, 2])
+    x, lengths = draw(rng, (2, 5, 3)), np.asarray([5, 2])
+    graph, state = nnx.split(nnx.RNN(cell))
     for options in ({}, {"seq_lengths": lengths, "return_carry": True}):
-        expected = nn.RNN(linen).apply({"params": {"cell": params}}, x, **options)
-        rnn = nnx.RNN(cell)
-        chex.assert_trees_all_close(rnn(x, **options), expected, atol=1e-5)
-    gradients = nnx.grad(lambda m: (m(x) ** 2).sum())(rnn)
-    assert all(jnp.any(g) for g in jax.tree.leaves(nnx.to_pure_dict(gradients)))
+
+        @jax.jit
+        def both(params, state, x, options=options):
+            given = {"params": {"cell": params}}
+            expected = nn.RNN(linen).apply(given, x, **options)
+            return nnx.merge(graph, state)(x, **options), expected
+
+        chex.assert_trees_all_close(*both(params, state, x), atol=1e-5)
+    gradients = nnx.jit(nnx.grad(lambda m: (m(x) ** 2).sum()))(nnx.merge(graph, state))
+    assert all(np.any(g) for g in jax.tree.leaves(nnx.to_pure_dict(gradients)))
 
 
 @cells
@@ -72,7 +91,7 @@ def test_the_first_carry(name, rng):
     rngs = nnx.Rngs(carry=3)
     key = nnx.Rngs(carry=3).carry()
     expected = random.initialize_carry(key, shape)
-    own = getattr(jnx, name)(3, 4, carry_init=init, rngs=nnx.Rngs(0))
+    own = built(lambda: getattr(jnx, name)(3, 4, carry_init=init, rngs=nnx.Rngs(0)))
     equal(own.initialize_carry(shape, rngs), expected)
     equal(own.initialize_carry(shape, nnx.Rngs(carry=3).carry), expected)
     with pytest.raises(ValueError, match="draws its first carry at random and needs rngs"):
@@ -89,7 +108,7 @@ def test_each_gate_is_drawn_by_itself(name):
         shapes.append(shape)
         return jax.random.normal(key, shape, dtype)
 
-    cell = getattr(jnx, name)(3, 4, kernel_init=init, rngs=nnx.Rngs(0))
+    cell = nnx.eval_shape(lambda: getattr(jnx, name)(3, 4, kernel_init=init, rngs=nnx.Rngs(0)))
     assert set(shapes) == {(3, 4)} and len(shapes) == cell.gates
     again = getattr(jnx, name)(3, 4, rngs=nnx.Rngs(0))
     other = getattr(jnx, name)(3, 4, rngs=nnx.Rngs(0))

@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import orbax.checkpoint as checkpoint
 import pytest
@@ -10,7 +11,7 @@ from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
 import jaxnorm.nnx as jnx
-from tests.nnx.twins import draw, values
+from tests.nnx.twins import built, draw, values
 
 FEATURES, BATCH = 4, 8
 
@@ -33,7 +34,25 @@ def close(a, b, atol=1e-5):
 
 def make_blocks(number):
     """The same block, several times."""
-    return [Block(nnx.Rngs(0)) for _ in range(number)]
+    return [built(lambda: Block(nnx.Rngs(0))) for _ in range(number)]
+
+
+def stacked():
+    """Three blocks beside each other, as nnx.vmap makes them."""
+
+    @nnx.split_rngs(splits=3)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def make(rngs):
+        return Block(rngs)
+
+    return built(lambda: make(nnx.Rngs(0)))
+
+
+def one_of(tree, i):
+    return jax.tree.map(lambda a: np.asarray(a)[i], tree)
+
+
+call = nnx.jit(lambda m, x: m(x))
 
 
 @pytest.fixture
@@ -44,7 +63,6 @@ def x(rng):
 def test_jit(x):
     eager, jitted = make_blocks(2)
     expected = [eager(x), eager(x)]
-    call = nnx.jit(lambda m, x: m(x))
     close([call(jitted, x), call(jitted, x)], expected)
     close(values(jitted), values(eager))
     # Both modes, each compiled once, and evaluation writes nothing.
@@ -72,7 +90,7 @@ def test_split_and_merge_in_plain_jax(x):
 
 
 def test_gradients_and_an_optimizer(x):
-    block = Block(nnx.Rngs(0))
+    block = built(lambda: Block(nnx.Rngs(0)))
     optimizer = nnx.Optimizer(block, optax.sgd(0.1), wrt=nnx.Param)
 
     @nnx.jit
@@ -88,32 +106,28 @@ def test_gradients_and_an_optimizer(x):
     value, gradients = step(block, optimizer, x)
     parameters = {"norm": {"gamma", "beta"}, "last": {"gamma", "beta"}, "dense": {"kernel", "bias"}}
     assert {k: set(v) for k, v in nnx.to_pure_dict(gradients).items()} == parameters
-    assert all(jnp.any(g) for g in jax.tree.leaves(nnx.to_pure_dict(gradients)["last"]))
-    assert not jnp.array_equal(values(block, nnx.BatchStat)["norm"]["mean"], first["norm"]["mean"])
+    assert all(np.any(g) for g in jax.tree.leaves(nnx.to_pure_dict(gradients)["last"]))
+    assert not np.array_equal(values(block, nnx.BatchStat)["norm"]["mean"], first["norm"]["mean"])
     for _ in range(10):
         last, _ = step(block, optimizer, x)
     assert last < value
     # nnx.grad gives the same.
     a, b = make_blocks(2)
     loss = lambda m: (m(x) ** 3).sum()  # noqa: E731
-    close(nnx.to_pure_dict(nnx.grad(loss)(a)), nnx.to_pure_dict(nnx.value_and_grad(loss)(b)[1]))
+    both = nnx.jit(lambda a, b: (nnx.grad(loss)(a), nnx.value_and_grad(loss)(b)[1]))
+    close(*map(nnx.to_pure_dict, both(a, b)))
     close(values(a), values(b))
 
 
 def test_vmap_over_models(x):
-    @nnx.split_rngs(splits=3)
-    @nnx.vmap(in_axes=0, out_axes=0)
-    def make(rngs):
-        return Block(rngs)
-
-    blocks = make(nnx.Rngs(0))
+    blocks = stacked()
     assert {v.shape[0] for v in jax.tree.leaves(values(blocks))} == {3}
     graph, state = nnx.split(blocks)
-    alone = [nnx.merge(graph, jax.tree.map(lambda a, i=i: a[i], state)) for i in range(3)]
-    y = nnx.vmap(lambda m, x: m(x), in_axes=(0, None))(blocks, x)
-    close(y, jnp.stack([block(x) for block in alone]))
+    alone = [nnx.merge(graph, one_of(state, i)) for i in range(3)]
+    y = nnx.jit(nnx.vmap(lambda m, x: m(x), in_axes=(0, None)))(blocks, x)
+    close(y, np.stack([call(block, x) for block in alone]))
     for i, block in enumerate(alone):
-        close(jax.tree.map(lambda a, i=i: a[i], values(blocks)), values(block))
+        close(one_of(values(blocks), i), values(block))
 
 
 def test_vmap_with_an_axis_name_pools_over_it(x):
@@ -129,21 +143,16 @@ def test_vmap_with_an_axis_name_pools_over_it(x):
 
 
 def test_scan_over_layers(x):
-    @nnx.split_rngs(splits=3)
-    @nnx.vmap(in_axes=0, out_axes=0)
-    def make(rngs):
-        return Block(rngs)
-
-    blocks = make(nnx.Rngs(0))
+    blocks = stacked()
     graph, state = nnx.split(blocks)
-    alone = [nnx.merge(graph, jax.tree.map(lambda a, i=i: a[i], state)) for i in range(3)]
-    forward = nnx.scan(lambda x, m: m(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+    alone = [nnx.merge(graph, one_of(state, i)) for i in range(3)]
+    forward = nnx.jit(nnx.scan(lambda x, m: m(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry))
     y, expected = forward(x, blocks), x
     for block in alone:
-        expected = block(expected)
+        expected = call(block, expected)
     close(y, expected)
     for i, block in enumerate(alone):
-        close(jax.tree.map(lambda a, i=i: a[i], values(blocks)), values(block))
+        close(one_of(values(blocks), i), values(block))
 
 
 def test_scan_over_time_keeps_one_state(rng):
@@ -154,7 +163,7 @@ def test_scan_over_time_keeps_one_state(rng):
     def forward(model, x):
         return model(x)
 
-    close(forward(scanned, xs), jnp.stack([alone(x) for x in xs]))
+    close(forward(scanned, xs), np.stack([call(alone, x) for x in np.asarray(xs)]))
     close(values(scanned), values(alone))
 
 
@@ -164,14 +173,17 @@ def test_remat(x):
     def loss(call):
         return lambda m: (call(m, x) ** 3).sum()
 
-    gradients = nnx.grad(loss(lambda m, x: m(x)))(plain)
-    again = nnx.grad(loss(nnx.remat(lambda m, x: m(x))))(saved)
-    close(nnx.to_pure_dict(again), nnx.to_pure_dict(gradients))
+    @nnx.jit
+    def both(plain, saved):
+        gradients = nnx.grad(loss(lambda m, x: m(x)))(plain)
+        return gradients, nnx.grad(loss(nnx.remat(lambda m, x: m(x))))(saved)
+
+    close(*map(nnx.to_pure_dict, both(plain, saved)))
     close(values(saved), values(plain))  # the statistics moved once
 
 
 def test_evaluation_writes_nothing_so_that_plain_transformations_do(x):
-    block = Block(nnx.Rngs(0))
+    block = built(lambda: Block(nnx.Rngs(0)))
     with pytest.raises(Exception, match="different trace level"):
         jax.jit(lambda x: block(x))(x)
     block.eval()
@@ -184,7 +196,7 @@ def test_evaluation_writes_nothing_so_that_plain_transformations_do(x):
 def test_eval_shape(x):
     abstract = nnx.eval_shape(lambda: Block(nnx.Rngs(0)))
     shapes = jax.tree.map(lambda v: (v.shape, v.dtype), values(abstract))
-    block = Block(nnx.Rngs(0))
+    (block,) = make_blocks(1)
     assert shapes == jax.tree.map(lambda v: (v.shape, v.dtype), values(block))
     graph, state = nnx.split(block)
     close(nnx.merge(nnx.split(abstract)[0], state)(x), block(x))
@@ -225,7 +237,7 @@ def test_partitioned_parameters(x):
         for parameter in (norm.gamma, norm.beta):
             assert parameter[...].sharding.spec == PartitionSpec("model")
         x = jax.device_put(x, PartitionSpec("data", "model"))
-        y = nnx.jit(lambda m, x: m(x))(norm, x)
+        y = call(norm, x)
         specs = nnx.get_partition_spec(nnx.state(norm, nnx.Param))
     close(jax.device_get(y), jax.device_get(expected))
     close(jax.device_get(values(norm)), jax.device_get(values(alone)))

@@ -16,7 +16,8 @@ from jax.sharding import AxisType
 import jaxnorm
 import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnx
-from tests.nnx.twins import KEY, draw, values
+from tests.nnx.twins import KEY, built, draw, values
+from tests.same import program
 
 equal = chex.assert_trees_all_equal
 close = functools.partial(chex.assert_trees_all_close, atol=1e-5, rtol=1e-5)
@@ -49,38 +50,40 @@ def test_equals_its_twin_for_linen(wrapper, kind, rng):
     name, options = WRAPPERS[wrapper]
     make_linen, make_nnx, shape = LAYERS[kind]
     linen = getattr(jnn, name)(make_linen(), **options)
-    twin = wrap(wrapper, make_nnx(nnx.Rngs(0)))
-    x, dy = draw(rng, shape), None
+    twin = built(lambda: wrap(wrapper, make_nnx(nnx.Rngs(0))))
+    x = draw(rng, shape)
     modes = (True, False) if wrapper == "spectral_norm" else (None,)
     mode = {} if modes == (None,) else {"update_stats": False}
-    variables = linen.init(KEY, x, **mode)
-    variables = jax.tree.map(lambda a: jnp.abs(draw(rng, a.shape, a.dtype)), variables)
-    own = {**variables["params"], **variables.get("batch_stats", {})}
-    chex.assert_trees_all_equal_shapes_and_dtypes(values(twin), own)
+    variables = jax.eval_shape(functools.partial(linen.init, **mode), KEY, x)
+    variables = jax.tree.map(lambda a: np.ones(a.shape, a.dtype), variables)
+    params, stats = variables["params"], {k: v for k, v in variables.items() if k != "params"}
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        values(twin), {**params, **stats.get("batch_stats", {})}
+    )
+
+    def run(call, params, rest, x):
+        y, vjp, new = jax.vjp(lambda *a: call(a[0], rest, a[1]), params, x, has_aux=True)
+        return y, new, vjp(y)
+
     for training in modes:
-        nnx.update(twin, own)
         mode = {} if training is None else {"update_stats": training}
         twin.train() if training else twin.eval()
+        graph, own, rest = nnx.split(twin, nnx.Param, ...)
 
-        def call(params, x, mode=mode):
-            stats = {k: v for k, v in variables.items() if k == "batch_stats"}
-            return linen.apply({"params": params, **stats}, x, mutable=["batch_stats"], **mode)
+        def call_linen(params, rest, x, mode=mode):
+            given = {"params": params, **rest}
+            y, new = linen.apply(given, x, mutable=["batch_stats"], **mode)
+            return y, {**rest, **new}
 
-        y, vjp, new = jax.vjp(call, variables["params"], x, has_aux=True)
-        graph, params, rest = nnx.split(twin, nnx.Param, ...)
+        def call_nnx(params, rest, x, graph=graph):
+            model = nnx.merge(graph, params, rest, copy=True)
+            y = model(x)
+            return y, nnx.state(model, nnx.Not(nnx.Param))
 
-        def call_nnx(params, x, graph=graph, rest=rest):
-            return nnx.merge(graph, params, nnx.clone(rest))(x)
-
-        y2, vjp2 = jax.vjp(call_nnx, params, x)
-        equal(y2, y)
-        dy = draw(rng, y.shape)
-        gradients, gradients2 = vjp(dy), vjp2(dy)
-        equal((nnx.to_pure_dict(gradients2[0]), gradients2[1]), gradients)
-        # In place: what moves is u and sigma in training, and never a parameter.
-        equal(twin(x), call(variables["params"], x)[0])
-        equal(values(twin, nnx.Param), variables["params"])
-        equal(values(twin, nnx.BatchStat), new.get("batch_stats", {}))
+        # What moves is u and sigma in training.
+        assert program(functools.partial(run, call_nnx), own, rest, x) == program(
+            functools.partial(run, call_linen), params, stats, x
+        )
 
 
 @wrappers
@@ -177,6 +180,7 @@ def test_transformations(wrapper, rng):
     eager.eval()
     close(jax.vmap(eager)(x), eager(x))
 
+    @nnx.jit
     @nnx.split_rngs(splits=2)
     @nnx.vmap(in_axes=0, out_axes=0)
     def make(rngs):
@@ -184,23 +188,23 @@ def test_transformations(wrapper, rng):
 
     models = make(nnx.Rngs(0))
     graph, state = nnx.split(models)
-    alone = [nnx.merge(graph, jax.tree.map(lambda a, i=i: a[i], state)) for i in range(2)]
+    alone = [jax.tree.map(lambda a, i=i: np.asarray(a)[i], state) for i in range(2)]
+    alone = [nnx.merge(graph, state) for state in alone]
 
     @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
     @nnx.remat
     def forward(x, model):
         return jnp.tanh(model(x))
 
-    gradients = nnx.grad(lambda models: (forward(x, models) ** 2).sum())(models)
-    expected = nnx.grad(lambda a, b: (jnp.tanh(b(jnp.tanh(a(x)))) ** 2).sum(), argnums=(0, 1))(
-        *alone
-    )
+    grad = nnx.jit(nnx.grad(lambda models: (forward(x, models) ** 2).sum()))
+    gradients = jax.device_get(nnx.to_pure_dict(grad(models)))
+    expected = nnx.jit(
+        nnx.grad(lambda a, b: (jnp.tanh(b(jnp.tanh(a(x)))) ** 2).sum(), argnums=(0, 1))
+    )(*alone)
+    moved = jax.device_get(values(models))
     for i in range(2):
-        close(
-            jax.tree.map(lambda a, i=i: a[i], nnx.to_pure_dict(gradients)),
-            nnx.to_pure_dict(expected[i]),
-        )
-        close(jax.tree.map(lambda a, i=i: a[i], values(models)), values(alone[i]))
+        close(jax.tree.map(lambda a, i=i: a[i], gradients), nnx.to_pure_dict(expected[i]))
+        close(jax.tree.map(lambda a, i=i: a[i], moved), values(alone[i]))
     abstract = nnx.eval_shape(lambda: wrap(wrapper, linear()))
     assert nnx.split(abstract)[0] == nnx.split(wrap(wrapper, linear()))[0]
 

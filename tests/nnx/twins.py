@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 import jaxnorm.linen as jnn
@@ -127,3 +128,12 @@ def _merge(a, b):
 def values(module, kind=nnx.Variable):
     """Returns the arrays of the variables of a kind, as nested dictionaries."""
     return nnx.to_pure_dict(nnx.state(module, kind))
+
+
+def built(make, seed=0):
+    """Returns the module that `make` makes, with values of which none is computed."""
+    rng = np.random.default_rng(seed)
+    graph, state = nnx.split(nnx.eval_shape(make))
+    return nnx.merge(
+        graph, jax.tree.map(lambda s: rng.uniform(0.2, 1, s.shape).astype(s.dtype), state)
+    )

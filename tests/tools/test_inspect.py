@@ -11,12 +11,13 @@ import jaxnorm.drop_in.nnx
 import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnx
 from jaxnorm import plot, tools
+from tests.same import initialized
 
 pytestmark = pytest.mark.usefixtures("close_figures")
 EVALUATION = {"use_running_average": True}
 
 
-def batches_of(rng, count=3, size=32, shape=(4,)):
+def batches_of(rng, count=2, size=32, shape=(4,)):
     return [rng.normal(3.0, 2.0, (size + 8 * i, *shape)).astype(np.float32) for i in range(count)]
 
 
@@ -36,10 +37,6 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, _):
         return jnn.BatchNorm(name="norm", **EVALUATION)(3 * x), None
-
-
-def initialized(model, x):
-    return model.init(jax.random.key(0), x)
 
 
 def test_distances_and_ratios_are_those_of_all_batches(rng):
@@ -89,11 +86,14 @@ def test_a_healthy_model_has_no_findings(rng):
 
 def healthy(stats, batches):
     every = np.concatenate(batches)
-    full = jnp.full
+
+    def full(shape, value):
+        return np.full(shape, value, np.float32)
+
     return {
         "own": {
-            "mean": jnp.asarray(every.mean(0)),
-            "var": jnp.asarray(every.var(0)),
+            "mean": every.mean(0),
+            "var": every.var(0),
             "count": full(4, 99.0),
         },
         "flax": {"mean": full(4, 1.0), "var": full(4, 4.0)},
@@ -150,7 +150,7 @@ def test_a_trained_layer_says_how_much_of_its_start_is_left(rng):
     norm = jnn.BatchNorm(momentum=0.9, debias=True, use_running_average=True)
     (x,) = batches_of(rng, 1)
     variables = initialized(norm, x)
-    stats = {"mean": x.mean(0), "var": x.var(0), "count": jnp.full(4, 5.0)}
+    stats = {"mean": x.mean(0), "var": x.var(0), "count": np.full(4, 5, np.float32)}
     (finding,) = tools.inspect(norm, {**variables, "batch_stats": stats}, [x]).findings
     assert "after 5 updates with momentum 0.9 its running statistics are still 59%" in finding
 
@@ -158,12 +158,12 @@ def test_a_trained_layer_says_how_much_of_its_start_is_left(rng):
 def test_statistics_that_cannot_be_compared_or_are_not_finite(rng):
     (x,) = batches_of(rng, 1)
     norm = jnn.BatchNorm(num_domains=2, use_running_average=True)
-    variables = norm.init(jax.random.key(0), x, domain=0)
+    variables = initialized(norm, x, domain=0)
     seen = tools.inspect(norm, variables, [x], call=lambda net, x: net(x, domain=1))
     assert seen.running == {} and seen.findings == [] and "BatchNorm" in str(seen)
     norm = jnn.BatchNorm(use_running_average=True)
     variables = initialized(norm, x)
-    stats = {"mean": jnp.full(4, jnp.nan), "var": jnp.full(4, jnp.inf)}
+    stats = {"mean": np.full(4, np.nan), "var": np.full(4, np.inf, np.float32)}
     seen = tools.inspect(norm, {**variables, "batch_stats": stats}, [x])
     assert "its running statistics are not finite; recalibrate" in seen.findings[0] and str(seen)
 
@@ -186,13 +186,13 @@ def test_what_is_not_seen_is_said(rng):
 def test_masks_count_and_batches_are_called_as_said(rng):
     norm = jnn.BatchNorm(use_running_average=True)
     (x,) = batches_of(rng, 1)
-    batch = {"x": jnp.asarray(x).at[20:].set(jnp.nan), "mask": (jnp.arange(32) < 20)[:, None]}
+    batch = {"x": np.concatenate([x[:20], np.nan * x[20:]]), "mask": (np.arange(32) < 20)[:, None]}
     variables = initialized(norm, x)
     call = {"call": lambda net, batch: net(batch["x"], mask=batch["mask"])}
     (layer,) = tools.inspect(norm, variables, [batch], **call).layers
     np.testing.assert_allclose(layer.batch.mean, x[:20].mean(0), rtol=1e-5)
     assert (layer.infinite, layer.pooled) == (0, 20)
-    batch["mask"] = batch["mask"].astype(jnp.int32)
+    batch["mask"] = batch["mask"].astype(np.int32)
     flaxes = nn.Sequential([nn.BatchNorm(use_running_average=True)])
     call = {"call": lambda net, batch: net.layers[0](batch["x"], mask=batch["mask"])}
     (layer,) = tools.inspect(flaxes, initialized(flaxes, x), [batch], **call).layers
