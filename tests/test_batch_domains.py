@@ -44,10 +44,8 @@ def test_one_domain_for_the_batch(x, variables, evaluate, traced):
     bank = jnn.BatchNorm(num_domains=3, affine_per_domain=True, use_running_average=evaluate)
     plain = jnn.BatchNorm(use_running_average=evaluate)
 
-    given = jax.device_put(variables)
-
     def apply(domain):
-        return bank.apply(given, x, domain=domain, mutable=["batch_stats"])
+        return bank.apply(variables, x, domain=domain, mutable=["batch_stats"])
 
     y, new = jax.jit(apply)(1) if traced else apply(1)
     train = jax.jit(functools.partial(plain.apply, mutable=["batch_stats"]))

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxnorm._core import axes as _axes
@@ -33,7 +32,8 @@ def check_domain(domain: Any, number: int, x: jax.Array, batch_axis: int) -> jax
 
 def row(bank: Moments, domain: jax.Array) -> Moments:
     """Returns the moments of one domain; a count that is no bank stays."""
-    return Moments(*(_row(value, domain) if np.ndim(value) else value for value in bank))
+    values = map(jnp.asarray, bank)  # NumPy's arrays take no traced domain
+    return Moments(*(_row(value, domain) if value.ndim else value for value in values))
 
 
 def as_bank(moments: Moments, domain: jax.Array, number: int) -> Moments:

@@ -134,6 +134,7 @@ class Net(nn.Module):
         x, _ = nn.scan(Carried, **split, length=2)(name="carried")(nn.Dense(4, name="k")(x), None)
         slim = norm("slim")
         x = slim(nn.Dense(4, name="p")(x)) + abs(slim.variables["params"]["gamma"]).sum()
+        x = norm("general")(nn.DenseGeneral(4, name="q")(x))
         two = norm("two")
         return two(nn.Dense(4, name="l")(x)) + two(nn.Dense(4, name="m")(x)) + y
 
@@ -184,6 +185,7 @@ KEPT = {
     "carried/norm": "its input comes from outside of the model, or of a loop",
     "relu": "its class BatchNormReLU computes in a way of its own",
     "slim": "its parameters or statistics are also used elsewhere",
+    "general": "its input is a product that is no Dense's, Conv's or ConvTranspose's",
     "two": "it is called behind several layers, l and m",
 }
 
