@@ -16,12 +16,16 @@ def program(function, *args):
     closed = jax.make_jaxpr(function)(*args)
     used = [True] * len(closed.out_avals)
     traced, _ = partial_eval.dce_jaxpr(closed.jaxpr, used, instantiate=True)
-    text = re.sub(r"0x[0-9a-f]+", "", str(traced))  # where in memory functions are
     # Arrays that it holds are names in the text.
     read = {id(v) for eqn in traced.eqns for v in eqn.invars}
     held = zip(closed.jaxpr.constvars, closed.consts, strict=True)
     values = [np.asarray(value).tolist() for var, value in held if id(var) in read]
-    return f"{text} {values}"
+    return f"{text(traced)} {values}"
+
+
+def text(traced):
+    """A traced program as text, without where in memory its functions are."""
+    return re.sub(r"0x[0-9a-f]+", "", str(traced))
 
 
 def drawn(module, *args, seed=0, **options):

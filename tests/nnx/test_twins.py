@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import inspect
-import re
 
 import chex
 import jax
@@ -14,6 +13,7 @@ from flax import nnx
 import jaxnorm.linen
 import jaxnorm.nnx
 from tests.nnx.twins import SHAPE, TWINS, draw, merged, values
+from tests.same import text
 
 MODULES = [name for name, value in vars(jaxnorm.nnx).items() if isinstance(value, type)]
 AFFINE = {
@@ -138,10 +138,5 @@ def test_equals_its_twin_for_linen(name, rng):
         # The same operations on the same variables give the same bits: nothing need be compiled.
         linen = jax.make_jaxpr(functools.partial(run, call_linen))(linen_params, variables, x)
         own = jax.make_jaxpr(functools.partial(run, call_nnx))(params, rest, x)
-        assert _text(own) == _text(linen)
+        assert text(own) == text(linen)
         assert linen.in_avals == own.in_avals
-
-
-def _text(program):
-    """A program as text, without where in memory its functions are."""
-    return re.sub(r"0x[0-9a-f]+", "", str(program))
