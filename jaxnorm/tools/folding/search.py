@@ -114,13 +114,13 @@ class Search:
         if isinstance(call, LayerCall):
             reason = self.why_not(call, norm)
             return reason or Pair(call, norm)
-        before = label_of(call.path) if call is not None else self.behind(maker)
         if call is not None:
-            return f"its input comes from {before}, which is no Dense, Conv or ConvTranspose"
+            name = label_of(call.path)
+            return f"its input comes from {name}, which is no Dense, Conv or ConvTranspose"
         inner = [self.maker(self.flow_back(value)) for value in maker.inputs]
         if any(step is not None and step.name in _PRODUCTS for step in (maker, *inner)):
             return "its input is a product that is no Dense's, Conv's or ConvTranspose's"
-        return f"{maker.within or maker.name} lies between {before} and it"
+        return f"{maker.within or maker.name} lies between {self.behind(maker)} and it"
 
     def why_not(self, layer: LayerCall, norm: NormCall) -> str:
         """Returns why a layer cannot take up a norm, if it cannot."""
