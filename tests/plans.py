@@ -20,7 +20,7 @@ PLANS = {
 def plan_of(name):
     """Returns a platform's plan but for one choice: XLA on CPU does not add up in trees."""
     platform, one_device = PLANS[name]
-    return plan_for(platform, one_device)._replace(staged="axes")
+    return plan_for(platform, one_device)._replace(reduction="axes")
 
 
 @contextlib.contextmanager

@@ -137,7 +137,7 @@ def count_untrusted(trained, nears):
     untrusted = 0
     with counted_passes() as count:
         for (x, _), near in zip(trained, nears, strict=True):
-            jax.block_until_ready(jitted(x, None, Pool((0,)), near, Plan("quick")))
+            jax.block_until_ready(jitted(x, None, Pool((0,)), near, Plan("shifted")))
             untrusted += count() > 1
     return untrusted
 

@@ -41,11 +41,12 @@ but_for_several_gpus = pytest.mark.parametrize(
 def test_each_platform_has_its_plan():
     for one_device in (True, False):
         plans = [plan_for(name, one_device) for name in ("tpu", "gpu", "cpu", None, "new")]
-        ways = [plan.way for plan in plans]
-        on_cpu = "quick" if one_device else "two_passes"
-        assert ways == ["quick", "sampled", on_cpu, "two_passes", "two_passes"]
-        assert [plan.staged for plan in plans] == [None, "blocks", "axes", "axes", "axes"]
+        algorithms = [plan.algorithm for plan in plans]
+        assert algorithms == ["shifted", "sampled_shift", "two_pass", "two_pass", "two_pass"]
+        assert [plan.reduction for plan in plans] == [None, "blocks", "axes", "axes", "axes"]
         assert {plan.one_device for plan in plans[:3]} == {one_device}
+        # A reshape moves no data on one device alone.
+        assert plans[2].merges_axes == plans[2].fuses_rows == one_device
         assert plans[3] == plans[4] == PORTABLE
 
 

@@ -17,9 +17,9 @@ from tests.plans import counted_passes, plan_of, planned_as
 from tests.test_contract_exact import TOLERANCE, excess
 
 WAYS = {
-    "quick": Plan("quick", one_device=True),
-    "sampled": Plan("sampled", one_device=True),
-    "two_passes": Plan("two_passes", one_device=True),
+    "shifted": Plan("shifted", one_device=True),
+    "sampled_shift": Plan("sampled_shift", one_device=True),
+    "two_pass": Plan("two_pass", one_device=True),
 }
 each_way = pytest.mark.parametrize("plan", WAYS.values(), ids=WAYS)
 COLUMNS = Pool((0,))
@@ -252,7 +252,7 @@ def test_no_pass_is_taken_without_need(given, rng):
             near = near_of(x, distance)
             for way, plan in WAYS.items():
                 jax.block_until_ready(jitted(x, None, COLUMNS, near, plan))
-                assert count() == (quick if way == "quick" else 1), (kind, distance, way)
+                assert count() == (quick if way == "shifted" else 1), (kind, distance, way)
 
 
 @each_way

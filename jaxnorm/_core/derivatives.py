@@ -17,15 +17,15 @@ from jaxnorm._core.sums import sum_axes
 
 
 def tangent(x, gamma, mask, shift, offset, var, dx, dgamma, dbeta, *, options: Options, plan: Plan):
-    """Returns the tangents of y, offset and var; linear in dx, dgamma and dbeta.
+    """Returns the tangents of y, the mean and var; linear in dx, dgamma and dbeta.
 
     With P the mean over the pool and x_hat the normalized x,
     dy = (dx - P(dx) - x_hat P(x_hat dx)) / sqrt(var + epsilon) * gamma + x_hat * dgamma + dbeta,
-    doffset = P(dx) and dvar = 2 P((x - mean) dx); without centering, no P(dx).
+    dmean = P(dx) and dvar = 2 P((x - mean) dx); without centering, no P(dx).
     """
     pool = options.pool
     x_hat = normalized(x, mask, Centered(shift, offset, var), options)
-    dy, doffset, dvar = jnp.zeros_like(x_hat), None, None
+    dy, dmean, dvar = jnp.zeros_like(x_hat), None, None
     if dx is not None:
         dx = widen(dx, mask)
         count = jnp.maximum(local_count(x, mask, pool, plan), 1)
@@ -34,14 +34,14 @@ def tangent(x, gamma, mask, shift, offset, var, dx, dgamma, dbeta, *, options: O
         dvar = 2 * correlation / _nonzero(inv)
         dy = dx - x_hat * pool.spread(correlation, dx.shape)
         if options.center:
-            doffset = pool.sum(dx, plan) / count
-            dy = dy - pool.spread(doffset, dx.shape)
+            dmean = pool.sum(dx, plan) / count
+            dy = dy - pool.spread(dmean, dx.shape)
         dy = dy * pool.spread(inv, dx.shape) * full_gamma(gamma, options.gamma_offset, dy.dtype)
     if dgamma is not None:
         dy = dy + x_hat * dgamma.astype(x_hat.dtype)
     if dbeta is not None:
         dy = dy + dbeta.astype(x_hat.dtype)
-    return keep(mask, dy).astype(options.dtype), doffset, dvar
+    return keep(mask, dy).astype(options.dtype), dmean, dvar
 
 
 def cotangents(
@@ -52,7 +52,7 @@ def cotangents(
     offset,
     var,
     dy,
-    doffset,
+    dmean,
     dvar,
     *,
     options: Options,
@@ -64,7 +64,7 @@ def cotangents(
     """Returns the cotangents of x, gamma and beta: the transpose of `tangent`.
 
     With P the mean over the pool and u = dy * gamma,
-    dx = (u - P(u) - x_hat P(x_hat u)) / sqrt(var + epsilon) + (doffset + 2 (x - mean) dvar) / n,
+    dx = (u - P(u) - x_hat P(x_hat u)) / sqrt(var + epsilon) + (dmean + 2 (x - mean) dvar) / n,
     dgamma = sum(dy x_hat) over `gamma_axes` and dbeta = sum(dy) over `beta_axes` (None: not
     wanted), both in float32 or wider.
     """
@@ -85,47 +85,56 @@ def cotangents(
         dy = None if dy is None else widen(dy, mask)
         return dy, normalized(x, mask, stats, options), *others
 
-    def sums(axes, gamma):
-        """Returns the sums of gamma * dy and of gamma * dy * x_hat over `axes`."""
-        dy, _ = next_pass()
-        linear = sum_axes(gamma * dy, axes, plan)
-        dy, x_hat = next_pass()
-        return linear, sum_axes(gamma * dy * x_hat, axes, plan)
+    def sums(axes, gamma, next_pass=next_pass):
+        """Returns the sums of gamma * dy (None: of dy) and of that times x_hat over `axes`."""
+        dy, _, factor = next_pass(gamma)
+        linear = sum_axes(dy if factor is None else factor * dy, axes, plan)
+        dy, x_hat, factor = next_pass(gamma)
+        return linear, sum_axes((dy if factor is None else factor * dy) * x_hat, axes, plan)
 
-    if dy is not None:
-        within = pool._replace(axes=())  # the groups' channels
-        if pool.varies_within(gamma):
-            level, slope = (within.sum(s, plan) for s in sums(pool.axes, gamma))
-            if gamma_axes is not None:
-                _, dgamma = sums(gamma_axes, 1)
-            if beta_axes is not None:
-                dbeta, _ = sums(beta_axes, 1)
-        else:
-            # Gamma has one value for all that is summed: two sums serve all three cotangents.
-            linear, cross = sums(pool.axes, 1)
-            level, slope = (within.sum(gamma * s, plan) for s in (linear, cross))
-            if gamma_axes is not None:
-                dgamma = sum_axes(cross, gamma_axes, plan)
-            if beta_axes is not None and _contains(beta_axes, pool.axes, x.shape):
-                dbeta = sum_axes(linear, beta_axes, plan)
-            elif beta_axes is not None:
-                dbeta, _ = sums(beta_axes, 1)
-    if not want_x:
-        return None, dgamma, dbeta
-    # What multiplies x_hat and what is added, for each pool.
-    inv = inverse_root(stats.var, options.epsilon)
-    slope, level = -slope * inv / count, -level * inv / count
-    if dvar is not None:
-        slope = slope + 2 * dvar / (_nonzero(inv) * count)
-    if doffset is not None:
-        level = level + doffset / count
-    dy, x_hat, slope, level = next_pass(slope, level)
-    dx = x_hat * pool.spread(slope, x.shape)
-    if dy is not None:
-        dx = dx + dy * (pool.spread(inv, x.shape) * gamma)
-    if options.center:
-        dx = dx + pool.spread(level, x.shape)
-    return keep(mask, dx).astype(x.dtype), dgamma, dbeta
+    pass_of_pool = next_pass
+    if plan.is_one_kernel(pool, x.shape):
+        once = next_pass(gamma)
+        gamma = once[2]
+
+        def pass_of_pool(*others):
+            return *once[:2], *others
+
+    within = pool._replace(axes=())  # the groups' channels
+    if dy is not None and pool.varies_within(gamma):
+        level, slope = (within.sum(s, plan) for s in sums(pool.axes, gamma, pass_of_pool))
+    elif dy is not None:
+        # Gamma has one value for all that is summed: two sums serve all three cotangents.
+        linear, cross = sums(pool.axes, None, pass_of_pool)
+        level, slope = (within.sum(gamma * s, plan) for s in (linear, cross))
+        if gamma_axes is not None:
+            dgamma = sum_axes(cross, gamma_axes, plan)
+        if beta_axes is not None and _contains(beta_axes, pool.axes, x.shape):
+            dbeta = sum_axes(linear, beta_axes, plan)
+        elif beta_axes is not None:
+            dbeta, _ = sums(beta_axes, None)
+    dx = None
+    if want_x:
+        # What multiplies x_hat and what is added, for each pool.
+        inv = inverse_root(stats.var, options.epsilon)
+        slope, level = -slope * inv / count, -level * inv / count
+        if dvar is not None:
+            slope = slope + 2 * dvar / (_nonzero(inv) * count)
+        if dmean is not None:
+            level = level + dmean / count
+        wide_dy, x_hat, slope, level, factor = pass_of_pool(slope, level, gamma)
+        dx = x_hat * pool.spread(slope, x.shape)
+        if wide_dy is not None:
+            dx = dx + wide_dy * (pool.spread(inv, x.shape) * factor)
+        if options.center:
+            dx = dx + pool.spread(level, x.shape)
+        dx = keep(mask, dx).astype(x.dtype)
+    if dy is not None and pool.varies_within(gamma):
+        if gamma_axes is not None:
+            _, dgamma = sums(gamma_axes, None)
+        if beta_axes is not None:
+            dbeta, _ = sums(beta_axes, None)
+    return dx, dgamma, dbeta
 
 
 def _nonzero(inv: jax.Array) -> jax.Array:

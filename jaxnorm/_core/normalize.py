@@ -7,6 +7,7 @@ All arrays have the rank of `x`, with size 1 where they do not vary.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ from jaxnorm._core.plan import Plan
 from jaxnorm._core.pool import Pool, compute_dtype, real_dtype, reduced_shape
 from jaxnorm._core.primitive import Operation, Shape
 from jaxnorm._core.residuals import recomputed, save
-from jaxnorm._core.statistics import Centered, find, local_count
+from jaxnorm._core.statistics import Centered, find, is_narrow, local_count, two_pass_of_rows
 
 
 @functools.partial(jax.jit, static_argnames="options", inline=True)
@@ -60,7 +61,8 @@ def statistics_of(x, mask, options: Options, near=None) -> tuple[Centered, jax.A
     """Returns the statistics of each pool, marked to be kept, and the count."""
     if not has_primitives(x, options.pool):
         return find_mapped(x, mask, near, options)
-    # The compiler drops y, which nothing uses.
+    # The compiler drops y, which nothing uses. With a wide result the mean has two parts.
+    options = options._replace(dtype=compute_dtype(x.dtype))
     _, *stats = _forward(x, None, None, mask, near, options=options, alone=False)
     return Centered(*map(save, stats)), local_count(x, mask, options.pool)
 
@@ -79,6 +81,8 @@ def _recomputed(x, gamma, beta, mask, near, options: Options) -> tuple[jax.Array
     def compute(x, gamma, beta):
         stats, count = statistics_of(x, mask, options, near)
         bias, given = sent_once(gamma, beta, stats, options)
+        if is_narrow(x.dtype, options.dtype):
+            given = given.with_one_mean()
         y = result(x, gamma, bias, mask, given, options)
         return y, _moments.to_moments(stats, count, options.pool.axes)
 
@@ -86,33 +90,59 @@ def _recomputed(x, gamma, beta, mask, near, options: Options) -> tuple[jax.Array
 
 
 def forward(x, gamma, beta, mask, near, *, options: Options, plan: Plan, alone: bool):
-    """Returns y and the statistics: shift, offset and var. If `alone`, nothing else needs those."""
-    if alone and options.pool.is_row(x.shape):
+    """Returns y and the statistics: shift, offset and var. If `alone`, nothing else needs those.
+
+    In half precision the shift is the mean and there is no offset.
+    """
+    pool = options.pool
+    if alone and pool.is_row(x.shape):
         plan = plan.of_rows()
-    stats, _ = find(x, mask, options.pool, near, plan, center=options.center)
+    if mask is None and plan.is_one_kernel(pool, x.shape):
+        if options.center and alone:
+            return _rows_in_one_kernel(x, gamma, beta, options)
+        if not options.center:
+            plan = plan._replace(barrier=None)
+    stats, _ = find(x, mask, pool, near, plan, center=options.center)
+    if is_narrow(x.dtype, options.dtype):
+        stats = stats.with_one_mean()
     (x, mask), again = plan.next_pass((x, mask), stats)
     return (result(x, gamma, beta, mask, again, options), *stats)
 
 
-def _statistics_shape(x, options: Options) -> tuple[Shape | None, Shape | None, Shape]:
+def _rows_in_one_kernel(x, gamma, beta, options: Options):
+    """Normalizes c x with c^2 epsilon, which is the same: sums of small numbers do not overflow."""
+    size, narrow = x.shape[-1], is_narrow(x.dtype, options.dtype)
+    scale = 2.0 ** -(math.ceil(math.log2(size)) + 2)
+    x = x.astype(compute_dtype(x.dtype)) * scale
+    options = options._replace(epsilon=options.epsilon * scale**2)
+    stats = two_pass_of_rows(x)
+    stats = stats.with_one_mean() if narrow else stats
+    y = result(x, gamma, beta, None, stats, options)
+    # The compiler drops these, which nothing uses.
+    offset = None if narrow else stats.offset / scale
+    return y, stats.shift / scale, offset, stats.var / scale**2
+
+
+def _statistics_shapes(x, options: Options) -> tuple[Shape | None, Shape | None, Shape]:
     shape = options.pool.statistic_shape(x.shape)
     mean = Shape(shape, compute_dtype(x.dtype)) if options.center else None
-    return mean, mean, Shape(shape, real_dtype(x.dtype))
+    offset = None if is_narrow(x.dtype, options.dtype) else mean
+    return mean, offset, Shape(shape, real_dtype(x.dtype))
 
 
 def _forward_shapes(x, gamma, beta, mask, near, *, options, alone):
-    return (Shape(x.shape, options.dtype), *_statistics_shape(x, options))
+    return (Shape(x.shape, options.dtype), *_statistics_shapes(x, options))
 
 
 def _tangent_shapes(x, gamma, mask, shift, offset, var, dx, dgamma, dbeta, *, options):
     main = x if dx is None else dx
-    _, doffset, dvar = _statistics_shape(main, options)
+    dmean, _, dvar = _statistics_shapes(main, options)
     y = Shape(main.shape, options.dtype)
-    return (y, None, None) if dx is None else (y, doffset, dvar)
+    return (y, None, None) if dx is None else (y, dmean, dvar)
 
 
 def _cotangent_shapes(
-    x, gamma, mask, shift, offset, var, dy, doffset, dvar, *, options, gamma_axes, beta_axes, want_x
+    x, gamma, mask, shift, offset, var, dy, dmean, dvar, *, options, gamma_axes, beta_axes, want_x
 ):
     main = x if dy is None else dy
     wide = compute_dtype(x.dtype)
@@ -128,14 +158,23 @@ def _renumber(params: dict[str, Any], number: Callable[[int], int]) -> dict[str,
     params = {**params, "options": options._replace(pool=options.pool.renumber(number))}
     for name in ("gamma_axes", "beta_axes"):
         if params.get(name) is not None:
-            params[name] = tuple(map(number, params[name]))
+            params[name] = tuple(dict.fromkeys(map(number, params[name])))
     return params
 
 
-_forward = Operation("normalize", forward, _forward_shapes, _renumber, main=(0,))
-_tangent = Operation("normalize_tangent", tangent, _tangent_shapes, _renumber, main=(6, 0))
+def _kinds(rank: int, *, options: Options, gamma_axes=None, beta_axes=None, **params):
+    """Returns for each axis whether it is pooled, summed over for gamma and beta, or grouped."""
+    del params
+    pool = options.pool
+    channel = () if pool.groups is None else pool.groups[:1]
+    sets = pool.axes, gamma_axes or (), beta_axes or (), channel
+    return [tuple(axis in axes for axes in sets) for axis in range(rank)]
+
+
+_forward = Operation("normalize", forward, _forward_shapes, _renumber, (0,), _kinds)
+_tangent = Operation("normalize_tangent", tangent, _tangent_shapes, _renumber, (6, 0), _kinds)
 _cotangents = Operation(
-    "normalize_cotangents", cotangents, _cotangent_shapes, _renumber, main=(6, 0)
+    "normalize_cotangents", cotangents, _cotangent_shapes, _renumber, (6, 0), _kinds
 )
 
 
@@ -146,8 +185,10 @@ def _forward_jvp(operands, tangents, *, options, alone):
     dx, dgamma, dbeta, _, _ = tangents
     y, *stats = _forward(*operands, options=options, alone=False)
     stats = [save(s) for s in stats]  # or `jax.checkpoint` would find them again
-    dy, doffset, dvar = _tangent(x, gamma, mask, *stats, dx, dgamma, dbeta, options=options)
-    return (y, *stats), (dy, None, doffset, dvar)
+    dy, dmean, dvar = _tangent(x, gamma, mask, *stats, dx, dgamma, dbeta, options=options)
+    # The derivative of shift + offset: of the last of the two that there is.
+    dmeans = (dmean, None) if stats[1] is None else (None, dmean)
+    return (y, *stats), (dy, *dmeans, dvar)
 
 
 @_tangent.def_transpose
@@ -179,8 +220,8 @@ def _tangent_transpose(given, operands, *, options):
 
 @_cotangents.def_transpose
 def _cotangents_transpose(given, operands, *, options, gamma_axes, beta_axes, want_x):
-    *fixed, dy, doffset, dvar = operands
+    *fixed, dy, dmean, dvar = operands
     ct_x, ct_gamma, ct_beta = given
     results = _tangent(*fixed, ct_x, ct_gamma, ct_beta, options=options)
-    wanted = zip((dy, doffset, dvar), results, strict=True)
+    wanted = zip((dy, dmean, dvar), results, strict=True)
     return (*(None for _ in fixed), *(r if ad.is_undefined_primal(o) else None for o, r in wanted))

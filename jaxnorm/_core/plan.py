@@ -2,45 +2,61 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
+
+# From how many rows on XLA on CPU makes one kernel of a normalization of rows.
+MANY_ROWS = 4096
 
 
 class Plan(NamedTuple):
     """Choices that change a program's speed and rounding, never its meaning.
 
     Attributes:
-      way: how statistics are found; see `jaxnorm._core.statistics`.
-      apart: what looks new to the compiler in each pass over the input. "arrays": all of it. XLA on
-        CPU computes a value that two loops use only once, in memory: of bfloat16 input, all of it
-        in float32; behind an optimization barrier each loop converts its own copy as it reads.
+      algorithm: how statistics are found; see `jaxnorm._core.statistics`.
+      barrier: what looks new to the compiler in each pass over the input. "arrays": all of it. XLA
+        on CPU computes a value that two loops use only once, in memory: of bfloat16 input, all of
+        it in float32; behind an optimization barrier each loop converts its own copy as it reads.
         "statistics": those alone. XLA on GPU would keep x - mean for several kernels.
-      staged: how a sum is divided. "axes": one axis after the other, for backends that do not add
-        up in trees. "blocks": what examples have of their own in blocks first. XLA on GPU gives
+      reduction: how a sum is divided. "axes": one axis after the other, for backends that do not
+        add up in trees. "blocks": what examples have of their own in blocks first. XLA on GPU gives
         each sum along leading axes few threads, and then writes what is added in float32 first.
       one_device: no array lies on several devices, so that a slice moves no data.
+      merges_axes: axes that play the same part become one, as a reshape moves no data. One long sum
+        is faster than one over several axes, and XLA on CPU divides it by itself.
+      fuses_rows: XLA makes one kernel of what is computed of many rows, if nothing stands between.
     """
 
-    way: Literal["quick", "sampled", "two_passes"] = "two_passes"
-    apart: Literal["arrays", "statistics"] | None = None
-    staged: Literal["axes", "blocks"] | None = "axes"
+    algorithm: Literal["shifted", "sampled_shift", "two_pass"] = "two_pass"
+    barrier: Literal["arrays", "statistics"] | None = None
+    reduction: Literal["axes", "blocks"] | None = "axes"
     one_device: bool = False
+    merges_axes: bool = False
+    fuses_rows: bool = False
 
     def of_rows(self) -> Plan:
         """Returns the plan for statistics of rows and their use.
 
         XLA on GPU makes one kernel of both, which reads a row once, if nothing stands in between.
         """
-        if self.way != "sampled":
+        if self.algorithm != "sampled_shift":
             return self
-        return self._replace(way="two_passes", apart=None, staged=None)
+        return self._replace(algorithm="two_pass", barrier=None, reduction=None)
+
+    def is_one_kernel(self, pool: Any, shape: tuple[int, ...]) -> bool:
+        """Whether all that is computed of the rows of an array of `shape` is one kernel."""
+        rows = math.prod(shape[:-1])
+        return (
+            self.fuses_rows and pool.is_row(shape) and isinstance(rows, int) and rows >= MANY_ROWS
+        )
 
     def next_pass(self, arrays: tuple[Any, ...], statistics: Any = ()) -> tuple[Any, ...]:
         """Returns the arrays and the statistics (None stays None) for the next pass over them."""
-        if self.apart == "arrays":
+        if self.barrier == "arrays":
             return jax.lax.optimization_barrier((arrays, statistics))
-        if self.apart == "statistics":
+        if self.barrier == "statistics":
             return arrays, jax.lax.optimization_barrier(statistics)
         return arrays, statistics
 
@@ -48,19 +64,20 @@ class Plan(NamedTuple):
 # Where the backend is not known, and for derivatives of derivatives.
 PORTABLE = Plan()
 # Inside `plain()`.
-PLAIN = Plan(staged=None)
+PLAIN = Plan(reduction=None)
 # Beside a collective a pass over the input is cheap.
-MAPPED = Plan("quick")
+MAPPED = Plan("shifted")
 
 
 def plan_for(platform: str | None, one_device: bool) -> Plan:
     """Returns the plan for programs of a platform, on one device or on several."""
     match platform:
         case "tpu":
-            return Plan("quick", staged=None, one_device=one_device)
+            return Plan("shifted", reduction=None, one_device=one_device)
         case "gpu":
-            return Plan("sampled", "statistics", "blocks", one_device)
+            return Plan("sampled_shift", "statistics", "blocks", one_device)
+        case "cpu" if one_device:
+            return Plan(barrier="arrays", one_device=True, merges_axes=True, fuses_rows=True)
         case "cpu":
-            way = "quick" if one_device else "two_passes"
-            return Plan(way, "arrays", one_device=one_device)
+            return Plan(barrier="arrays")
     return PORTABLE

@@ -51,7 +51,7 @@ class Pool(NamedTuple):
         if self.groups is None:
             return x
         channel, parts = self.groups
-        if plan.staged == "axes":
+        if plan.reduction == "axes":
             x = reduce_precision(x, 1)  # see `sum_axes`
         return jnp.sum(split_axis(x, channel, parts), channel + 1)
 
@@ -91,9 +91,9 @@ class Pool(NamedTuple):
         return not self.axes or any(sizes[a] != 1 for a in self.axes if sizes)
 
     def renumber(self, number: Callable[[int], int]) -> Pool:
-        """Returns the same pool for arrays whose axes are numbered anew."""
+        """Returns the same pool for arrays whose axes are numbered anew, several alike as one."""
         groups = None if self.groups is None else (number(self.groups[0]), self.groups[1])
-        return self._replace(axes=tuple(map(number, self.axes)), groups=groups)
+        return self._replace(axes=tuple(dict.fromkeys(map(number, self.axes))), groups=groups)
 
 
 def pool_of(
@@ -154,6 +154,11 @@ def bounded(mean: jax.Array, dropped_bits: int = 0) -> jax.Array:
     # With a clamp XLA on GPU would not compute rows in one kernel, so the rounding lies in between.
     rounded = reduce_precision(jnp.maximum(mean, -largest), dropped_bits)
     return jnp.minimum(rounded, largest)
+
+
+def finite(mean: jax.Array) -> jax.Array:
+    """Returns `mean` with 0 where its sum has overflowed, to an infinity or to NaN."""
+    return jnp.where(jnp.isfinite(mean), mean, 0)
 
 
 def abs2(x: jax.Array) -> jax.Array:

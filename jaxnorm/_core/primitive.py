@@ -17,6 +17,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from jaxnorm._core.merged_axes import find_runs, merge
 from jaxnorm._core.mesh import left_to_compiler
 from jaxnorm._core.plan import PORTABLE, plan_for
 
@@ -39,6 +40,7 @@ class Operation:
       shapes: called as shapes(*operands, **params); returns a `Shape` or None for each result.
       renumber: (params, number) -> params for operands whose axis a becomes the axis number(a).
       main: the operands, by position, that carry a batch axis in full; the others may have size 1.
+      kinds: called as kinds(rank, **params); returns for each axis what tells it from others.
     """
 
     def __init__(
@@ -48,9 +50,10 @@ class Operation:
         shapes: Callable[..., tuple[Shape | None, ...]],
         renumber: Callable[[dict[str, Any], Callable[[int], int]], dict[str, Any]],
         main: Sequence[int],
+        kinds: Callable[..., Sequence[Any]],
     ):
         self.function, self.shapes = function, shapes
-        self.renumber, self.main = renumber, main
+        self.renumber, self.main, self.kinds = renumber, main, kinds
         self.primitive = Primitive(name)
         self.primitive.multiple_results = True
         self.primitive.def_impl(self._evaluate)
@@ -106,8 +109,15 @@ class Operation:
 
     def _call(self, plan, *operands, present, **params):
         operands = [left_to_compiler(x) for x in operands]
+        shapes = self._abstract(*operands, present=present, **params)
+        if plan.merges_axes:
+            rank = operands[0].ndim
+            runs = find_runs([x.shape for x in operands], self.kinds(rank, **params))
+            operands = [merge(x, runs) for x in operands]
+            params = self.renumber(params, {a: n for n, r in enumerate(runs) for a in r}.__getitem__)
         results = self.function(*_restore(operands, present), plan=plan, **params)
-        return [r for r in results if r is not None]
+        results = [r for r in results if r is not None]
+        return [r.reshape(s.shape) for r, s in zip(results, shapes, strict=True)]
 
     def _lower(self, platform: str | None, context, *operands, **params):
         # Only where the program is for one device can no operand lie on several.

@@ -2,9 +2,9 @@
 
 Each is a function (x, mask, pool, near, plan) -> statistics, count:
 
-- `two_passes`: the mean, then sums about it;
-- `sampled`: a value near the mean from an eighth of the elements, then sums about it;
-- `quick`: sums about a value that is at hand before x is read, and only where these cannot be
+- `two_pass`: the mean, then sums about it;
+- `sampled_shift`: a value near the mean from an eighth of the elements, then sums about it;
+- `shifted`: sums about a value that is at hand before x is read, and only where these cannot be
   trusted, sums about the mean that they gave.
 
 They keep the rank of the input, with size 1 along the pooled axes, one entry for each group.
@@ -27,6 +27,7 @@ from jaxnorm._core.pool import (
     abs2,
     bounded,
     compute_dtype,
+    finite,
     keep,
     real_dtype,
     snap,
@@ -53,6 +54,22 @@ class Centered(NamedTuple):
     offset: Any
     var: jax.Array
 
+    def with_one_mean(self) -> Centered:
+        """Returns the same with shift + offset in place of the shift, and no offset.
+
+        For input and result in half precision, float16 at the finest. With N elements of b bits of
+        mantissa that are not all equal, the mean in float32 is off by at most 2^-24 |mean|, which is
+        2^(b - 24) sqrt(N) deviations or less: below half a unit of the pool's largest result.
+        """
+        if self.offset is None:
+            return self
+        return Centered(self.shift + self.offset, None, self.var)
+
+
+def is_narrow(*dtypes: Any) -> bool:
+    """Whether all are 16 bits wide or less, so that one number will do for the mean."""
+    return all(jnp.dtype(dtype).itemsize <= 2 for dtype in dtypes)
+
 
 def find(
     x, mask, pool: Pool, near, plan: Plan = PORTABLE, *, center: bool = True
@@ -62,8 +79,8 @@ def find(
         return mean_square(x, mask, pool, plan)
     if is_plain():
         return textbook(x, mask, pool)
-    way = {"quick": quick, "sampled": sampled, "two_passes": two_passes}[plan.way]
-    return way(x, mask, pool, near, plan)
+    algorithms = {"shifted": shifted, "sampled_shift": sampled_shift, "two_pass": two_pass}
+    return algorithms[plan.algorithm](x, mask, pool, near, plan)
 
 
 def textbook(x, mask, pool: Pool) -> tuple[Centered, jax.Array]:
@@ -80,7 +97,7 @@ def textbook(x, mask, pool: Pool) -> tuple[Centered, jax.Array]:
     return Centered(mean, None, squares / number), count
 
 
-def two_passes(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
+def two_pass(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
     """Finds the mean, then takes sums about it."""
     del near
     shift, count = mean_of(x, mask, pool, plan)
@@ -88,21 +105,41 @@ def two_passes(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Arr
     return about(shift, count, x, mask, pool, plan)
 
 
-def sampled(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
+def two_pass_of_rows(x) -> Centered:
+    """Does the same for rows of numbers so small that no sum overflows, by few operations.
+
+    XLA on CPU makes one kernel of these and of y, which reads each row once, unless there is a
+    selection or a rounding among them. A constant row leaves equal remainders of few bits, whose
+    sum is exact; so its mean is, by a division: XLA would multiply by the reciprocal of a number
+    that it knows. Nor can a quotient be contracted into the subtraction.
+    """
+    size = lax.optimization_barrier(jnp.asarray(x.shape[-1], x.dtype))
+    shift = jnp.sum(x, -1, keepdims=True) / size
+    rest = x - shift
+    offset = jnp.sum(rest, -1, keepdims=True) / size
+    square = jnp.minimum(abs2(offset), jnp.finfo(x.dtype).max)
+    var = jnp.sum(abs2(rest), -1, keepdims=True) / x.shape[-1] - square
+    return Centered(shift, offset, jnp.maximum(var, 0))
+
+
+def sampled_shift(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
     """Finds the mean of an eighth of the elements, then takes sums about it."""
     if mask is not None:
-        return two_passes(x, mask, pool, near, plan)
+        return two_pass(x, mask, pool, near, plan)
     shift, _ = mean_of(_sample(x, pool, plan), None, pool, plan)
     count = local_count(x, mask, pool)
     (x, _), shift = plan.next_pass((x, None), shift)
     return about(shift, count, x, None, pool, plan)
 
 
-def quick(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
-    """Takes sums about `near` (None: 0), and others about their mean if any cannot be trusted.
+def shifted(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
+    """Takes sums about `near` (None: 0), and for pools whose sums cannot be trusted, others.
 
-    They can where no mean is further than a few deviations from `near`. The condition stands around
-    the statistics alone, without axes of size 1, which XLA for TPU pads a hundredfold.
+    They can where the mean is not further than sqrt(2) deviations from `near`: the variance is off
+    by about eps (1 + 2 (mean - near)^2 / var). The others' are taken about the mean found. Each
+    pool decides for itself, so that no statistic depends on another pool's elements; whether the
+    second pass runs at all is one condition. It stands around the statistics alone, without axes of
+    size 1, which XLA for TPU pads a hundredfold.
     """
     shape = pool.statistic_shape(x.shape)
     if near is not None:
@@ -113,21 +150,24 @@ def quick(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
         return jax.tree.map(lambda s: jnp.squeeze(s, unit_axes(shape)), statistics)
 
     def again(stats: Centered) -> Centered:
-        mean = stats.shift + stats.offset
-        mean = jnp.where(jnp.isfinite(mean), mean, 0)
+        mean = finite(stats.shift + stats.offset)
         if near is not None:
             # So far off `near` can be that x - near kept nothing of x, nor of its mean.
-            is_lost = jnp.any((stats.shift != 0) & ~_is_close(stats, 300))
+            lost = (stats.shift != 0) & ~_is_close(stats, 300)
             found = functools.partial(mean_of, x, mask, pool, plan)
-            mean = lax.cond(is_lost, lambda _: flat(found()[0]), lambda mean: mean, mean)
+            mean = lax.cond(
+                jnp.any(lost), lambda m: jnp.where(lost, flat(found()[0]), m), lambda m: m, mean
+            )
         (rest, kept), shift = plan.next_pass((x, mask), bounded(mean, 3).reshape(shape))
-        return flat(about(shift, count, rest, kept, pool, plan)[0])
+        exact = flat(about(shift, count, rest, kept, pool, plan)[0])
+        trusted = _is_close(stats, 2**0.5)
+        return Centered(*(jnp.where(trusted, s, e) for s, e in zip(stats, exact, strict=True)))
 
-    # Plain sums are a library's on CPU.
     stats, count = about(near, None, x, mask, pool, plan, plain=True)
     stats = flat(stats)
-    is_trusted = jnp.all(_is_close(stats, 2**0.5))
-    stats = lax.cond(is_trusted, lambda stats: stats, again, stats)
+    trusted = jnp.all(_is_close(stats, 2**0.5))
+    # The branch that ordinary data take returns its operand as it is: other forms ended libtpu.
+    stats = lax.cond(trusted, lambda stats: stats, again, stats)
     return Centered(*(s.reshape(shape) for s in stats)), count
 
 
@@ -144,28 +184,30 @@ def about(
 ) -> tuple[Centered, jax.Array]:
     """Returns the statistics from sums of x - shift (None: 0) and of its square, and the count.
 
-    A `count` of None is found as well, with the sums. If not `plain`, dividing before adding keeps
-    sums of huge values finite, and nothing remains of a constant.
+    A `count` of None is found as well, with the sums. Nothing is multiplied inside the sums: XLA on
+    CPU hands those of x - shift and of its square to a library. If not `plain`, sums that overflow
+    leave a finite mean, and nothing remains of a constant.
     """
-    scale = 1.0 if plain else 1 / pool.size(x.shape)
 
     def rest(x, mask, shift):
         return keep(mask, subtract(x, mask, pool, shift))
 
-    first = pool.sum(rest(x, mask, shift) * scale, plan)
+    first = pool.sum(rest(x, mask, shift), plan)
     (x, mask), again = plan.next_pass((x, mask), shift)
-    second = pool.sum(abs2(rest(x, mask, again)) * scale, plan)
+    second = pool.sum(abs2(rest(x, mask, again)), plan)
     sums, own = (first, second), (local_count(x, mask, pool, plan) if count is None else None)
     (first, second), total = _across(sums, own, mask, pool)
     count = total if count is None else count
-    divisor = jnp.maximum(count, 1) * scale
+    divisor = jnp.maximum(count, 1)
     offset = first / divisor.astype(first.dtype)
+    if not plain:
+        offset = bounded(finite(offset))
     # Where the squares overflow the variance is infinite, not inf - inf.
     square = jnp.minimum(abs2(offset), jnp.finfo(second.dtype).max)
     var = jnp.maximum(second / divisor - square, 0)
     if not plain:
         is_constant = var <= 4 * SUM_ERRORS * jnp.finfo(var.dtype).eps * square
-        offset = bounded(jnp.where(is_constant, snap(offset, SUM_ERRORS), offset))
+        offset = jnp.where(is_constant, snap(offset, SUM_ERRORS), offset)
     return Centered(jnp.zeros_like(offset) if shift is None else shift, offset, var), count
 
 
@@ -186,25 +228,18 @@ def local_count(x, mask, pool: Pool, plan: Plan = PORTABLE) -> jax.Array:
 
 
 def mean_of(x, mask, pool: Pool, plan: Plan) -> tuple[jax.Array, jax.Array]:
-    """Returns the mean of each pool, rounded to a few bits less, and the full count.
+    """Returns the mean of each pool, finite and rounded to a few bits less, and the full count.
 
     Its bits must be the same wherever XLA computes it, also where it is fused into a consumer:
     a mean that one fusion rounds and another contracts into a fused multiply-add would no longer
     belong to its remainder. Reducing the precision works on the bits and cannot be contracted.
     """
-    x = x if is_plain() else lax.stop_gradient(x)
+    x = lax.stop_gradient(x)
     count = local_count(x, mask, pool, plan)
-    wide = widen(x, mask)
-    # Divided by the size, not by the count, the sum and the count cross devices together.
-    shards = collectives.shards(pool.names, pool.index_groups)
-    inverse = 1 / jnp.asarray(pool.size(x.shape) * shards, wide.real.dtype)
-    mean = pool.sum(wide * inverse.astype(wide.dtype), plan)
-    (mean,), count = _across((mean,), count, mask, pool)
-    if mask is not None:
-        mean = mean / (jnp.maximum(count, 1) * inverse).astype(mean.dtype)
+    (total,), count = _across((pool.sum(widen(x, mask), plan),), count, mask, pool)
+    mean = finite(total / jnp.maximum(count, 1).astype(total.dtype))
     # Saved where they are made: what follows needs them, and so do its derivatives.
-    shift = mean if is_plain() else save(lax.stop_gradient(bounded(mean, 3)))
-    return shift, count if mask is None else save(count)
+    return save(lax.stop_gradient(bounded(mean, 3))), count if mask is None else save(count)
 
 
 def _across(sums, count, mask, pool: Pool) -> tuple[tuple[jax.Array, ...], Any]:

@@ -22,13 +22,13 @@ def sum_axes(x: jax.Array, axes: Sequence[int], plan: Plan = PORTABLE) -> jax.Ar
     Rounding away one bit in between keeps XLA from merging the stages into one again, which an
     optimization barrier does not on every version of jax.
     """
-    if plan.staged == "axes":
+    if plan.reduction == "axes":
         first, *others = sorted(axes, reverse=True) or [()]
         x = jnp.sum(x, first, keepdims=True)
         for axis in others:
             x = jnp.sum(reduce_precision(x, 1), axis, keepdims=True)
         return x
-    axis, blocks = _find_blocks(x.shape, axes, plan) if plan.staged == "blocks" else (0, 1)
+    axis, blocks = _find_blocks(x.shape, axes, plan) if plan.reduction == "blocks" else (0, 1)
     if blocks == 1:
         return jnp.sum(x, tuple(axes), keepdims=True)
     x = jnp.sum(split_axis(x, axis, blocks), tuple(a + 1 for a in axes), keepdims=True)
