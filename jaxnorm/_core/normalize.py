@@ -95,16 +95,14 @@ def forward(x, gamma, beta, mask, near, *, options: Options, plan: Plan, alone: 
     In half precision the shift is the mean and there is no offset.
     """
     pool = options.pool
-    if alone and pool.is_row(x.shape):
-        plan = plan.of_rows()
+    plan = plan.of_pool(pool, x.shape, alone)
     if mask is None and plan.is_one_kernel(pool, x.shape):
         if options.center and alone:
             return _rows_in_one_kernel(x, gamma, beta, options)
         if not options.center:
             plan = plan._replace(barrier=None)
-    stats, _ = find(x, mask, pool, near, plan, center=options.center)
-    if is_narrow(x.dtype, options.dtype):
-        stats = stats.with_one_mean()
+    one_mean = is_narrow(x.dtype, options.dtype)
+    stats, _ = find(x, mask, pool, near, plan, center=options.center, one_mean=one_mean)
     (x, mask), again = plan.next_pass((x, mask), stats)
     return (result(x, gamma, beta, mask, again, options), *stats)
 

@@ -36,14 +36,18 @@ class Plan(NamedTuple):
     merges_axes: bool = False
     fuses_rows: bool = False
 
-    def of_rows(self) -> Plan:
-        """Returns the plan for statistics of rows and their use.
+    def of_pool(self, pool: Any, shape: tuple[int, ...], alone: bool) -> Plan:
+        """Returns the plan for a pool; if `alone`, for statistics that only y is made of.
 
-        XLA on GPU makes one kernel of both, which reads a row once, if nothing stands in between.
+        XLA on GPU makes one kernel of rows and their use, which reads a row once, if nothing stands
+        in between. Over several TPUs the condition of "shifted" is an all-reduce of one boolean, for
+        which every chip waits: pools of single examples, which lie on one chip each, do without.
         """
-        if self.algorithm != "sampled_shift":
-            return self
-        return self._replace(algorithm="two_pass", barrier=None, reduction=None)
+        if self.algorithm == "sampled_shift" and alone and pool.is_row(shape):
+            return self._replace(algorithm="two_pass", barrier=None, reduction=None)
+        if self.algorithm == "shifted" and not self.one_device and 0 not in pool.axes:
+            return self._replace(algorithm="sampled_shift")
+        return self
 
     def is_one_kernel(self, pool: Any, shape: tuple[int, ...]) -> bool:
         """Whether all that is computed of the rows of an array of `shape` is one kernel."""

@@ -72,15 +72,18 @@ def is_narrow(*dtypes: Any) -> bool:
 
 
 def find(
-    x, mask, pool: Pool, near, plan: Plan = PORTABLE, *, center: bool = True
+    x, mask, pool: Pool, near, plan: Plan = PORTABLE, *, center: bool = True, one_mean: bool = False
 ) -> tuple[Centered, jax.Array]:
-    """Returns the statistics of `x` and the count, found in the plan's way."""
+    """Returns the statistics of `x` and the count, found by the plan's algorithm.
+
+    With `one_mean` the mean is one number; see `Centered.with_one_mean`.
+    """
     if not center:
         return mean_square(x, mask, pool, plan)
     if is_plain():
         return textbook(x, mask, pool)
     algorithms = {"shifted": shifted, "sampled_shift": sampled_shift, "two_pass": two_pass}
-    return algorithms[plan.algorithm](x, mask, pool, near, plan)
+    return algorithms[plan.algorithm](x, mask, pool, near, plan, one_mean)
 
 
 def textbook(x, mask, pool: Pool) -> tuple[Centered, jax.Array]:
@@ -97,12 +100,12 @@ def textbook(x, mask, pool: Pool) -> tuple[Centered, jax.Array]:
     return Centered(mean, None, squares / number), count
 
 
-def two_pass(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
+def two_pass(x, mask, pool: Pool, near, plan: Plan, one_mean: bool = False) -> tuple[Centered, jax.Array]:
     """Finds the mean, then takes sums about it."""
     del near
     shift, count = mean_of(x, mask, pool, plan)
     (x, mask), shift = plan.next_pass((x, mask), shift)
-    return about(shift, count, x, mask, pool, plan)
+    return about(shift, count, x, mask, pool, plan, one_mean=one_mean)
 
 
 def two_pass_of_rows(x) -> Centered:
@@ -122,17 +125,17 @@ def two_pass_of_rows(x) -> Centered:
     return Centered(shift, offset, jnp.maximum(var, 0))
 
 
-def sampled_shift(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
+def sampled_shift(x, mask, pool: Pool, near, plan: Plan, one_mean: bool = False) -> tuple[Centered, jax.Array]:
     """Finds the mean of an eighth of the elements, then takes sums about it."""
     if mask is not None:
-        return two_pass(x, mask, pool, near, plan)
+        return two_pass(x, mask, pool, near, plan, one_mean)
     shift, _ = mean_of(_sample(x, pool, plan), None, pool, plan)
     count = local_count(x, mask, pool)
     (x, _), shift = plan.next_pass((x, None), shift)
-    return about(shift, count, x, None, pool, plan)
+    return about(shift, count, x, None, pool, plan, one_mean=one_mean)
 
 
-def shifted(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]:
+def shifted(x, mask, pool: Pool, near, plan: Plan, one_mean: bool = False):
     """Takes sums about `near` (None: 0), and for pools whose sums cannot be trusted, others.
 
     They can where the mean is not further than sqrt(2) deviations from `near`: the variance is off
@@ -149,7 +152,7 @@ def shifted(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]
     def flat(statistics):
         return jax.tree.map(lambda s: jnp.squeeze(s, unit_axes(shape)), statistics)
 
-    def again(stats: Centered) -> Centered:
+    def again(quick):
         mean = finite(stats.shift + stats.offset)
         if near is not None:
             # So far off `near` can be that x - near kept nothing of x, nor of its mean.
@@ -159,16 +162,16 @@ def shifted(x, mask, pool: Pool, near, plan: Plan) -> tuple[Centered, jax.Array]
                 jnp.any(lost), lambda m: jnp.where(lost, flat(found()[0]), m), lambda m: m, mean
             )
         (rest, kept), shift = plan.next_pass((x, mask), bounded(mean, 3).reshape(shape))
-        exact = flat(about(shift, count, rest, kept, pool, plan)[0])
-        trusted = _is_close(stats, 2**0.5)
-        return Centered(*(jnp.where(trusted, s, e) for s, e in zip(stats, exact, strict=True)))
+        exact, _ = about(shift, count, rest, kept, pool, plan, one_mean=one_mean)
+        return jax.tree.map(functools.partial(jnp.where, trusted), quick, flat(exact))
 
     stats, count = about(near, None, x, mask, pool, plan, plain=True)
     stats = flat(stats)
-    trusted = jnp.all(_is_close(stats, 2**0.5))
+    trusted = _is_close(stats, 2**0.5)
+    quick = stats.with_one_mean() if one_mean else stats
     # The branch that ordinary data take returns its operand as it is: other forms ended libtpu.
-    stats = lax.cond(trusted, lambda stats: stats, again, stats)
-    return Centered(*(s.reshape(shape) for s in stats)), count
+    quick = lax.cond(jnp.all(trusted), lambda quick: quick, again, quick)
+    return jax.tree.map(lambda s: s.reshape(shape), quick), count
 
 
 def _is_close(stats: Centered, deviations: float) -> jax.Array:
@@ -180,7 +183,7 @@ def _is_close(stats: Centered, deviations: float) -> jax.Array:
 
 
 def about(
-    shift, count, x, mask, pool: Pool, plan: Plan, *, plain: bool = False
+    shift, count, x, mask, pool: Pool, plan: Plan, *, plain: bool = False, one_mean: bool = False
 ) -> tuple[Centered, jax.Array]:
     """Returns the statistics from sums of x - shift (None: 0) and of its square, and the count.
 
@@ -208,7 +211,8 @@ def about(
     if not plain:
         is_constant = var <= 4 * SUM_ERRORS * jnp.finfo(var.dtype).eps * square
         offset = jnp.where(is_constant, snap(offset, SUM_ERRORS), offset)
-    return Centered(jnp.zeros_like(offset) if shift is None else shift, offset, var), count
+    stats = Centered(jnp.zeros_like(offset) if shift is None else shift, offset, var)
+    return stats.with_one_mean() if one_mean else stats, count
 
 
 def mean_square(x, mask, pool: Pool, plan: Plan) -> tuple[Centered, jax.Array]:
@@ -276,11 +280,7 @@ def _sample(x: jax.Array, pool: Pool, plan: Plan) -> jax.Array:
     axis = max(axes, key=lambda a: x.shape[a], default=None)
     if axis is None or not isinstance(x.size, int) or x.shape[axis] < 16:
         return x
-    size = x.shape[axis]
     if axis < x.ndim - 1:
         return lax.slice_in_dim(x, 3, None, 8, axis)
-    if size % 64:
-        return x
-    # Blocks of neighbours: memory is read in pieces.
-    blocks = lax.slice_in_dim(split_axis(x, axis, 8), 0, size // 64, axis=axis + 1)
-    return blocks.reshape(*x.shape[:axis], size // 8)
+    # Neighbours: memory is read in pieces.
+    return lax.slice_in_dim(x, 0, -(-x.shape[axis] // 8), axis=axis)
