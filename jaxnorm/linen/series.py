@@ -83,7 +83,10 @@ class RevIN(AffineModule, kw_only=True):
         return y
 
     def denormalize(self, y: ArrayLike, *, moments: Moments | None = None) -> jax.Array:
-        """Brings `y` back to the scale of the series that was normalized last."""
+        """Brings `y` back to the scale of the series that was normalized last.
+
+        The result has the moments' dtype or a wider one, unless `dtype` says otherwise.
+        """
         y = _axes.check_input(y, "y")
         moments = self._kept.moments if moments is None else moments
         return self.options.denormalize(y, self.affine(y), moments)
@@ -150,7 +153,10 @@ class InputNorm(LayerModule, kw_only=True):
         return y
 
     def inverse(self, y: ArrayLike) -> jax.Array:
-        """Brings `y` back to the scale of the raw inputs."""
+        """Brings `y` back to the scale of the raw inputs.
+
+        The result has the moments' dtype or a wider one, unless `dtype` says otherwise.
+        """
         y = _axes.check_input(y, "y")
         layer, state = self.population(y)
         return layer.inverse(y, state.value)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
+from jax.extend.core import get_opaque_trace_state
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes
@@ -19,8 +20,36 @@ from jaxnorm._layers.reversible import RevINLayer
 from jaxnorm.nnx._base import AffineModule, LayerModule, check_sizes, module
 from jaxnorm.nnx._state import keep, make_state, state_of
 
+
+class _Call:
+    """A call of `normalize`: each is another, but alike to JAX, which looks up programs by them."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Call)
+
+    def __hash__(self) -> int:
+        return hash(_Call)
+
+
+class _Found(NamedTuple):
+    """What a call of `normalize` found, and in which function that JAX traces, if in any."""
+
+    call: _Call
+    trace: Any
+    moments: Moments
+
+    def serves(self, call: _Call) -> bool:
+        """Returns whether `call` was this one, and its moments can be used here."""
+        traced = any(isinstance(value, jax.core.Tracer) for value in self.moments)
+        return call is self.call and not (traced and self.trace != _current_trace())
+
+
+def _current_trace() -> Any:
+    return get_opaque_trace_state(convention="nnx")
+
+
 # What each RevIN found last. Not in its attributes, which are split, compiled and copied with it.
-_MOMENTS: weakref.WeakKeyDictionary[nnx.Module, Moments] = weakref.WeakKeyDictionary()
+_FOUND: weakref.WeakKeyDictionary[nnx.Module, _Found] = weakref.WeakKeyDictionary()
 
 
 @module
@@ -31,8 +60,10 @@ class RevIN(AffineModule):
     `denormalize` brings what the model forecasts from it, of any length, back: it undoes gamma and
     beta and uses the moments that the last `normalize` of this module found. They are no part of
     the model's state: call both in one function if that is transformed or jitted, or give
-    `moments=jaxnorm.moments(x, axis=1)`. The options that are not listed are those of
-    `jaxnorm.linen.RevIN`.
+    `moments=jaxnorm.moments(x, axis=1)`. Where the last `normalize` was in a function transformed
+    by NNX, `denormalize` outside is an error; of one in a function that keeps the model's state to
+    itself (`jax.jit` of a model split before) nothing is known here. The options that are not
+    listed are those of `jaxnorm.linen.RevIN`.
 
     Attributes:
       num_features: number of variables, on the last axis.
@@ -54,6 +85,11 @@ class RevIN(AffineModule):
     epsilon: float = 1e-5
     stop_gradient: bool = True
 
+    def _make(self, **given: Any) -> None:
+        """Makes gamma and beta."""
+        super()._make(**given)
+        self._last_call = _Call()
+
     def __call__(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
         """Normalizes `x`, as `normalize`."""
         return self.normalize(x, mask=mask)
@@ -61,13 +97,23 @@ class RevIN(AffineModule):
     def normalize(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
         """Normalizes `x` and keeps its moments."""
         x = _axes.check_input(x)
-        y, _MOMENTS[self] = self.options.normalize(x, self._own(x), mask)
+        y, moments = self.options.normalize(x, self._own(x), mask)
+        # NNX brings the attribute of a module in a compiled function back to the one outside, which
+        # thereby knows that what it found itself is not the last. It is none of the module's state,
+        # which NNX lets nobody change in a function that the module was not given to.
+        object.__setattr__(self, "_last_call", _Call())
+        _FOUND[self] = _Found(self._last_call, _current_trace(), moments)
         return y
 
     def denormalize(self, y: ArrayLike, *, moments: Moments | None = None) -> jax.Array:
-        """Brings `y` back to the scale of the series that was normalized last."""
+        """Brings `y` back to the scale of the series that was normalized last.
+
+        The result has the moments' dtype or a wider one, unless `dtype` says otherwise.
+        """
         y = _axes.check_input(y, "y")
-        moments = _MOMENTS.get(self) if moments is None else moments
+        found = _FOUND.get(self)
+        if moments is None and found is not None and found.serves(self._last_call):
+            moments = found.moments
         return self.options.denormalize(y, self._own(y), moments)
 
 
@@ -139,6 +185,9 @@ class InputNorm(LayerModule):
         return y
 
     def inverse(self, y: ArrayLike) -> jax.Array:
-        """Brings `y` back to the scale of the raw inputs."""
+        """Brings `y` back to the scale of the raw inputs.
+
+        The result has the moments' dtype or a wider one, unless `dtype` says otherwise.
+        """
         y = _axes.check_input(y, "y")
         return self.options.inverse(y, self._population(y))
