@@ -172,7 +172,8 @@ class GroupNorm(nnx.GroupNorm):
     def __call__(self, x, *, mask=None):
         """Normalizes `x`; elements where `mask` is False are not pooled and give 0."""
         norm, _ = _norm_of(self, x, self.feature_axis, mask)
-        return _shared.group_norm(norm, self.reduction_axes, self.num_groups, None)
+        given = self.reduction_axes, self.num_groups, None
+        return _shared.group_norm(norm, *given, Context(label=type(self).__name__))
 
 
 class InstanceNorm(nnx.InstanceNorm):
@@ -191,4 +192,4 @@ class InstanceNorm(nnx.InstanceNorm):
     def __call__(self, x, *, mask=None):
         """Normalizes `x`; elements where `mask` is False are not pooled and give 0."""
         norm, _ = _norm_of(self, x, self.feature_axes, mask)
-        return _shared.instance_norm(norm)
+        return _shared.instance_norm(norm, Context(label=type(self).__name__))

@@ -21,6 +21,7 @@ from jaxnorm._core.standardize import expand_moment
 from jaxnorm._core.statistics import Centered
 from jaxnorm.functional._arguments import expand_channels, position_axes
 from jaxnorm.functional._merged import merge_along, rest_of
+from jaxnorm.functional.group import refuse, report_one_value
 
 
 def adaptive_instance_norm(
@@ -80,6 +81,9 @@ def adaptive_instance_norm(
         )
     mask, style_mask = _axes.expand_mask(mask, x), _axes.expand_mask(style_mask, style)
     epsilon, pool = _axes.check_epsilon(epsilon), Pool(axes)
+    if mask is None:
+        report = functools.partial(refuse, "adaptive_instance_norm")
+        report_one_value(report, pool.size(x.shape), x.shape, axes)
     mean, var, _ = _moments.pooled_moments(style, style_mask, pool)
     gamma, beta = (jnp.expand_dims(v, axes) for v in (root(var + epsilon), mean))
     return normalize(x, gamma, beta, mask, Options(pool, epsilon, _axes.result_dtype(x, dtype)))[0]
