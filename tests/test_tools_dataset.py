@@ -110,6 +110,25 @@ def test_the_way_back_is_not_as_coarse_as_the_network(rng, narrow):
     assert jnx.InputNorm(3, dtype=narrow).inverse(y).dtype == narrow
 
 
+def test_one_array_is_no_iterable_of_batches(data):
+    norm, twin = jnn.BatchNorm(use_running_average=True), jnx.BatchNorm(3)
+    variables = norm.init(jax.random.key(0), data[0])
+    for batches, got in (
+        (data[0], r"one array of shape \(32, 4, 3\)"),
+        (jnp.asarray(data[0]), r"one array of shape \(32, 4, 3\)"),
+        ({"y": data[1], "x": data[0]}, r"one mapping, of \['x', 'y'\]"),
+    ):
+        for tool, call in (
+            ("dataset_moments", lambda b: tools.dataset_moments(b, axis=0)),
+            ("recalibrate", lambda b: tools.recalibrate(norm, variables, b)),
+            ("recalibrate", lambda b: tools.recalibrate(twin, b)),
+            ("inspect", lambda b: tools.inspect(norm, variables, b)),
+            ("inspect", lambda b: tools.inspect(twin, b)),
+        ):
+            with pytest.raises(TypeError, match=f"^{tool} takes an iterable of batches, got {got}"):
+                call(batches)
+
+
 def test_no_batches():
     with pytest.raises(ValueError) as error:
         tools.dataset_moments([], axis=0)

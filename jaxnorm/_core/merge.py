@@ -32,11 +32,10 @@ def merge_moments(
     exact in any order and however often; moments of count 0 change nothing. This is the law of
     total variance: the variance within the sets plus the variance of their means.
 
-    Counts have the dtype of the variance. In float32 a sum of counts stops where what is added is
-    less than half a unit in its last place: of single observations at 2^24 (16.8 million), of sets
-    of 64 at 2^30. From there on each set counts as much as the one before it, so that the moments
-    follow the latest 2^24 sets, exponentially weighted, as far as float32 resolves such small
-    steps. Merge a number of sets with each other first (`axis`) to count on, or use float64.
+    Counts have the dtype of the variance. A float32 count stops growing where what is added rounds
+    to nothing: for single observations at 2^24 (16.8 million), for sets of 64 at 2^30. From there
+    on the moments hardly move. To go on, merge sets with each other first (`axis`), or keep them in
+    float64.
 
     Args:
       *moments: one or more `Moments` whose shapes broadcast.

@@ -173,7 +173,9 @@ def _normalize_corrected(inputs: Inputs, correction: Correction, options: Option
         inputs = _widened(inputs)
         stats, count = statistics_of(inputs.x, inputs.mask, options, _near(inputs))
         y = _apply(correction, stats, inputs, options)
-        return y, _moments.to_moments(stats, count, options.pool.axes)
+        moments = _moments.to_moments(stats, count, options.pool.axes)
+        # Of nothing the mean is 0, and not the running one that the sums are about.
+        return y, moments._replace(mean=jnp.where(moments.count > 0, moments.mean, 0))
 
     x, mask = inputs.x, inputs.mask
     out = spec_of(x), _moments.moments_specs(x, mask, options.pool)
@@ -262,7 +264,8 @@ def _normalize_parts(inputs: Inputs, batch: Batch, parts: int, correction, optio
     if size % parts:
         raise ValueError(
             f"num_virtual_batches={batch.virtual!r} does not divide the batch: axis {axis} of the "
-            f"input of shape {shape} has {size} examples to divide into {parts} equal parts."
+            f"input of shape {shape} has {size} examples to divide into {parts} equal parts. Leave "
+            "a smaller last batch out, or fill it up and mask what was added."
         )
     if not _divides_evenly(inputs.x, axis, parts):
         ids = jnp.arange(size) // (size // parts)

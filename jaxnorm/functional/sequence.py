@@ -38,7 +38,9 @@ def cumulative_norm(
     y_t = (x_t - mean_t) / sqrt(var_t + epsilon) * gamma + beta, with the mean and the biased
     variance over `axis` and all times up to t: of exactly those elements, by a scan that merges
     moments (`jaxnorm.merge_moments`). No step sees a later one, so that a stream can be normalized
-    as it comes: give the moments that one chunk returned as `initial` of the next.
+    as it comes: give the moments that one chunk returned as `initial` of the next. Of a stream
+    without end a float32 count stops growing in the end (`jaxnorm.merge_moments` says where), and
+    the moments with it.
 
     Args:
       x: floating-point or complex array of rank 1 or more.

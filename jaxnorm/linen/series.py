@@ -98,7 +98,8 @@ class InputNorm(LayerModule, kw_only=True):
     In training the batch's moments are merged into those of the population, exactly, by their
     counts, in the collection `batch_stats` (`population_mean`, `population_var`,
     `population_count`), and these normalize: apply with `mutable=["batch_stats"]`. In evaluation
-    they stay. No gradient reaches them, and there are no parameters.
+    they stay. No gradient reaches them, and there are no parameters. The count is float32: it stops
+    at 2^24 (16.8 million) single observations, at 2^30 in batches of 64, and the moments with it.
 
     Attributes:
       use_running_average: evaluation or training; here or in the call, which wins.

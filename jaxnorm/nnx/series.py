@@ -124,7 +124,9 @@ class InputNorm(LayerModule):
     In training the batch's moments are merged into those of the population, exactly, by their
     counts, in variables of the kind `nnx.BatchStat` (`population_mean`, `population_var`,
     `population_count`), and these normalize. In evaluation they stay. No gradient reaches them, and
-    there are no parameters. The options that are not listed are those of `jaxnorm.linen.InputNorm`.
+    there are no parameters. The count is float32: it stops at 2^24 (16.8 million) single
+    observations, or at 2^30 in batches of 64, and the moments with it. The options that are not
+    listed are those of `jaxnorm.linen.InputNorm`.
 
     Attributes:
       num_features: sizes of the axes whose elements have moments of their own.
