@@ -1,5 +1,6 @@
 """Which statistics normalize, and whether the running ones are updated: decided independently."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -384,7 +385,7 @@ def test_a_running_mean_that_does_not_fit():
 )
 def test_moments_of_nothing_have_mean_0(function, options):
     x, mask = jnp.array([[1.0, 5.0], [3.0, 7.0]]), jnp.array([[True, False]])
-    running = Moments(jnp.array([0.3, 0.7]), jnp.ones(2), jnp.zeros(2))
+    running = jaxnorm.Moments(jnp.array([0.3, 0.7]), jnp.ones(2), jnp.zeros(2))
     y, found = function(x, running, axis=0, mask=mask, **options)
     chex.assert_trees_all_close(found, jaxnorm.moments(x, 0, mask=mask), rtol=1e-6)
     assert found.mean[1] == found.count[1] == 0 and not y[:, 1].any()

@@ -9,6 +9,7 @@ import pytest
 from flax.core import freeze
 
 import jaxnorm.linen as jnn
+import jaxnorm.nnx as jnx
 from jaxnorm import tools
 from tests.recalibrate import EPSILON, population_in_evaluation, start, uneven_batches
 from tests.same import drawn, initialized
@@ -215,4 +216,4 @@ def test_virtual_batches_that_do_not_divide_the_last_batch(rng, passes):
         np.testing.assert_allclose(var, x.var(0), rtol=1e-5)
     for seen in (tools.inspect(norm, variables, batches), tools.inspect(twin, batches)):
         (layer,) = seen.layers
-        np.testing.assert_allclose(layer.mean, x.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(layer.batch.mean, x.mean(0), rtol=1e-5)

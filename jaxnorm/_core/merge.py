@@ -17,6 +17,7 @@ from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.mesh import broadcast_spec, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import abs2
+from jaxnorm._core.restored import as_moments
 
 
 def merge_moments(
@@ -65,7 +66,7 @@ def merge_moments(
     """
     if not moments:
         raise ValueError("merge_moments needs at least one Moments, got none.")
-    given = tuple(Moments(*map(jnp.asarray, m)) for m in moments)
+    given = tuple(Moments(*map(jnp.asarray, as_moments(m, "each argument"))) for m in moments)
     out: Any = Moments._make(broadcast_spec(*arrays) for arrays in zip(*given, strict=True))
     axes = ()
     if axis is not None:

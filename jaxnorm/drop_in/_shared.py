@@ -165,6 +165,8 @@ def batch_norm(
     layer = _layer_of(norm, axes)
     if jnp.iscomplexobj(x) and not jnp.iscomplexobj(state["mean"]):
         state = {**state, "mean": state["mean"].astype(compute_dtype(x.dtype))}
+    # Flax takes integers as well.
+    evaluate = bool(evaluate) if isinstance(evaluate, int) else evaluate
     decisions = layer.decide(evaluate, None, context)
     own = {"gamma": gamma, "beta": beta}
     y, new = layer.apply(x, state, own, decisions, context, mask=mask)

@@ -21,6 +21,8 @@ from jaxnorm._layers.layer import Context
 from jaxnorm.drop_in import _shared
 from jaxnorm.drop_in._shared import Norm
 
+__all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "everywhere"]
+
 # Part of what JAX looks traced and compiled functions up by, in every thread for itself.
 _everywhere = jax.make_user_context(False)
 

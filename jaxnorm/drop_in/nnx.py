@@ -19,6 +19,8 @@ from jaxnorm._layers.layer import Context
 from jaxnorm.drop_in import _shared
 from jaxnorm.drop_in._shared import Norm
 
+__all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "replace"]
+
 Model = TypeVar("Model")
 _NAMES = ("__module__", "__qualname__", "__doc__")  # of a class, for those who read them
 

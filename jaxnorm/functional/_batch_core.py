@@ -21,6 +21,7 @@ from jaxnorm._core.mesh import count_shards, is_manual, placed, spec_of, without
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.normalize import normalize, statistics_of
 from jaxnorm._core.pool import Pool, compute_dtype, keep, pool_of
+from jaxnorm._core.restored import as_moments
 from jaxnorm._core.standardize import expand_moment, standardize_full
 from jaxnorm._core.statistics import Centered
 from jaxnorm._core.sums import split_axis
@@ -90,6 +91,7 @@ def check_batch_axis(batch_axis: int, shape: tuple[int, ...], axes: Sequence[int
 
 def expand_running(running: Moments, inputs: Inputs, axes, batch: Batch) -> Inputs:
     """Returns `inputs` with the `running` moments; one row for each segment, if there are any."""
+    running = as_moments(running, "running")
     shape, spec = inputs.x.shape, spec_of(inputs.x)
     if batch.segments is not None:
         # To the moments, the segments are what the examples are to the input: an axis that stays.

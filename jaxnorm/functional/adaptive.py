@@ -17,6 +17,7 @@ from jaxnorm._core.moments import Moments
 from jaxnorm._core.normalize import normalize, statistics_of
 from jaxnorm._core.pool import Pool, compute_dtype, keep, pool_of, subtract
 from jaxnorm._core.residuals import recomputed, save
+from jaxnorm._core.restored import as_moments
 from jaxnorm._core.standardize import expand_moment
 from jaxnorm._core.statistics import Centered
 from jaxnorm.functional._arguments import expand_channels, position_axes
@@ -235,6 +236,7 @@ def _mix(
     if formula is _blend:
         how = expand_channels(how, x, channel, "rho")
     if given is not None:
+        given = as_moments(given, "batch_moments")
         pair = zip(given[:2], ("batch_moments.mean", "batch_moments.var"), strict=True)
         given = tuple(expand_moment(value, x.shape, (0, *axes), name) for value, name in pair)
     mask = _axes.expand_mask(mask, x)

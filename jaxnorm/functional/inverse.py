@@ -10,6 +10,7 @@ from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.mesh import placed, spec_of, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import compute_dtype
+from jaxnorm._core.restored import as_moments
 from jaxnorm._core.standardize import expand_moment
 
 
@@ -64,7 +65,9 @@ def unstandardize(
     kept = _axes.other_axes(axes, y.ndim)
     mean, var = (
         placed(expand_moment(value, y.shape, axes, name), spec_of(y))
-        for value, name in ((moments[0], "moments.mean"), (moments[1], "moments.var"))
+        for value, name in zip(
+            as_moments(moments, "moments")[:2], ("moments.mean", "moments.var"), strict=True
+        )
     )
     gamma = _axes.expand_parameter(gamma, y, feature_axes, kept, "gamma")
     beta = _axes.expand_parameter(beta, y, feature_axes, kept, "beta")

@@ -17,6 +17,7 @@ from jaxnorm._core.moments import Moments
 from jaxnorm._core.normalize import statistics_of
 from jaxnorm._core.pool import Pool, compute_dtype, keep, real_dtype, widen
 from jaxnorm._core.residuals import recomputed, save
+from jaxnorm._core.restored import as_moments
 from jaxnorm._core.standardize import expand_moment
 from jaxnorm.functional._merged import rest_of
 
@@ -92,7 +93,7 @@ def cumulative_norm(
 
 def _expand_initial(initial, x, axes) -> Moments:
     """Returns earlier moments at the rank of `x`, in its dtype for statistics."""
-    mean, var, count = map(jnp.asarray, initial)
+    mean, var, count = map(jnp.asarray, as_moments(initial, "initial"))
     count = jnp.broadcast_to(count, var.shape)
     mean, var, count = (
         expand_moment(value, x.shape, axes, f"initial.{name}")
