@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
+from jax.core import Tracer
 from jax.extend.core import get_opaque_trace_state
 
 from jaxnorm._core import axes as _axes
@@ -40,7 +41,7 @@ class _Found(NamedTuple):
 
     def serves(self, call: _Call) -> bool:
         """Returns whether `call` was this one, and its moments can be used here."""
-        traced = any(isinstance(value, jax.core.Tracer) for value in self.moments)
+        traced = any(isinstance(value, Tracer) for value in self.moments)
         return call is self.call and not (traced and self.trace != _current_trace())
 
 
@@ -61,8 +62,9 @@ class RevIN(AffineModule):
     beta and uses the moments that the last `normalize` of this module found. They are no part of
     the model's state: call both in one function if that is transformed or jitted, or give
     `moments=jaxnorm.moments(x, axis=1)`. Where the last `normalize` was in a function transformed
-    by NNX, `denormalize` outside is an error; of one in a function that keeps the model's state to
-    itself (`jax.jit` of a model split before) nothing is known here. The options that are not
+    by NNX, `denormalize` outside is an error; of one in a function that keeps the model to itself
+    (`jax.jit` of a model split before, `nnx.cached_partial`, NNX without graph updates) nothing is
+    known here, and the moments of a call before that are used. The options that are not
     listed are those of `jaxnorm.linen.RevIN`.
 
     Attributes:

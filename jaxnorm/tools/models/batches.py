@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 
-def check_batches(tool: str, batches: Iterable[Any]) -> Iterable[Any]:
+def check_batches(tool: str, batches: Any) -> Iterable[Any]:
     """Returns `batches`, which must not be a single one, whose rows would be taken for batches.
 
     Args:
