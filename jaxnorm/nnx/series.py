@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from flax import nnx
-from jax.core import Tracer
 from jax.extend.core import get_opaque_trace_state
 
 from jaxnorm._core import axes as _axes
@@ -23,7 +22,14 @@ from jaxnorm.nnx._state import keep, make_state, state_of
 
 
 class _Call:
-    """A call of `normalize`: each is another, but alike to JAX, which looks up programs by them."""
+    """A call of `normalize`, alike to all others for JAX, which looks up programs by them.
+
+    Attributes:
+      traced: whether it was in a function that is transformed or compiled.
+    """
+
+    def __init__(self, traced: bool):
+        self.traced = traced
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Call)
@@ -32,25 +38,16 @@ class _Call:
         return hash(_Call)
 
 
-class _Found(NamedTuple):
-    """What a call of `normalize` found, and in which function that JAX traces, if in any."""
-
-    call: _Call
-    trace: Any
-    moments: Moments
-
-    def serves(self, call: _Call) -> bool:
-        """Returns whether `call` was this one, and its moments can be used here."""
-        traced = any(isinstance(value, Tracer) for value in self.moments)
-        return call is self.call and not (traced and self.trace != _current_trace())
+_OUTSIDE = get_opaque_trace_state(convention="nnx")  # modules are imported outside of any
 
 
-def _current_trace() -> Any:
-    return get_opaque_trace_state(convention="nnx")
+def _is_traced() -> bool:
+    """Whether this is in a function that is transformed, even if no array here is traced."""
+    return get_opaque_trace_state(convention="nnx") != _OUTSIDE
 
 
 # What each RevIN found last. Not in its attributes, which are split, compiled and copied with it.
-_FOUND: weakref.WeakKeyDictionary[nnx.Module, _Found] = weakref.WeakKeyDictionary()
+_FOUND: weakref.WeakKeyDictionary[nnx.Module, Moments] = weakref.WeakKeyDictionary()
 
 
 @module
@@ -90,7 +87,19 @@ class RevIN(AffineModule):
     def _make(self, **given: Any) -> None:
         """Makes gamma and beta."""
         super()._make(**given)
-        self._last_call = _Call()
+        self._last_call = _Call(False)
+
+    @property
+    def _last_call(self) -> _Call:
+        return vars(self)["_last_call"]
+
+    @_last_call.setter
+    def _last_call(self, call: _Call) -> None:
+        # NNX brings the attributes of a module in a transformed function back to the one outside:
+        # what that found itself is then no longer the last.
+        if call.traced:
+            _FOUND.pop(self, None)
+        vars(self)["_last_call"] = call
 
     def __call__(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
         """Normalizes `x`, as `normalize`."""
@@ -100,11 +109,9 @@ class RevIN(AffineModule):
         """Normalizes `x` and keeps its moments."""
         x = _axes.check_input(x)
         y, moments = self.options.normalize(x, self._own(x), mask)
-        # NNX brings the attribute of a module in a compiled function back to the one outside, which
-        # thereby knows that what it found itself is not the last. It is none of the module's state,
-        # which NNX lets nobody change in a function that the module was not given to.
-        object.__setattr__(self, "_last_call", _Call())
-        _FOUND[self] = _Found(self._last_call, _current_trace(), moments)
+        # Not by `setattr`, which NNX refuses in a function that the module was not given to.
+        object.__setattr__(self, "_last_call", _Call(_is_traced()))
+        _FOUND[self] = moments
         return y
 
     def denormalize(self, y: ArrayLike, *, moments: Moments | None = None) -> jax.Array:
@@ -113,9 +120,7 @@ class RevIN(AffineModule):
         The result has the moments' dtype or a wider one, unless `dtype` says otherwise.
         """
         y = _axes.check_input(y, "y")
-        found = _FOUND.get(self)
-        if moments is None and found is not None and found.serves(self._last_call):
-            moments = found.moments
+        moments = _FOUND.get(self) if moments is None else moments
         return self.options.denormalize(y, self._own(y), moments)
 
 

@@ -228,10 +228,11 @@ def test_a_series_does_not_come_back_as_an_earlier_one(rng, transform):
 def test_a_module_that_was_not_given_keeps_no_traced_moments(rng):
     x, norm = 1e3 + draw(rng, SHAPE), jnx.RevIN(8)
     chex.assert_trees_all_close(jax.jit(lambda x: norm.denormalize(norm(x)))(x), x, rtol=1e-6)
-    jax.vmap(norm.normalize)(x[None])
-    for call in (norm.denormalize, jax.jit(norm.denormalize)):
+    jax.jit(lambda x: jax.grad(lambda y: norm.denormalize(y).sum())(norm(x)))(x)
+    for transform in (jax.jit, jax.vmap):
+        transform(norm.normalize)(x[None] if transform is jax.vmap else x)
         with pytest.raises(ValueError, match="call normalize before it"):
-            call(x)
+            norm.denormalize(x)
     assert not any(isinstance(value, jax.core.Tracer) for value in jax.tree.leaves(vars(norm)))
 
 
