@@ -17,6 +17,7 @@ from jaxnorm._layers.batch import BatchLayer
 from jaxnorm.tools.inspection.findings import findings_of, metric_finding
 from jaxnorm.tools.inspection.layers import SMALL, InspectedLayer, Inspection
 from jaxnorm.tools.inspection.survey import ROWS, Traits, measure, merge, traits
+from jaxnorm.tools.models.batches import check_batches
 from jaxnorm.tools.models.norms import (
     BATCH,
     OWN_BATCH,
@@ -109,7 +110,7 @@ on with a lower momentum.
             "more arguments."
         )
     survey = _Survey(program, metric)
-    for batch in rest[0]:
+    for batch in check_batches("inspect", rest[0]):
         survey.add(batch)
     return survey.result()
 

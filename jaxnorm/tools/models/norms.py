@@ -83,9 +83,15 @@ def can_normalize_by_batch(module: Any, x: Any, mask: Any) -> bool:
 
 
 def run_with(module: Any, run: Any, args: tuple, kwargs: dict[str, Any], evaluate: bool) -> Any:
-    """Calls a batch norm so that it normalizes by running statistics, or by the batch's."""
+    """Calls a batch norm so that it normalizes by running statistics, or by the batch's.
+
+    A batch that its virtual batches do not divide, as the last may be, is normalized as one.
+    """
     if isinstance(module, OWN_BATCH):
-        return run(*args, **{**kwargs, "use_running_average": evaluate})
+        x = args[0] if args else kwargs["x"]
+        whole = {} if BatchLayer.of(module).divides(np.shape(x)) else {"num_virtual_batches": 1}
+        with instead(module, whole):
+            return run(*args, **{**kwargs, "use_running_average": evaluate})
     # Flax's own take it from one place only.
     given = {**arguments(module, args, kwargs), "use_running_average": evaluate}
     with instead(module, {"use_running_average": None}):

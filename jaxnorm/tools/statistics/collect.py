@@ -132,6 +132,7 @@ def _by_batch_class(base: Any) -> Any:
 
     def call(self, x, **kwargs):
         evaluate = not can_normalize_by_batch(self, x, kwargs.get("mask"))
-        return base.__call__(self, x, **{**kwargs, "use_running_average": evaluate})
+        run = functools.partial(base.__call__, self)
+        return run_with(self, run, (x,), kwargs, evaluate)
 
     return type(base.__name__, (base,), {"__call__": call})

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxnorm._core.pool import compute_dtype
+from jaxnorm.tools.models.batches import check_batches
 from jaxnorm.tools.statistics.collect import linen_collector, nnx_collector
 from jaxnorm.tools.statistics.population import Population, track
 from jaxnorm.tools.statistics.running import map_running, nodes
@@ -82,6 +83,7 @@ def recalibrate(
         above 1 for batches that can be iterated only once; a mean and variance in `batch_stats`
         that no batch reached, because its layer was not called or is no batch norm;
         statistics of another kind.
+      TypeError: `batches` is one array.
       ImportError: `progress` is wanted and rich is missing.
 
     Example:
@@ -109,6 +111,7 @@ def recalibrate(
         if not variables.get("batch_stats"):
             raise ValueError("variables has no batch_stats to recalibrate.")
         stats, prepare = variables["batch_stats"], linen_collector(model, variables, call, rngs)
+    batches = check_batches("recalibrate", batches)
     if passes < 1:
         raise ValueError(f"passes must be at least 1, got {passes!r}.")
     if passes > 1 and isinstance(batches, Iterator):
