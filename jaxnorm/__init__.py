@@ -3,9 +3,6 @@
 The Flax modules are in `jaxnorm.linen` and `jaxnorm.nnx`.
 """
 
-from jaxnorm._core.average import mix_moments as mix_moments
-from jaxnorm._core.average import update_moments as update_moments
-from jaxnorm._core.merge import merge_moments as merge_moments
 from jaxnorm._core.moments import Moments as Moments
 from jaxnorm._core.moments import moments as moments
 from jaxnorm._core.plain import plain as plain
@@ -19,6 +16,8 @@ from jaxnorm.functional.activation import poly_norm as poly_norm
 from jaxnorm.functional.adaptive import adaptive_instance_norm as adaptive_instance_norm
 from jaxnorm.functional.adaptive import batch_instance_norm as batch_instance_norm
 from jaxnorm.functional.adaptive import switchable_norm as switchable_norm
+from jaxnorm.functional.average import mix_moments as mix_moments
+from jaxnorm.functional.average import update_moments as update_moments
 from jaxnorm.functional.batch import batch_norm as batch_norm
 from jaxnorm.functional.evolved_batch import evo_norm_b0 as evo_norm_b0
 from jaxnorm.functional.evolved_batch import evo_norm_b1 as evo_norm_b1
@@ -35,6 +34,7 @@ from jaxnorm.functional.group import instance_norm as instance_norm
 from jaxnorm.functional.inverse import unstandardize as unstandardize
 from jaxnorm.functional.local import divisive_norm as divisive_norm
 from jaxnorm.functional.local import local_response_norm as local_response_norm
+from jaxnorm.functional.merge import merge_moments as merge_moments
 from jaxnorm.functional.modulation import demodulate as demodulate
 from jaxnorm.functional.penalty import statistics_penalty as statistics_penalty
 from jaxnorm.functional.renorm import batch_renorm as batch_renorm

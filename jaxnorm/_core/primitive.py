@@ -114,7 +114,9 @@ class Operation:
             rank = operands[0].ndim
             runs = find_runs([x.shape for x in operands], self.kinds(rank, **params))
             operands = [merge(x, runs) for x in operands]
-            params = self.renumber(params, {a: n for n, r in enumerate(runs) for a in r}.__getitem__)
+            params = self.renumber(
+                params, {a: n for n, r in enumerate(runs) for a in r}.__getitem__
+            )
         results = self.function(*_restore(operands, present), plan=plan, **params)
         results = [r for r in results if r is not None]
         return [r.reshape(s.shape) for r, s in zip(results, shapes, strict=True)]

@@ -36,7 +36,7 @@ from jaxnorm._core.pool import (
     widen,
 )
 from jaxnorm._core.residuals import save
-from jaxnorm._core.sums import reduce_precision, split_axis
+from jaxnorm._core.sums import reduce_precision
 
 # What sums of equal numbers may be off by, in eps; 100,000 on GPU by 100.
 SUM_ERRORS = 256
@@ -100,7 +100,9 @@ def textbook(x, mask, pool: Pool) -> tuple[Centered, jax.Array]:
     return Centered(mean, None, squares / number), count
 
 
-def two_pass(x, mask, pool: Pool, near, plan: Plan, one_mean: bool = False) -> tuple[Centered, jax.Array]:
+def two_pass(
+    x, mask, pool: Pool, near, plan: Plan, one_mean: bool = False
+) -> tuple[Centered, jax.Array]:
     """Finds the mean, then takes sums about it."""
     del near
     shift, count = mean_of(x, mask, pool, plan)
@@ -125,7 +127,9 @@ def two_pass_of_rows(x) -> Centered:
     return Centered(shift, offset, jnp.maximum(var, 0))
 
 
-def sampled_shift(x, mask, pool: Pool, near, plan: Plan, one_mean: bool = False) -> tuple[Centered, jax.Array]:
+def sampled_shift(
+    x, mask, pool: Pool, near, plan: Plan, one_mean: bool = False
+) -> tuple[Centered, jax.Array]:
     """Finds the mean of an eighth of the elements, then takes sums about it."""
     if mask is not None:
         return two_pass(x, mask, pool, near, plan, one_mean)

@@ -28,24 +28,28 @@ def sum_axes(x: jax.Array, axes: Sequence[int], plan: Plan = PORTABLE) -> jax.Ar
         for axis in others:
             x = jnp.sum(reduce_precision(x, 1), axis, keepdims=True)
         return x
-    axis, blocks = _find_blocks(x.shape, axes, plan) if plan.reduction == "blocks" else (0, 1)
+    axis, blocks = _find_blocks(x.shape, axes) if plan.reduction == "blocks" else (0, 1)
     if blocks == 1:
         return jnp.sum(x, tuple(axes), keepdims=True)
     x = jnp.sum(split_axis(x, axis, blocks), tuple(a + 1 for a in axes), keepdims=True)
     return jnp.sum(reduce_precision(x, 1), axis)
 
 
-def _find_blocks(shape: tuple[int, ...], axes: Sequence[int], plan: Plan) -> tuple[int, int]:
+def _find_blocks(shape: tuple[int, ...], axes: Sequence[int]) -> tuple[int, int]:
     """Returns an axis of sums of columns, each example's own, and how many blocks it is cut into.
 
-    Of columns through all examples there are so few that XLA divides them itself.
+    About 8: so many XLA on GPU needs to keep its threads busy. A power of 2 if there is one: then
+    no data move between devices that the axis may be divided over. Of columns through all examples
+    there are so few that XLA divides them itself.
     """
-    axis = min(axes, default=0)
-    if axis == 0 or len(shape) - 1 in axes or not isinstance(shape[axis], int):
-        return axis, 1
-    # Powers of 2 move no data between devices that this axis may be divided over.
-    counts = (8, 7) if plan.one_device else (8, 4)
-    return axis, next((n for n in counts if shape[axis] % n == 0), 1)
+    if 0 in axes or len(shape) - 1 in axes:
+        return 0, 1
+    for axis in sorted(axes):
+        size = shape[axis]
+        divisors = [n for n in range(4, 65) if isinstance(size, int) and size and size % n == 0]
+        if divisors:
+            return axis, min(divisors, key=lambda n: (n.bit_count() > 1, abs(n - 8)))
+    return 0, 1
 
 
 def split_axis(x: Any, axis: int, parts: int) -> Any:

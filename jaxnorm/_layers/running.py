@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnorm._core.average import update_moments
 from jaxnorm._core.axes import DTypeLike
-from jaxnorm._core.merge import merge_moments
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import compute_dtype, real_dtype
 from jaxnorm._layers.layer import FirstState, State
+from jaxnorm.functional.average import update_moments
+from jaxnorm.functional.merge import merge_moments
 
 # Where these are in a state, batches are merged into them, and the running moments rest.
 ACCUMULATORS = ("accumulated_mean", "accumulated_var", "accumulated_count")

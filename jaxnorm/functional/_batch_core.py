@@ -16,7 +16,6 @@ from jaxnorm._core import moments as _moments
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.formula import Options, apply_affine, normalized
-from jaxnorm._core.merge import merge_moments
 from jaxnorm._core.mesh import count_shards, is_manual, placed, spec_of, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.normalize import normalize, statistics_of
@@ -27,6 +26,7 @@ from jaxnorm._core.statistics import Centered
 from jaxnorm._core.sums import split_axis
 from jaxnorm.functional._corrections import Correction
 from jaxnorm.functional._segments import SegmentPool
+from jaxnorm.functional.merge import merge_moments
 
 
 class Inputs(NamedTuple):

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm._core import collectives
-from jaxnorm._core.merge import merge_moments
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.residuals import save
 from jaxnorm._core.statistics import Centered, bounded
+from jaxnorm.functional.merge import merge_moments
 
 
 def merge_along(

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import jax
 
-from jaxnorm._core.average import check_fraction
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.moments import Moments
 from jaxnorm.functional import _batch_core as core
 from jaxnorm.functional._corrections import Blend, Renorm
+from jaxnorm.functional.average import check_fraction
 
 
 def batch_renorm(

@@ -11,7 +11,6 @@ from jax import lax
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.formula import Options, apply_affine, inverse_root
-from jaxnorm._core.merge import merge_moments
 from jaxnorm._core.mesh import spec_of, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.normalize import statistics_of
@@ -20,6 +19,7 @@ from jaxnorm._core.residuals import recomputed, save
 from jaxnorm._core.restored import as_moments
 from jaxnorm._core.standardize import expand_moment
 from jaxnorm.functional._merged import rest_of
+from jaxnorm.functional.merge import merge_moments
 
 
 def cumulative_norm(

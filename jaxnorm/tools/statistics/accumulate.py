@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxnorm._core.average import update_moments
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import compute_dtype
 from jaxnorm._layers.running import ACCUMULATORS
+from jaxnorm.functional.average import update_moments
 from jaxnorm.tools.statistics.running import Node, Stats, accumulators, map_running
 
 
