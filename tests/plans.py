@@ -12,6 +12,7 @@ from jaxnorm._core.plan import plan_for
 PLANS = {
     "tpu": ("tpu", True),
     "gpu": ("gpu", True),
+    "tpus": ("tpu", False),
     "gpus": ("gpu", False),
     "cpus": ("cpu", False),
 }

@@ -32,9 +32,9 @@ def planned(request):
         yield
 
 
-# Samples of several devices are taken along another axis: the statistics differ, and no more.
-but_for_several_gpus = pytest.mark.parametrize(
-    "planned", [name for name in PLANS if name != "gpus"], indirect=True
+# Samples of several chips are taken along another axis: the statistics differ, and no more.
+but_for_several_chips = pytest.mark.parametrize(
+    "planned", [name for name in PLANS if name not in ("gpus", "tpus")], indirect=True
 )
 
 
@@ -70,20 +70,20 @@ def test_exact_at_every_mean_and_of_constants(name, rng, planned):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@but_for_several_gpus
+@but_for_several_chips
 def test_gradients_equal_the_closed_form(name, rng, planned):
     test = test_contract_gradients.test_gradients_equal_the_closed_form
     test(NORMS[name], SHAPES[name], rng)
 
 
 @pytest.mark.parametrize("name", ["layer_norm", "batch_norm_conv"])
-@but_for_several_gpus
+@but_for_several_chips
 def test_half_precision_gradients(name, rng, planned):
     test_contract_gradients.check_half_precision(NORMS[name], SHAPES[name], jnp.bfloat16, rng)
 
 
 @pytest.mark.parametrize("name", ["layer_norm", "group_norm", "batch_norm_conv"])
-@but_for_several_gpus
+@but_for_several_chips
 def test_masked_equals_packed(name, rng, planned):
     """With NaN in the slots left out, at means that quick sums can be trusted at or not."""
     norm, shape = NORMS[name], SHAPES[name]

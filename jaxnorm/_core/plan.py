@@ -40,7 +40,7 @@ class Plan(NamedTuple):
         """Returns the plan for a pool; if `alone`, for statistics that only y is made of.
 
         XLA on GPU makes one kernel of rows and their use, which reads a row once, if nothing stands
-        in between. Over several TPUs the condition of "shifted" is an all-reduce of one boolean, for
+        in between. Over several TPUs the condition of "shifted" is an all-reduce of a boolean, for
         which every chip waits: pools of single examples, which lie on one chip each, do without.
         """
         if self.algorithm == "sampled_shift" and alone and pool.is_row(shape):

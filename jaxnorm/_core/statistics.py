@@ -1,6 +1,6 @@
 """How the statistics of a pool are found, in one of three ways.
 
-Each is a function (x, mask, pool, near, plan) -> statistics, count:
+Each is a function (x, mask, pool, near, plan, one_mean) -> statistics, count:
 
 - `two_pass`: the mean, then sums about it;
 - `sampled_shift`: a value near the mean from an eighth of the elements, then sums about it;
@@ -58,7 +58,7 @@ class Centered(NamedTuple):
         """Returns the same with shift + offset in place of the shift, and no offset.
 
         For input and result in half precision, float16 at the finest. With N elements of b bits of
-        mantissa that are not all equal, the mean in float32 is off by at most 2^-24 |mean|, which is
+        mantissa that are not all equal, the mean in float32 is off by at most 2^-24 |mean|, that is
         2^(b - 24) sqrt(N) deviations or less: below half a unit of the pool's largest result.
         """
         if self.offset is None:
