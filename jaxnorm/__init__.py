@@ -4,9 +4,7 @@ The Flax modules are in `jaxnorm.linen` and `jaxnorm.nnx`.
 """
 
 from jaxnorm._core.moments import Moments as Moments
-from jaxnorm._core.moments import moments as moments
 from jaxnorm._core.plain import plain as plain
-from jaxnorm._core.standardize import standardize as standardize
 from jaxnorm._layers.step import batch_norm_step as batch_norm_step
 from jaxnorm._layers.step import init_running as init_running
 from jaxnorm.functional.activation import dynamic_erf as dynamic_erf
@@ -36,6 +34,7 @@ from jaxnorm.functional.local import divisive_norm as divisive_norm
 from jaxnorm.functional.local import local_response_norm as local_response_norm
 from jaxnorm.functional.merge import merge_moments as merge_moments
 from jaxnorm.functional.modulation import demodulate as demodulate
+from jaxnorm.functional.moments import moments as moments
 from jaxnorm.functional.penalty import statistics_penalty as statistics_penalty
 from jaxnorm.functional.renorm import batch_renorm as batch_renorm
 from jaxnorm.functional.renorm import blended_batch_norm as blended_batch_norm
@@ -44,6 +43,7 @@ from jaxnorm.functional.response import global_response_norm as global_response_
 from jaxnorm.functional.response import lp_norm as lp_norm
 from jaxnorm.functional.segment import segment_batch_norm as segment_batch_norm
 from jaxnorm.functional.sequence import cumulative_norm as cumulative_norm
+from jaxnorm.functional.standardize import standardize as standardize
 from jaxnorm.functional.virtual import ghost_batch_norm as ghost_batch_norm
 from jaxnorm.functional.weight import spectral_norm as spectral_norm
 from jaxnorm.functional.weight import weight_norm as weight_norm

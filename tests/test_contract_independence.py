@@ -19,7 +19,7 @@ OTHERS = {
     "nan": lambda x: np.full_like(x, np.nan),
 }
 # What pools the examples, or nodes of graphs.
-POOLED = ("evo_norm_b", "switchable", "graph", "pair")
+POOLED = ("evo_norm_b", "switchable", "batch_instance", "graph", "pair")
 OF_EXAMPLES = [t for t in TECHNIQUES if t.public != "demodulate"]  # that is of kernels
 
 

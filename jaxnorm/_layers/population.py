@@ -14,13 +14,14 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.mesh import placed, spec_of
-from jaxnorm._core.moments import Moments, moments
+from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import compute_dtype, real_dtype
-from jaxnorm._core.standardize import standardize
 from jaxnorm._layers.decisions import Decisions
 from jaxnorm._layers.layer import Context, FirstState, Layer, State
 from jaxnorm.functional.inverse import unstandardize
 from jaxnorm.functional.merge import merge_moments
+from jaxnorm.functional.moments import moments
+from jaxnorm.functional.standardize import standardize
 
 # Not "mean" and "var": what moves those of batch norms would take elements for updates.
 NAMES = ("population_mean", "population_var", "population_count")

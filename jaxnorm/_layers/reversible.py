@@ -9,10 +9,11 @@ import jax.numpy as jnp
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike
-from jaxnorm._core.moments import Moments, moments
-from jaxnorm._core.standardize import standardize
+from jaxnorm._core.moments import Moments
 from jaxnorm._layers.layer import AffineLayer, Own
 from jaxnorm.functional.inverse import unstandardize
+from jaxnorm.functional.moments import moments
+from jaxnorm.functional.standardize import standardize
 
 _NEEDED = (
     "RevIN.denormalize needs the moments of a series: call normalize before it, in the same call "

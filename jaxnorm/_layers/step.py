@@ -13,11 +13,11 @@ from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.flags import check_switch
 from jaxnorm._core.moments import Moments
-from jaxnorm._core.restored import as_moments
 from jaxnorm._layers.batch import BatchLayer
 from jaxnorm._layers.layer import Context
 from jaxnorm._layers.running import first_moments
 from jaxnorm._layers.sources import Limit, Statistics
+from jaxnorm.functional._restored import as_moments
 
 
 def init_running(

@@ -20,11 +20,11 @@ from jaxnorm._core.mesh import count_shards, is_manual, placed, spec_of, without
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.normalize import normalize, statistics_of
 from jaxnorm._core.pool import Pool, compute_dtype, keep, pool_of
-from jaxnorm._core.restored import as_moments
 from jaxnorm._core.standardize import expand_moment, standardize_full
 from jaxnorm._core.statistics import Centered
 from jaxnorm._core.sums import split_axis
 from jaxnorm.functional._corrections import Correction
+from jaxnorm.functional._restored import as_moments
 from jaxnorm.functional._segments import SegmentPool
 from jaxnorm.functional.merge import merge_moments
 

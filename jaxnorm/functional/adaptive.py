@@ -17,11 +17,11 @@ from jaxnorm._core.moments import Moments
 from jaxnorm._core.normalize import normalize, statistics_of
 from jaxnorm._core.pool import Pool, compute_dtype, keep, pool_of, subtract
 from jaxnorm._core.residuals import recomputed, save
-from jaxnorm._core.restored import as_moments
 from jaxnorm._core.standardize import expand_moment
 from jaxnorm._core.statistics import Centered
 from jaxnorm.functional._arguments import expand_channels, position_axes
 from jaxnorm.functional._merged import merge_along, rest_of
+from jaxnorm.functional._restored import as_moments
 from jaxnorm.functional.group import refuse, report_one_value
 
 

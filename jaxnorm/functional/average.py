@@ -14,7 +14,7 @@ from jaxnorm._core.flags import check_flag
 from jaxnorm._core.mesh import broadcast_spec, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import compute_dtype
-from jaxnorm._core.restored import as_moments
+from jaxnorm.functional._restored import as_moments
 
 
 def mix_moments(first: Moments, second: Moments, *, weight: ArrayLike) -> Moments:

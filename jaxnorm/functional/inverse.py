@@ -10,8 +10,8 @@ from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.mesh import placed, spec_of, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import compute_dtype
-from jaxnorm._core.restored import as_moments
 from jaxnorm._core.standardize import expand_moment
+from jaxnorm.functional._restored import as_moments
 
 
 def unstandardize(

@@ -17,7 +17,7 @@ from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.mesh import broadcast_spec, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import abs2
-from jaxnorm._core.restored import as_moments
+from jaxnorm.functional._restored import as_moments
 
 
 def merge_moments(

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from jaxnorm._core import moments as _moments
 from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.mesh import without_explicit_axes
 from jaxnorm._core.pool import abs2
+from jaxnorm.functional.moments import moments
 
 
 def statistics_penalty(
@@ -55,7 +55,7 @@ def statistics_penalty(
     Reference: Goodfellow, Bengio & Courville 2016, Deep Learning, section 8.7.1, which tells of
     penalties and why batch normalization took their place.
     """
-    mean, var, count = _moments.moments(
+    mean, var, count = moments(
         x, axis, mask=mask, axis_name=axis_name, axis_index_groups=axis_index_groups
     )
 

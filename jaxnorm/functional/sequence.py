@@ -16,9 +16,9 @@ from jaxnorm._core.moments import Moments
 from jaxnorm._core.normalize import statistics_of
 from jaxnorm._core.pool import Pool, compute_dtype, keep, real_dtype, widen
 from jaxnorm._core.residuals import recomputed, save
-from jaxnorm._core.restored import as_moments
 from jaxnorm._core.standardize import expand_moment
 from jaxnorm.functional._merged import rest_of
+from jaxnorm.functional._restored import as_moments
 from jaxnorm.functional.merge import merge_moments
 
 

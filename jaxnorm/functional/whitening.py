@@ -20,9 +20,9 @@ from jaxnorm._core.formula import apply_affine
 from jaxnorm._core.mesh import broadcast_spec, placed, spec_of, without_explicit_axes
 from jaxnorm._core.plan import PORTABLE
 from jaxnorm._core.pool import Pool, compute_dtype, keep, pool_of, snap, widen
-from jaxnorm._core.restored import as_statistics
 from jaxnorm.functional._layout import Layout, check_arrays, check_layout
 from jaxnorm.functional._matrix_root import inverse_root, inverse_root_by_iteration
+from jaxnorm.functional._restored import as_statistics
 
 Method = Literal["zca", "iterative"]
 

@@ -9,8 +9,9 @@ import flax.linen as nn
 import jax
 from jax.core import Tracer
 
-from jaxnorm._core.moments import Moments, moments
+from jaxnorm._core.moments import Moments
 from jaxnorm._layers.batch import BatchLayer
+from jaxnorm.functional.moments import moments
 from jaxnorm.linen._base import AffineModule
 from jaxnorm.linen.batch import BatchNorm
 

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike
-from jaxnorm._core.moments import Moments, moments
-from jaxnorm._core.standardize import standardize
+from jaxnorm._core.moments import Moments
 from jaxnorm._layers import running
 from jaxnorm._layers.decisions import Decisions
 from jaxnorm._layers.sources import choose
 from jaxnorm.functional import group
+from jaxnorm.functional.moments import moments
+from jaxnorm.functional.standardize import standardize
 from jaxnorm.linen._state import StateVariables, context_of
 
 

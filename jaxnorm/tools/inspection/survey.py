@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnorm._core import axes as _axes
-from jaxnorm._core.moments import moments
+from jaxnorm.functional.moments import moments
 from jaxnorm.tools.models.norms import BATCH, affine_names, batch_axes, boolean
 from jaxnorm.tools.models.programs import Visit
 

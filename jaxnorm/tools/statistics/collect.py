@@ -14,8 +14,9 @@ from flax import nnx
 
 import jaxnorm.linen
 import jaxnorm.nnx
-from jaxnorm._core.moments import Moments, moments
+from jaxnorm._core.moments import Moments
 from jaxnorm._layers.running import ACCUMULATORS, accumulated
+from jaxnorm.functional.moments import moments
 from jaxnorm.tools.models.norms import (
     PLAIN_BATCH,
     arguments,
