@@ -43,14 +43,14 @@ def map_running(
     if isinstance(stats, nnx.Module):
         for place, module in list(nnx.iter_modules(stats)):
             node = _node(module)
-            if _is_running(node):
+            if is_running(node):
                 _keep(module, node, function("/".join(map(str, place)), node))
         return stats
     node = {
         name: map_running(value, function, (*path, name)) if isinstance(value, Mapping) else value
         for name, value in stats.items()
     }
-    return function("/".join(path), node) if _is_running(node) else node
+    return function("/".join(path), node) if is_running(node) else node
 
 
 def _node(module: nnx.Module) -> Node:
@@ -68,6 +68,6 @@ def _keep(module: nnx.Module, old: Node, new: Node) -> None:
             setattr(module, name, nnx.BatchStat(value))
 
 
-def _is_running(node: Stats) -> bool:
+def is_running(node: Stats) -> bool:
     """Whether the variables are those of a running mean and variance."""
     return all(name in node and not isinstance(node[name], Mapping) for name in ("mean", "var"))
