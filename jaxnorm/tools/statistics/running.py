@@ -14,6 +14,20 @@ Stats = Mapping[str, Any]  # the collection batch_stats of a linen model
 Node = dict[str, Any]  # the statistics of one module, by name
 
 
+def check_stats(tool: str, stats: Any) -> None:
+    """Checks that these are the statistics of a model, or an NNX model."""
+    if isinstance(stats, Mapping | nnx.Module):
+        return
+    remedy = "; of a linen model that is variables['batch_stats']"
+    if hasattr(stats, "batch_stats"):
+        remedy = ": give state.batch_stats"
+    got = f"the class {stats.__name__}" if isinstance(stats, type) else type(stats).__name__
+    raise TypeError(
+        f"{tool} takes the collection batch_stats of a linen model, or an NNX model, got "
+        f"{got}{remedy}."
+    )
+
+
 def nodes(stats: Stats | nnx.Module, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Node]]:
     """Yields the path of each module, and its own statistics."""
     if isinstance(stats, nnx.Module):
