@@ -40,7 +40,7 @@ from jaxnorm.tools.statistics.population import Population
 _TAG = "jaxnorm collect "
 # What is tagged of a call, along the last axis: the moments of each statistic, and its running
 # mean, by which it is found in the state.
-_COLUMNS = 5
+_COLUMNS, _COUNT = 5, 3
 
 Rows = dict[str, Any]  # by path
 
@@ -52,6 +52,10 @@ class Collector:
       program: the model.
       shapes: of the running mean of each layer, by path.
       by_batch: whether batches are normalized by their own statistics, as in training.
+
+    Attributes:
+      population: the moments of all batches.
+      seen: whether there was a batch.
     """
 
     def __init__(self, program: Program, shapes: dict[str, tuple[int, ...]], by_batch: bool):
@@ -66,11 +70,7 @@ class Collector:
         bare.state = bare.rngs = None
         self._compiled = _compile(bare, by_batch)
         self._places: dict[Any, dict[str, np.ndarray]] = {}
-
-    @property
-    def seen(self) -> bool:
-        """Whether there was a batch."""
-        return bool(self._places)
+        self.seen = False
 
     def add(self, batch: Any) -> None:
         """Adds what reaches the layers in a batch."""
@@ -80,10 +80,15 @@ class Collector:
             return self._compiled(rebuild, state, arrays, getattr(self._program, "rngs", None))
 
         key = (rebuild, *((jnp.shape(a), jnp.result_type(a)) for a in arrays.values()))
-        if key not in self._places:
+        self.seen = True
+        places = self._places.get(key)
+        if places is None:
             found = jax.device_get(run(self._numbers))
-            self._places[key] = {path: rows[:, -1] for path, rows in found.items()}
-        self.population.add((run(self._state), self._places[key]))
+            places = {path: rows[:, -1] for path, rows in found.items()}
+            # A branch that this batch does not take says nothing of where its layers lie.
+            if all(rows[:, _COUNT].all() for rows in found.values()):
+                self._places[key] = places
+        self.population.add((run(self._state), places))
 
     def _moments(self, found: tuple[Rows, Rows]) -> dict[str, Moments]:
         rows, places = found
