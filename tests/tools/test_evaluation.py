@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import jaxnorm.linen as jnn
+import jaxnorm.nnx as jnx
 from jaxnorm import tools
+from tests.recalibrate import start
 from tests.same import drawn
 
 BATCH_NORMS = (nn.BatchNorm, jnn.BatchNorm)
@@ -117,6 +120,52 @@ def test_steps_of_a_scan_share_a_norm(norm, rng):
     np.testing.assert_allclose(layer.batch.var, seen.var(0), rtol=2e-5)
 
 
+@pytest.mark.parametrize("norm", [nnx.BatchNorm, jnx.BatchNorm])
+def test_steps_of_an_nnx_scan_share_a_norm(norm, rng):
+    class Scanned(nnx.Module):
+        def __init__(self):
+            rngs = nnx.Rngs(0)
+            self.dense, self.norm = nnx.Linear(3, 4, rngs=rngs), norm(4, rngs=rngs)
+
+        def __call__(self, x):
+            @nnx.scan(in_axes=(nnx.Carry, 1), out_axes=(nnx.Carry, 1))
+            def step(model, x):
+                return model, model.norm(model.dense(x))
+
+            return step(self, x)[1]
+
+    x, model = rng.normal(2, 3, (8, 5, 3)).astype(np.float32), Scanned()
+    seen = np.asarray(model.dense(x), np.float64).reshape(-1, 4)
+    (layer,) = tools.inspect(model, [x]).layers
+    tools.recalibrate(model, [x])
+    for mean, var in (layer.batch[:2], (model.norm.mean[...], model.norm.var[...])):
+        np.testing.assert_allclose(mean, seen.mean(0), rtol=2e-5, atol=1e-5)
+        np.testing.assert_allclose(var, seen.var(0), rtol=2e-5)
+
+
+def test_a_recurrent_norm_is_exact_after_as_many_passes_as_steps(rng):
+    class Cell(nn.Module):
+        @nn.compact
+        def __call__(self, carry, x):
+            x = nn.Dense(4)(jnp.concatenate([carry, x], -1))
+            x = jnn.BatchNorm(use_running_average=True, name="norm")(x)
+            return nn.tanh(x), x
+
+    class Recurrent(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            shared = {"variable_broadcast": ("params", "batch_stats")}
+            scan = nn.scan(Cell, **shared, split_rngs={"params": False}, in_axes=1, out_axes=1)
+            return scan(name="cell")(jnp.zeros((x.shape[0], 4)), x)[1]
+
+    x = rng.normal(1, 2, (8, 5, 3)).astype(np.float32)
+    variables = start(Recurrent(), x)
+    stats = tools.recalibrate(Recurrent(), variables, [x], passes=8)
+    y = np.asarray(Recurrent().apply({**variables, "batch_stats": stats}, x)).reshape(-1, 4)
+    np.testing.assert_allclose(y.mean(0), np.zeros(4), atol=1e-4)
+    np.testing.assert_allclose(y.var(0), np.ones(4), atol=1e-3)
+
+
 def test_stacked_statistics_find_their_places(rng):
     """Layers of a scan in a vmap along other axes, each called by two steps that share it."""
 
@@ -199,3 +248,29 @@ def test_the_same_model_is_compiled_once(rng):
             want = factor * x.mean(0)
             np.testing.assert_allclose(stats["BatchNorm_0"]["mean"], want, rtol=1e-5)
     assert len(traced) == 6
+
+
+class Chosen(nn.Module):
+    """As reinforcement learning has it: one norm whose output is not used keeps the structure."""
+
+    norm: type[nn.Module]
+
+    @nn.compact
+    def __call__(self, x, train):
+        self.norm(use_running_average=not train, name="unused")(x)
+        normalize = lambda x: self.norm(use_running_average=not train)(x)  # noqa: E731
+        return nn.Dense(2)(nn.relu(normalize(nn.Dense(4)(x))))
+
+
+@pytest.mark.parametrize("norm", BATCH_NORMS)
+def test_a_norm_whose_output_is_not_used(norm, rng):
+    net, x = Chosen(norm), rng.normal(2, 3, (8, 3)).astype(np.float32)
+    variables, call = drawn(net, x, False), lambda net, x: net(x, False)
+    stats = tools.recalibrate(net, variables, [x], call=call)
+    np.testing.assert_allclose(stats["unused"]["mean"], x.mean(0), rtol=1e-5)
+    folded = tools.fold(net, variables, x, call=call)
+    assert [norm for _, norm in folded.pairs] == ["BatchNorm_0"]
+    y = net.apply(variables, x, False)
+    np.testing.assert_allclose(folded.apply(folded.variables, x), y, atol=1e-4)
+    mixing = tools.find_mixing(net, variables, x, call=lambda net, x: net(x, True))
+    assert mixing == ["BatchNorm_0"]

@@ -76,8 +76,9 @@ def inspect(
     layer it finds how far the running mean is off, in standard deviations, and the ratio of the
     variances; updates so far; channels that are constant or have a gamma near 0; means of more
     than 100 standard deviations, inputs that are not finite or nearly too large for float16,
-    statistics of one value or few. Layers under scan and vmap count as one of all their channels;
-    those in branches that data choose are not seen.
+    statistics of one value or few. Layers under scan and vmap count as one of all their channels,
+    a batch norm that the steps of a scan share as one that is called by each; those in branches
+    that data choose are not seen.
 
     Args:
       model: a linen module, or an NNX model, which stays as it is.

@@ -54,7 +54,9 @@ def recalibrate(
     small. This computes instead, for each layer, the mean and the (biased) variance of all that
     reaches it: the batches' moments are merged by count, so that uneven batches and masks count
     as what they are, and not averaged. The model is called as for evaluation, without dropout;
-    its parameters do not change.
+    its parameters do not change. One that evaluates where `batch_stats` are not mutable finds that
+    they are not. What was compiled for a model, a `call` and shapes is used again when it is asked
+    for again, as after each epoch.
 
     In the first pass each batch is normalized by its own statistics, as in training; with large
     batches this is enough. (A batch of one value per channel is normalized by the statistics
@@ -67,7 +69,9 @@ def recalibrate(
         `axis_name` is given without it: what is computed here is of whole batches, on however many
         devices they lie.
       variables: of a linen module, with `params` and `batch_stats`; not given for an NNX model.
-      batches: iterable of batches, sharded as they may be; each shape is compiled once.
+      batches: iterable of batches, sharded as they may be; each shape is compiled once, and each
+        value of a flag in them. Texts, such as names of files, reach `call` as those of the first
+        batch of a shape.
       call: (model, batch) -> anything: calls the bound model, or the NNX model in the mode
         that `model.eval()` sets, for evaluation. Default: `model(batch)`.
       passes: how often the data set is gone through.
@@ -76,14 +80,16 @@ def recalibrate(
 
     Returns:
       The new collection `batch_stats`, or the NNX model, with statistics in float32 or wider. A
-      layer that is used twice gets the moments of all that reaches it; each layer under `nn.scan`
-      or `nn.vmap` those of its own.
+      layer that is used twice, or by all steps of a scan, gets the moments of all that reaches it;
+      each layer of a stack under `nn.scan` or `nn.vmap` those of its own. A subclass with a call
+      of its own is seen where that calls the norm's, by `super()`.
 
     Raises:
       ValueError: there is no batch; `rngs` is given with an NNX model; `passes` is below 1, or
         above 1 for batches that can be iterated only once; a mean and variance in `batch_stats`
         that no batch reached, because its layer was not called or is no batch norm;
         statistics of another kind.
+      TypeError: it is no model of flax, has no variables, or cannot be called with a batch.
       ImportError: `progress` is wanted and rich is missing.
 
     Example:
@@ -154,8 +160,8 @@ def _replace(stats, population):
         raise ValueError(
             "no elements reached the statistics at "
             + ", ".join(f"batch_stats/{p}" for p in missing)
-            + ": their layer is not called in evaluation, or is no batch norm of jaxnorm or flax. "
-            "Leave them out of the model's variables, or call the model so that they are used."
+            + ": their layer is not called in evaluation, or only in a loop of unknown length, or is "
+            "no batch norm of jaxnorm or flax. Leave them out of the model's variables, or call the model so that they are used."
         )
 
     def replace(path, node):
