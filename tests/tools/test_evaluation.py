@@ -265,7 +265,7 @@ class Chosen(nn.Module):
 @pytest.mark.parametrize("norm", BATCH_NORMS)
 def test_a_norm_whose_output_is_not_used(norm, rng):
     net, x = Chosen(norm), rng.normal(2, 3, (8, 3)).astype(np.float32)
-    variables, call = drawn(net, x, False), lambda net, x: net(x, False)
+    variables, call = drawn(net, x, train=False), lambda net, x: net(x, False)
     stats = tools.recalibrate(net, variables, [x], call=call)
     np.testing.assert_allclose(stats["unused"]["mean"], x.mean(0), rtol=1e-5)
     folded = tools.fold(net, variables, x, call=call)

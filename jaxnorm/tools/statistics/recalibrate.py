@@ -160,8 +160,9 @@ def _replace(stats, population):
         raise ValueError(
             "no elements reached the statistics at "
             + ", ".join(f"batch_stats/{p}" for p in missing)
-            + ": their layer is not called in evaluation, or only in a loop of unknown length, or is "
-            "no batch norm of jaxnorm or flax. Leave them out of the model's variables, or call the model so that they are used."
+            + ": their layer is not called in evaluation, or only in a loop of unknown length, or "
+            "is no batch norm of jaxnorm or flax. Leave them out of the model's variables, or call "
+            "the model so that they are used."
         )
 
     def replace(path, node):
