@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
@@ -213,7 +214,7 @@ def _check_static(**options: Any) -> None:
     traced = [
         name
         for name, value in options.items()
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
     ]
     if traced:
         raise TypeError(

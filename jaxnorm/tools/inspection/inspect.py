@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import flax.linen as nn
 import jax
@@ -216,7 +216,7 @@ class _Survey:
 
     def _measure(self, visit: Visit, given: dict[str, Any]) -> bool:
         """Measures what a norm is given in a call, if that is an array."""
-        module, x = visit.module, given.get("x")
+        module, x = visit.module, cast(Any, given.get("x"))
         if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.inexact):
             return False
         if isinstance(module, BATCH) and visit.value("mean") is None and not _keeps_none(module):

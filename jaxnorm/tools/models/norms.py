@@ -79,11 +79,11 @@ def override(kind: Any, wrap: Callable[[Any], Any], method: str = "__call__") ->
     class that stands just before that of the norm in the order in which methods are looked up.
     """
     for base in kind.__mro__:
-        if inspect.unwrap(getattr(base, method, None)) in _KNOWN_CALLS:
+        call: Any = getattr(base, method, None)
+        if inspect.unwrap(call) in _KNOWN_CALLS:
             if base is kind:
                 break
-            own = {method: wrap(getattr(base, method))}
-            return (kind, type(base.__name__, (base,), own))
+            return (kind, type(base.__name__, (base,), {method: wrap(call)}))
     return (kind,)
 
 
