@@ -1,5 +1,6 @@
 """Which statistics normalize, and whether the running ones are updated: decided independently."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -252,7 +253,8 @@ ONE = jnp.ones((1, 3))
             {"use_running_average": False},
             ValueError,
             "num_virtual_batches=3 does not divide the batch: axis 0 of the input of shape (8, 3) "
-            "has 8 examples to divide into 3 equal parts.",
+            "has 8 examples to divide into 3 equal parts. Leave a smaller last batch out, or fill "
+            "it up and mask what was added.",
         ),
         (
             {"axis_name": "devices", "update_running": False},
@@ -372,3 +374,18 @@ def test_a_running_mean_that_does_not_fit():
         "running.mean of shape (2,) does not fit an input of shape (2, 3) reduced over axes (0,): "
         "expected (3,), or rank 2 with every size 1 or the input's."
     )
+
+
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [
+        (jaxnorm.batch_renorm, {"r_max": 3.0, "d_max": 1.0}),
+        (jaxnorm.blended_batch_norm, {"weight": 0.3}),
+    ],
+)
+def test_moments_of_nothing_have_mean_0(function, options):
+    x, mask = jnp.array([[1.0, 5.0], [3.0, 7.0]]), jnp.array([[True, False]])
+    running = jaxnorm.Moments(jnp.array([0.3, 0.7]), jnp.ones(2), jnp.zeros(2))
+    y, found = function(x, running, axis=0, mask=mask, **options)
+    chex.assert_trees_all_close(found, jaxnorm.moments(x, 0, mask=mask), rtol=1e-6)
+    assert found.mean[1] == found.count[1] == 0 and not y[:, 1].any()

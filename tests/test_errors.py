@@ -1,5 +1,8 @@
 """The errors of single functions and modules, with their exact texts."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -8,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxnorm
 import jaxnorm.linen as jnn
+import jaxnorm.nnx as jnx
 from tests.test_contract_errors import message
 
 X = jnp.ones((2, 3, 4))
@@ -157,6 +161,69 @@ def test_instance_norm_needs_positions():
     )
     with pytest.raises(ValueError, match=message(text)):
         jaxnorm.instance_norm(X, axis=(1, -1))
+
+
+ONE_PER_GROUP = (
+    "got one value in each group: an input of shape (6, 8) with 8 groups of one channel. One value "
+    "cannot be normalized; have fewer groups, of 8 channels or more, or take a norm over the "
+    "channels, such as layer norm."
+)
+ONE_POSITION = (
+    "got one value in each channel of an example: an input of shape (6, 1, 1, 8) reduced over axes "
+    "(1, 2). One value cannot be normalized; reduce over axes that hold several positions, or take "
+    "a norm over the channels, such as layer norm."
+)
+
+
+@pytest.mark.parametrize(
+    ("label", "shape", "text", "function", "module", "twin"),
+    [
+        (
+            "group_norm",
+            (6, 8),
+            ONE_PER_GROUP,
+            functools.partial(jaxnorm.group_norm, num_groups=8),
+            jnn.GroupNorm(num_groups=8),
+            jnx.GroupNorm(8, num_groups=8),
+        ),
+        (
+            "group_norm",
+            (6, 8),
+            ONE_PER_GROUP,
+            functools.partial(jaxnorm.group_norm, group_size=1),
+            jnn.AdaptiveNorm(jnn.GroupNorm(group_size=1)),
+            jnx.GroupNorm(8, group_size=1),
+        ),
+        (
+            "instance_norm",
+            (6, 1, 1, 8),
+            ONE_POSITION,
+            jaxnorm.instance_norm,
+            jnn.InstanceNorm(),
+            jnx.InstanceNorm(8),
+        ),
+    ],
+)
+def test_one_value_cannot_be_normalized(label, shape, text, function, module, twin):
+    x = jnp.ones(shape)
+    with pytest.raises(ValueError, match=message(f"{label} {text}")):
+        jax.eval_shape(function, x)
+    more = (x,) if isinstance(module, jnn.AdaptiveNorm) else ()
+    # The first input may be smaller than those to come.
+    variables = module.init(jax.random.key(0), x, *more)
+    with pytest.raises(ValueError, match=f"Norm .*{re.escape(text)}"):
+        module.apply(variables, x, *more)
+    with pytest.raises(ValueError, match=re.escape(f"Norm(num_features=8) {text}")):
+        twin(x)
+    # Devices pool theirs, and with a mask it is the data that tell how many there are.
+    jax.eval_shape(jax.vmap(functools.partial(function, axis_name="d"), axis_name="d"), x[None])
+    jax.eval_shape(functools.partial(function, mask=x > 0), x)
+
+
+def test_one_position_cannot_take_a_style():
+    x = jnp.ones((6, 1, 1, 8))
+    with pytest.raises(ValueError, match=message(f"adaptive_instance_norm {ONE_POSITION}")):
+        jaxnorm.adaptive_instance_norm(x, jnp.ones((6, 4, 4, 8)))
 
 
 def test_moments_that_do_not_fit():

@@ -10,6 +10,7 @@ import pytest
 
 import jaxnorm
 import jaxnorm.linen as jnn
+from jaxnorm._layers.conditional import SPADELayer
 from tests.same import initialized
 
 KEY = jax.random.key(0)
@@ -89,7 +90,7 @@ def test_spade(rng):
         "scale": (3, 3, 7, 3),
         "shift": (3, 3, 7, 3),
     }
-    small = segmentation[:, 1::2, 1::2]
+    small = segmentation[:, ::2, ::2]
 
     def convolve(name, features, value):
         return nn.Conv(features, (3, 3)).apply({"params": params[name]}, value)
@@ -104,3 +105,29 @@ def test_spade(rng):
     np.testing.assert_allclose(*both(x, segmentation, small), atol=1e-5)
     with pytest.raises(ValueError, match="segmentation of shape"):
         module.init(KEY, x, segmentation[:1])
+
+
+def torch_nearest(old, size):
+    """Which of `old` positions torch's `nearest` takes for each of `size`, as its C++ says."""
+    step = np.float32(old) / np.float32(size)
+    return [min(int(np.float32(i) * step), old - 1) for i in range(size)]
+
+
+@pytest.mark.parametrize("sizes", [(8, 4), (4, 8), (9, 4), (5, 7), (7, 5), (28, 46), (62, 14)])
+def test_maps_are_resized_as_the_authors_do(sizes):
+    old, size = sizes
+    assert torch_nearest(9, 4) == [0, 2, 4, 6] and torch_nearest(5, 7) == [0, 0, 1, 2, 2, 3, 4]
+    by_whole_numbers = [i * old // size for i in range(size)]
+    assert (torch_nearest(*sizes) == by_whole_numbers) == (sizes not in [(28, 46), (62, 14)])
+    segmentation = np.arange(1.0 * old * old, dtype=np.float32).reshape(1, old, old, 1)
+    expected = segmentation[:, torch_nearest(*sizes)][:, :, torch_nearest(*sizes)]
+    found = []
+
+    def convolve(name, value):
+        found.append(value)
+        return jnp.zeros((*value.shape[:-1], 1))
+
+    options = {"norm": lambda x, **_: x, "options": {}}
+    layer = SPADELayer(hidden=1, kernel_size=1, activation=nn.relu)
+    layer.apply(jnp.ones((1, size, size, 1)), segmentation, convolve, **options)
+    np.testing.assert_array_equal(found[0], expected)

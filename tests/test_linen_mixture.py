@@ -264,6 +264,10 @@ def test_reversible_instance_norm(rng):
     module = jnn.RevIN()
     with pytest.raises(ValueError, match="call normalize before it"):
         module.apply({"params": params}, x, method="denormalize")
+    bound = module.bind({"params": params})
+    jax.jit(bound.normalize)(x)
+    with pytest.raises(ValueError, match="call normalize before it"):
+        bound.denormalize(x)
 
 
 def test_input_norm_is_that_of_all_inputs(rng):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxnorm
+import jaxnorm.linen as jnn
 from jaxnorm import Moments
 from tests.reference import wide
 
@@ -192,3 +193,63 @@ def test_one_element_leaves_the_running_variance_finite():
     batch = jaxnorm.moments(jnp.array([[3.0, 4.0]]), axis=0)
     new = jaxnorm.update_moments(running, batch, momentum=0.9)
     assert np.isfinite(new.var).all()
+
+
+STEPS = 30_000  # rounded weights that do not add up to 1 cost 2e-4 of the variance here
+
+
+def one_by_one(step, state):
+    """Returns the state after single observations, and their mean and variance."""
+    data = np.random.default_rng(0).normal(3, 2, (STEPS, 1, 1)).astype(np.float32)
+    state, _ = jax.jit(lambda s: jax.lax.scan(lambda s, x: (step(s, x), None), s, data))(state)
+    return state, data.astype(np.float64).mean(), data.astype(np.float64).var()
+
+
+def assert_has_not_drifted(moments, mean, var):
+    """Each step rounds by 2^-25 at random, so that many are off by sqrt(STEPS) times that."""
+    np.testing.assert_allclose(np.squeeze(moments[0]), mean, rtol=1e-5)
+    np.testing.assert_allclose(np.squeeze(moments[1]), var, rtol=1e-5)
+    assert np.squeeze(moments[2]) == STEPS
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_many_small_sets_merge_without_drift(order):
+    def step(state, x):
+        return jaxnorm.merge_moments(*(state, jaxnorm.moments(x, axis=0))[::order])
+
+    assert_has_not_drifted(*one_by_one(step, Moments(*jnp.zeros((3, 1)))))
+
+
+def test_a_stream_of_single_steps_does_not_drift():
+    def step(state, x):
+        return jaxnorm.cumulative_norm(x[None], axis=-1, initial=state)[1]
+
+    assert_has_not_drifted(*one_by_one(step, Moments(*jnp.zeros((3, 1)))))
+
+
+def test_an_input_norm_of_single_observations_does_not_drift():
+    norm = jnn.InputNorm(use_running_average=False)
+
+    def step(variables, x):
+        return norm.apply(variables, x, mutable=["batch_stats"])[1]
+
+    variables, *expected = one_by_one(step, norm.init(jax.random.key(0), jnp.zeros((1, 1))))
+    stats = variables["batch_stats"]
+    moments = [stats[f"population_{name}"] for name in Moments._fields]
+    assert_has_not_drifted(moments, *expected)
+
+
+def test_a_float32_count_stops_at_2_to_24():
+    many = Moments(*map(jnp.float32, (1.0, 2.0, 2.0**24)))
+    one = Moments(*map(jnp.float32, (5.0, 0.0, 1.0)))
+    for merged in (jaxnorm.merge_moments(many, one), jaxnorm.merge_moments(one, many)):
+        chex.assert_trees_all_close(merged, many, rtol=1e-6)
+    sets = jaxnorm.merge_moments(Moments(*(jnp.repeat(v, 64) for v in one)), axis=0)
+    assert jaxnorm.merge_moments(many, sets).count == 2**24 + 64
+
+
+def test_infinite_variances_merge():
+    inf = Moments(*map(jnp.float32, (0.0, np.inf, 2.0)))
+    one = Moments(*map(jnp.float32, (1.0, 2.0, 3.0)))
+    for pair in ((inf, one), (one, inf), (inf, inf)):
+        assert jaxnorm.merge_moments(*pair).var == np.inf

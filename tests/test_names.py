@@ -1,6 +1,8 @@
 """Every module has a name, and every name makes its module."""
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import pytest
 from flax import nnx
 
@@ -30,6 +32,21 @@ def test_linen_modules_are_made_by_name():
         for text in (f"{name}16", f"{name}_16"):
             assert getattr(jnn.make(text), option) == 16
     assert jnn.make("group32", epsilon=0.5) == jnn.GroupNorm(num_groups=32, epsilon=0.5)
+
+
+def test_a_module_that_is_made_by_its_name_can_be_named_in_a_model():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = jnn.make("rms", name="before")(x)
+            return jnn.make("group2", name="after", parent=self, use_beta=False)(x)
+
+    params = jax.eval_shape(Net().init, jax.random.key(0), jnp.ones((2, 4)))["params"]
+    assert {name: sorted(values) for name, values in params.items()} == {
+        "before": ["gamma"],
+        "after": ["gamma"],
+    }
+    assert jnn.make("layer", parent=None).parent is None
 
 
 def test_nnx_modules_are_made_by_name():

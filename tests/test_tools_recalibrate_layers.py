@@ -9,6 +9,7 @@ import pytest
 from flax.core import freeze
 
 import jaxnorm.linen as jnn
+import jaxnorm.nnx as jnx
 from jaxnorm import tools
 from tests.recalibrate import EPSILON, population_in_evaluation, start, uneven_batches
 from tests.same import drawn, initialized
@@ -200,3 +201,19 @@ def test_rngs_reach_the_model(data):
     }
     stats = tools.recalibrate(Noisy(), variables, data, rngs={"noise": jax.random.key(2)})
     assert np.abs(stats["BatchNorm_0"]["mean"] - 5).max() < 1
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_virtual_batches_that_do_not_divide_the_last_batch(rng, passes):
+    x = rng.normal(3, 2, (11, 3)).astype(np.float32)
+    batches = [x[:8], x[8:]]
+    norm = jnn.BatchNorm(num_virtual_batches=2, use_running_average=True)
+    variables = norm.init(jax.random.key(0), x)
+    stats = tools.recalibrate(norm, variables, batches, passes=passes)
+    twin = tools.recalibrate(jnx.BatchNorm(3, num_virtual_batches=2), batches, passes=passes)
+    for mean, var in ((stats["mean"], stats["var"]), (twin.mean[...], twin.var[...])):
+        np.testing.assert_allclose(mean, x.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(var, x.var(0), rtol=1e-5)
+    for seen in (tools.inspect(norm, variables, batches), tools.inspect(twin, batches)):
+        (layer,) = seen.layers
+        np.testing.assert_allclose(layer.batch.mean, x.mean(0), rtol=1e-5)

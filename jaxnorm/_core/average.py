@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm._core.axes import ArrayLike
+from jaxnorm._core.flags import check_flag
 from jaxnorm._core.mesh import broadcast_spec, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import compute_dtype
+from jaxnorm._core.restored import as_moments
 
 
 def mix_moments(first: Moments, second: Moments, *, weight: ArrayLike) -> Moments:
@@ -45,7 +47,8 @@ def mix_moments(first: Moments, second: Moments, *, weight: ArrayLike) -> Moment
     Covariate Shift Adaptation, arXiv:2006.16971.
     """
     check_fraction(weight, "weight")
-    first, second = (Moments(*map(jnp.asarray, m)) for m in (first, second))
+    given = as_moments(first, "first"), as_moments(second, "second")
+    first, second = (Moments(*map(jnp.asarray, m)) for m in given)
 
     def mix(a, b, weight):
         w = jnp.asarray(weight, a.real.dtype).astype(a.dtype)
@@ -106,17 +109,18 @@ def update_moments(
 
     Reference: Ioffe & Szegedy 2015, Batch Normalization, arXiv:1502.03167.
     """
-    running, batch = (Moments(*map(jnp.asarray, m)) for m in (running, batch))
+    given = as_moments(running, "running"), as_moments(batch, "batch")
+    running, batch = (Moments(*map(jnp.asarray, m)) for m in given)
     if jnp.iscomplexobj(batch.mean) and not jnp.iscomplexobj(running.mean):
         raise TypeError(
             f"running moments of dtype {running.mean.dtype} cannot hold a batch's mean of dtype "
             f"{batch.mean.dtype}; start them from a complex mean."
         )
-    weight = _update_weight(momentum, running.count, debias)
+    weight = _update_weight(momentum, running.count, check_flag(debias, "debias"))
     out: Any = Moments._make(map(broadcast_spec, batch, running))
     if running.count.shape == batch.mean.shape:
         out = out._replace(count=out.mean)
-    update = functools.partial(_update, unbiased=unbiased)
+    update = functools.partial(_update, unbiased=check_flag(unbiased, "unbiased"))
     return without_explicit_axes(update, out)(running, batch, weight)
 
 

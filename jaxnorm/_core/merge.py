@@ -17,6 +17,7 @@ from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.mesh import broadcast_spec, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import abs2
+from jaxnorm._core.restored import as_moments
 
 
 def merge_moments(
@@ -29,8 +30,13 @@ def merge_moments(
 
     count = n_a + n_b, mean = mean_a + (mean_b - mean_a) n_b / count, and
     var = (n_a var_a + n_b var_b + |mean_b - mean_a|^2 n_a n_b / count) / count,
-    exact in any order; moments of count 0 change nothing. This is the law of total variance:
-    the variance within the sets plus the variance of their means.
+    exact in any order and however often; moments of count 0 change nothing. This is the law of
+    total variance: the variance within the sets plus the variance of their means.
+
+    Counts have the dtype of the variance. A float32 count stops growing where what is added rounds
+    to nothing: for single observations at 2^24 (16.8 million), for sets of 64 at 2^30. From there
+    on the moments hardly move. To go on, merge sets with each other first (`axis`), or keep them in
+    float64.
 
     Args:
       *moments: one or more `Moments` whose shapes broadcast.
@@ -60,7 +66,7 @@ def merge_moments(
     """
     if not moments:
         raise ValueError("merge_moments needs at least one Moments, got none.")
-    given = tuple(Moments(*map(jnp.asarray, m)) for m in moments)
+    given = tuple(Moments(*map(jnp.asarray, as_moments(m, "each argument"))) for m in moments)
     out: Any = Moments._make(broadcast_spec(*arrays) for arrays in zip(*given, strict=True))
     axes = ()
     if axis is not None:
@@ -81,16 +87,22 @@ def merge_moments(
 
 
 def _merge_two(a: Moments, b: Moments) -> Moments:
-    count = a.count + b.count
-    safe = jnp.where(count > 0, count, 1)
+    # From the larger side, so that rounding is of the change alone: weights n_a / n and n_b / n,
+    # each rounded, do not add up to 1, and over many small batches the variance would drift.
+    is_larger = b.count > a.count
+    pairs = list(zip(a, b, strict=True))
+    mean, var, many = (jnp.where(is_larger, v, u) for u, v in pairs)
+    new_mean, new_var, few = (jnp.where(is_larger, u, v) for u, v in pairs)
+    count = many + few
     # An empty side takes the other's values: its own may be anything, even NaN.
-    mean_a, var_a = (jnp.where(a.count > 0, u, v) for u, v in zip(a[:2], b[:2], strict=True))
-    mean_b, var_b = (jnp.where(b.count > 0, v, u) for u, v in zip(a[:2], b[:2], strict=True))
-    weight_a, weight_b = a.count / safe, b.count / safe
-    delta = mean_b - mean_a
-    mean = jnp.where(count > 0, mean_a + delta * weight_b.astype(delta.dtype), 0)
-    var = weight_a * var_a + weight_b * var_b + abs2(delta) * (weight_a * weight_b)
-    return Moments(mean, jnp.where(count > 0, var, 0), count)
+    new_mean, new_var = (jnp.where(few > 0, v, u) for u, v in ((mean, new_mean), (var, new_var)))
+    safe = jnp.where(count > 0, count, 1)
+    weight = few / safe
+    delta = new_mean - mean
+    # An infinite variance stays as it is.
+    change = jnp.where(var < jnp.inf, new_var - var, 0) + abs2(delta) * (many / safe)
+    mean = jnp.where(count > 0, mean + delta * weight.astype(delta.dtype), 0)
+    return Moments(mean, jnp.where(count > 0, var + weight * change, 0), count)
 
 
 def _merge_by(m: Moments, total, expanded: tuple[int, ...] = ()) -> Moments:

@@ -22,6 +22,9 @@ from jaxnorm._core.statistics import Centered, find
 class Moments(NamedTuple):
     """Mean, biased variance and number of the elements pooled.
 
+    Functions that take it also take a mapping of its parts by name, as it comes back from a
+    checkpoint that is read without a target.
+
     Attributes:
       mean: the mean; the axes reduced over are removed.
       var: the variance, divided by `count` (biased); same shape, real.

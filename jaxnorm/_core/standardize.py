@@ -15,6 +15,7 @@ from jaxnorm._core.mesh import placed, spec_of, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import compute_dtype, keep, real_dtype, widen
 from jaxnorm._core.residuals import recomputed
+from jaxnorm._core.restored import as_moments
 
 
 def standardize(
@@ -69,7 +70,9 @@ def standardize(
     kept = _axes.other_axes(axes, x.ndim)
     mean, var = (
         placed(expand_moment(value, x.shape, axes, name), spec_of(x))
-        for value, name in ((moments[0], "moments.mean"), (moments[1], "moments.var"))
+        for value, name in zip(
+            as_moments(moments, "moments")[:2], ("moments.mean", "moments.var"), strict=True
+        )
     )
     gamma = _axes.expand_parameter(gamma, x, feature_axes, kept, "gamma")
     beta = _axes.expand_parameter(beta, x, feature_axes, kept, "beta")

@@ -190,9 +190,17 @@ class BatchLayer(AffineLayer):
         return y, running.track(state, pooled, decisions.update, **average)
 
     def can_normalize_by_batch(self, shape: tuple[int, ...], mask: ArrayLike | None = None) -> bool:
-        """Whether each statistic is of more than one value, as far as the input's shape tells."""
-        batch = core.Batch(virtual=self.num_virtual_batches)
+        """Whether each statistic is of more than one value, as far as the input's shape tells.
+
+        An input that the virtual batches do not divide is taken as one.
+        """
+        batch = core.Batch(virtual=self.num_virtual_batches if self.divides(shape) else 1)
         return not self._pools_one_value(shape, self.axes_of(shape)[0], mask, batch)
+
+    def divides(self, shape: tuple[int, ...]) -> bool:
+        """Whether the virtual batches divide the examples; those of a last batch may be fewer."""
+        axis = _axes.canonical_axis(self.batch_axis, shape, "batch_axis")
+        return shape[axis] % self.num_virtual_batches == 0
 
     def _divide(self, x, axes, domain, context: Context) -> tuple[core.Batch, jax.Array | None]:
         """Returns how the batch is divided, and the domain if the whole batch has one."""

@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike
-from jaxnorm._core.pool import compute_dtype
+from jaxnorm._core.pool import compute_dtype, real_dtype
 from jaxnorm._layers.layer import Layer
 
 Norm = Callable[..., jax.Array]  # of the input, gamma, beta and other options of its call
@@ -119,5 +121,24 @@ def _resize_map(segmentation: jax.Array, shape: tuple[int, ...]) -> jax.Array:
             f"segmentation of shape {segmentation.shape} does not fit an input of shape {shape}: "
             "it must have that rank and its batch, and positions and channels of its own."
         )
-    sizes = (shape[0], *shape[1:-1], segmentation.shape[-1])
-    return jax.image.resize(segmentation, sizes, "nearest")
+    for axis in range(1, len(shape) - 1):
+        if segmentation.shape[axis] != shape[axis]:
+            segmentation = _resize_axis(segmentation, axis, shape[axis])
+    return segmentation
+
+
+def _resize_axis(segmentation: jax.Array, axis: int, size: int) -> jax.Array:
+    """Returns a map with `size` positions along an axis, floor(i * old / size) for position i.
+
+    That is the rule of torch's F.interpolate(mode="nearest") in the authors' code. It divides
+    first, in float32 (float64 for such maps), which for a few sizes, such as 28 to 46, gives
+    another position than whole numbers would. `jax.image.resize` looks from the middle of each
+    position instead, as "nearest-exact" does.
+    """
+    old = segmentation.shape[axis]
+    # NumPy divides in the compiler's place, whose rounding may be another; but not symbolic sizes.
+    xp = np if isinstance(old, int) and isinstance(size, int) else jnp
+    real = real_dtype(segmentation.dtype)
+    step = xp.asarray(old, real) / xp.asarray(size, real)
+    positions = xp.floor(xp.arange(size).astype(real) * step).astype(np.int32)
+    return jnp.take(segmentation, xp.minimum(positions, old - 1), axis)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxnorm._core.flags import check_switch
 from jaxnorm._layers.layer import Context
 from jaxnorm._layers.sources import Statistics, check_statistics
 
@@ -64,11 +65,11 @@ class Decisions(NamedTuple):
                 f"{label} needs use_running_average: False in training, True in evaluation; set it "
                 "as a field or pass it in the call."
             )
-        traced = isinstance(evaluate, jax.Array)
+        evaluate = check_switch(evaluate, "use_running_average")
         if update is None:
-            update = ~evaluate if traced else not evaluate
-        elif not isinstance(update, jax.Array):
-            update = bool(update)
-        if traced:
-            return cls((train, test), evaluate, update)
-        return cls((test,) if evaluate else (train,), bool(evaluate), update)
+            update = not evaluate if isinstance(evaluate, bool) else ~evaluate
+        else:
+            update = check_switch(update, "update_running")
+        if isinstance(evaluate, bool):
+            return cls((test,) if evaluate else (train,), evaluate, update)
+        return cls((train, test), evaluate, update)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 
@@ -18,7 +19,7 @@ class InstanceNormLayer(PositionLayer, MappedOptions):
     def apply(self, x: jax.Array, own: Own, context: Context, mask: ArrayLike | None) -> jax.Array:
         """Normalizes `x`."""
         options = {**self.arguments(x), **self.mapped(context)}
-        return group.instance_norm(x, **own, mask=mask, **options)
+        return group.normalize_positions(_report(context), x, *_affine(own), mask, **options)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,4 +33,13 @@ class GroupNormLayer(PositionLayer, MappedOptions):
         """Normalizes `x`."""
         groups = {"num_groups": self.num_groups, "group_size": self.group_size}
         options = {**self.arguments(x), **self.mapped(context), **groups}
-        return group.group_norm(x, **own, mask=mask, **options)
+        return group.normalize_groups(_report(context), x, *_affine(own), mask, **options)
+
+
+def _report(context: Context) -> group.Report:
+    """Returns what to do about groups of one value: nothing where variables are only made."""
+    return group.ignore if context.initializing else functools.partial(group.refuse, context.label)
+
+
+def _affine(own: Own) -> tuple[ArrayLike | None, ArrayLike | None]:
+    return own.get("gamma"), own.get("beta")

@@ -12,6 +12,7 @@ import jax
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
+from jaxnorm._core.flags import check_flag
 from jaxnorm._core.mesh import placed
 
 State = Mapping[str, jax.Array]
@@ -80,6 +81,10 @@ class Layer:
         fields: Any = cls
         return cls(**{f.name: getattr(module, f.name) for f in dataclasses.fields(fields)})
 
+    def __post_init__(self) -> None:
+        for name in _flags_of(type(self)):
+            check_flag(getattr(self, name), name)
+
     def features_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the axes of features, whose sizes are those of the parameters."""
         del shape
@@ -93,6 +98,12 @@ class Layer:
         """Returns the parameters of a layer with features of those `sizes`."""
         del sizes
         return {}
+
+
+@functools.cache
+def _flags_of(layer: Any) -> tuple[str, ...]:
+    """Returns the names of the options that are True or False."""
+    return tuple(field.name for field in dataclasses.fields(layer) if field.type == "bool")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,11 @@ from jaxnorm._core.standardize import standardize
 from jaxnorm._layers.layer import AffineLayer, Own
 from jaxnorm.functional.inverse import unstandardize
 
+_NEEDED = (
+    "RevIN.denormalize needs the moments of a series: call normalize before it, in the same call "
+    "of the model, or pass moments=jaxnorm.moments(x, axis=time_axis)."
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RevINLayer(AffineLayer):
@@ -50,12 +55,13 @@ class RevINLayer(AffineLayer):
     def denormalize(self, y: jax.Array, own: Own, given: Moments | None) -> jax.Array:
         """Returns `y` at the scale of the series whose moments are `given`."""
         if given is None:
-            raise ValueError(
-                "RevIN.denormalize needs the moments of a series: call normalize before it, in the "
-                "same call of the model, or pass moments=jaxnorm.moments(x, axis=time_axis)."
-            )
+            raise ValueError(_NEEDED)
         options = {"feature_axes": -1, "epsilon": self.epsilon, "dtype": self.dtype}
-        return unstandardize(y, given, **own, axis=self._time(y), **options)
+        try:
+            return unstandardize(y, given, **own, axis=self._time(y), **options)
+        except jax.errors.UnexpectedTracerError as error:
+            # What was found in a function that JAX traced is gone with it.
+            raise ValueError(_NEEDED) from error
 
     def _time(self, x: jax.Array) -> int:
         return _axes.canonical_axis(self.time_axis, x.shape, "time_axis")

@@ -8,13 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
+from jaxnorm._core.flags import check_switch
 from jaxnorm._core.moments import Moments
+from jaxnorm._core.restored import as_moments
 from jaxnorm._layers.batch import BatchLayer
 from jaxnorm._layers.layer import Context
 from jaxnorm._layers.running import first_moments
@@ -199,8 +200,10 @@ def batch_norm_step(
         axis_index_groups=axis_index_groups,
     )
     context = Context("batch_norm_step", evaluation="training=False")
-    decisions = layer.decide(_evaluates(training), None, context)
-    running = Moments(*map(jnp.asarray, running))
+    training = check_switch(training, "training")
+    evaluate = not training if isinstance(training, bool) else ~training
+    decisions = layer.decide(evaluate, None, context)
+    running = Moments(*map(jnp.asarray, as_moments(running, "running")))
     _check_running(running, layer, x.shape, decisions.update is not False)
     needed = bool(layer.first_state(x, decisions, context))
     state = running._asdict() if needed else {}
@@ -222,14 +225,6 @@ def _check_static(**options: Any) -> None:
             f"jax.jit(batch_norm_step, static_argnames={(*traced, 'training')!r}), or call it in a "
             "jitted function of your own."
         )
-
-
-def _evaluates(training: Any) -> bool | jax.Array:
-    if isinstance(training, (bool, np.bool_)):
-        return not training
-    if isinstance(training, jax.Array) and training.dtype == jnp.bool_ and training.ndim == 0:
-        return ~training
-    raise TypeError(f"training must be True, False or a boolean array of rank 0, got {training!r}.")
 
 
 def _check_running(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import Axes
+from jaxnorm._core.flags import check_flag
 from jaxnorm._core.moments import moments
 from jaxnorm._core.pool import compute_dtype
 from jaxnorm._layers.layer import Context, Layer
@@ -152,6 +153,7 @@ class SpectralNormLayer(WeightLayer):
                 "SpectralNorm needs update_stats: True in training, False in evaluation; set it "
                 "as a field or pass it in the call."
             )
+        update = check_flag(update, "update_stats")
         if context.initializing:
             return False
         if update and not context.mutable:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
+from jaxnorm._core.flags import check_switch
 from jaxnorm._core.pool import compute_dtype, real_dtype
 from jaxnorm._layers.layer import AffineLayer, Context, FirstState, Own, State, first_placed
 from jaxnorm._layers.narrow import warn_if_narrow
@@ -49,7 +50,7 @@ class WhiteningLayer(AffineLayer):
                 f"{context.label} needs use_running_average: False in training, True in "
                 "evaluation; set it as a field or pass it in the call."
             )
-        return evaluate
+        return check_switch(evaluate, "use_running_average")
 
     def first_state(self, shape: tuple[int, ...], dtype: DTypeLike, spec: Any = None) -> FirstState:
         """Returns what the running mean and projection start at, for inputs of shape `shape`.

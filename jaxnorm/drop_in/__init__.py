@@ -28,7 +28,9 @@ Results are the same but for rounding, and these differences:
   of flax's result; here it does not. Without the last axis they are an error, as in linen.
 - With `epsilon=0` and a variance of 0 the result is the bias and gradients are 0, not NaN.
 - Errors: an `epsilon` that is negative or traced, a `momentum` outside [0, 1], a complex input with
-  a real `dtype`. A warning: running statistics of half precision that would stop moving.
+  a real `dtype`, a string as `use_running_average`. Warnings: running statistics of half precision
+  that would stop moving; group norm with one value in each group and instance norm of one position,
+  whose result is the bias whatever the input.
 
 This module imports no flax; its two parts do.
 """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -82,7 +84,7 @@ def rms_norm(norm: Norm, axes: tuple[int, ...]) -> jax.Array:
     return _normalize(feature.rms_norm, norm, axes)
 
 
-def instance_norm(norm: Norm) -> jax.Array:
+def instance_norm(norm: Norm, context: Context) -> jax.Array:
     """Normalizes by mean and variance over all axes but the first and those of the features."""
     if 0 in norm.features:
         raise ValueError(
@@ -90,11 +92,19 @@ def instance_norm(norm: Norm) -> jax.Array:
             f"batch axis: feature_axes are {norm.features} of an input of shape {norm.x.shape}. "
             "LayerNorm takes any axes."
         )
-    return layer_norm(norm, others((0, *norm.features), norm.x.ndim))
+    axes = others((0, *norm.features), norm.x.ndim)
+    if norm.mask is None and norm.module.axis_name is None:
+        size = math.prod(sizes_of(norm.x, axes))
+        group.report_one_value(_report(context), size, norm.x.shape, axes)
+    return layer_norm(norm, axes)
 
 
 def group_norm(
-    norm: Norm, reduction_axes: Any, num_groups: int | None, group_size: int | None
+    norm: Norm,
+    reduction_axes: Any,
+    num_groups: int | None,
+    group_size: int | None,
+    context: Context,
 ) -> jax.Array:
     """Normalizes by mean and variance over `reduction_axes`, of the last those of a group."""
     (x, gamma, beta, mask), rank = _arrays(norm), norm.x.ndim
@@ -110,7 +120,22 @@ def group_norm(
             f"{group_size!r}."
         )
     given = {"axis": axes, "num_groups": num_groups, "group_size": group_size}
-    return group.group_norm(x, gamma, beta, mask=mask, **given, **norm.options)
+    return group.normalize_groups(
+        _report(context), x, gamma, beta, mask, channel_axis=-1, **given, **norm.options
+    )
+
+
+def _report(context: Context) -> group.Report:
+    """Returns what to do about pools of one value: a warning, as flax computes on."""
+
+    def warn(message: str) -> None:
+        warnings.warn(
+            f"{context.label} got {message} The result is the bias, whatever the input.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+    return group.ignore if context.initializing else warn
 
 
 def _normalize(function: Callable[..., jax.Array], norm: Norm, axes: tuple[int, ...]) -> jax.Array:
@@ -140,6 +165,8 @@ def batch_norm(
     layer = _layer_of(norm, axes)
     if jnp.iscomplexobj(x) and not jnp.iscomplexobj(state["mean"]):
         state = {**state, "mean": state["mean"].astype(compute_dtype(x.dtype))}
+    # Flax takes integers as well.
+    evaluate = bool(evaluate) if isinstance(evaluate, int) else evaluate
     decisions = layer.decide(evaluate, None, context)
     own = {"gamma": gamma, "beta": beta}
     y, new = layer.apply(x, state, own, decisions, context, mask=mask)

@@ -21,6 +21,8 @@ from jaxnorm._layers.layer import Context
 from jaxnorm.drop_in import _shared
 from jaxnorm.drop_in._shared import Norm
 
+__all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "everywhere"]
+
 # Part of what JAX looks traced and compiled functions up by, in every thread for itself.
 _everywhere = jax.make_user_context(False)
 
@@ -57,6 +59,14 @@ def _intercept(next_function: Any, args: Any, kwargs: Any, context: Any) -> Any:
         # It is this call's own. To compute here would pass by the interceptors entered inside.
         method.__setstate__((compute, method.args, method.keywords, None))
     return next_function(*args, **kwargs)
+
+
+def _context_of(module: nn.Module) -> Context:
+    return Context(
+        label=f"{type(module).__name__} {'/'.join(module.path) or '(top level)'}",
+        initializing=module.is_initializing(),
+        widening="With force_float32_reductions=True they are in float32.",
+    )
 
 
 def _parameters(
@@ -99,11 +109,7 @@ def _batch_norm(
     wide = module.force_float32_reductions
     first = _shared.first_statistics(norm, jnp.float32 if wide else module.param_dtype)
     variables = {name: module.variable("batch_stats", name, make) for name, make in first.items()}
-    context = Context(
-        label=f"BatchNorm {'/'.join(module.path) or '(top level)'}",
-        initializing=module.is_initializing(),
-        widening="With force_float32_reductions=True they are in float32.",
-    )
+    context = _context_of(module)
     state = {name: variable.value for name, variable in variables.items()}
     y, new = _shared.batch_norm(norm, state, evaluate, context)
     for name, value in (new or {}).items():
@@ -124,13 +130,14 @@ def _rms_norm(module: nn.RMSNorm, x: ArrayLike, *, mask: ArrayLike | None = None
 def _group_norm(module: nn.GroupNorm, x: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
     norm = _norm_of(module, x, -1, mask, module.use_bias)
     groups = module.num_groups, module.group_size
-    return _shared.group_norm(norm, module.reduction_axes, *groups)
+    return _shared.group_norm(norm, module.reduction_axes, *groups, _context_of(module))
 
 
 def _instance_norm(
     module: nn.InstanceNorm, x: ArrayLike, *, mask: ArrayLike | None = None
 ) -> jax.Array:
-    return _shared.instance_norm(_norm_of(module, x, module.feature_axes, mask, module.use_bias))
+    norm = _norm_of(module, x, module.feature_axes, mask, module.use_bias)
+    return _shared.instance_norm(norm, _context_of(module))
 
 
 class BatchNorm(nn.BatchNorm):

@@ -19,6 +19,8 @@ from jaxnorm._layers.layer import Context
 from jaxnorm.drop_in import _shared
 from jaxnorm.drop_in._shared import Norm
 
+__all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "replace"]
+
 Model = TypeVar("Model")
 _NAMES = ("__module__", "__qualname__", "__doc__")  # of a class, for those who read them
 
@@ -172,7 +174,8 @@ class GroupNorm(nnx.GroupNorm):
     def __call__(self, x, *, mask=None):
         """Normalizes `x`; elements where `mask` is False are not pooled and give 0."""
         norm, _ = _norm_of(self, x, self.feature_axis, mask)
-        return _shared.group_norm(norm, self.reduction_axes, self.num_groups, None)
+        given = self.reduction_axes, self.num_groups, None
+        return _shared.group_norm(norm, *given, Context(label=type(self).__name__))
 
 
 class InstanceNorm(nnx.InstanceNorm):
@@ -191,4 +194,4 @@ class InstanceNorm(nnx.InstanceNorm):
     def __call__(self, x, *, mask=None):
         """Normalizes `x`; elements where `mask` is False are not pooled and give 0."""
         norm, _ = _norm_of(self, x, self.feature_axes, mask)
-        return _shared.instance_norm(norm)
+        return _shared.instance_norm(norm, Context(label=type(self).__name__))

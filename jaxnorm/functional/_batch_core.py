@@ -21,6 +21,7 @@ from jaxnorm._core.mesh import count_shards, is_manual, placed, spec_of, without
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.normalize import normalize, statistics_of
 from jaxnorm._core.pool import Pool, compute_dtype, keep, pool_of
+from jaxnorm._core.restored import as_moments
 from jaxnorm._core.standardize import expand_moment, standardize_full
 from jaxnorm._core.statistics import Centered
 from jaxnorm._core.sums import split_axis
@@ -90,6 +91,7 @@ def check_batch_axis(batch_axis: int, shape: tuple[int, ...], axes: Sequence[int
 
 def expand_running(running: Moments, inputs: Inputs, axes, batch: Batch) -> Inputs:
     """Returns `inputs` with the `running` moments; one row for each segment, if there are any."""
+    running = as_moments(running, "running")
     shape, spec = inputs.x.shape, spec_of(inputs.x)
     if batch.segments is not None:
         # To the moments, the segments are what the examples are to the input: an axis that stays.
@@ -173,7 +175,9 @@ def _normalize_corrected(inputs: Inputs, correction: Correction, options: Option
         inputs = _widened(inputs)
         stats, count = statistics_of(inputs.x, inputs.mask, options, _near(inputs))
         y = _apply(correction, stats, inputs, options)
-        return y, _moments.to_moments(stats, count, options.pool.axes)
+        moments = _moments.to_moments(stats, count, options.pool.axes)
+        # Of nothing the mean is 0, and not the running one that the sums are about.
+        return y, moments._replace(mean=jnp.where(moments.count > 0, moments.mean, 0))
 
     x, mask = inputs.x, inputs.mask
     out = spec_of(x), _moments.moments_specs(x, mask, options.pool)
@@ -262,7 +266,8 @@ def _normalize_parts(inputs: Inputs, batch: Batch, parts: int, correction, optio
     if size % parts:
         raise ValueError(
             f"num_virtual_batches={batch.virtual!r} does not divide the batch: axis {axis} of the "
-            f"input of shape {shape} has {size} examples to divide into {parts} equal parts."
+            f"input of shape {shape} has {size} examples to divide into {parts} equal parts. Leave "
+            "a smaller last batch out, or fill it up and mask what was added."
         )
     if not _divides_evenly(inputs.x, axis, parts):
         ids = jnp.arange(size) // (size // parts)

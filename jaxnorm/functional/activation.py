@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
+from jaxnorm._core.flags import check_flag
 from jaxnorm._core.formula import Options, apply_affine, result
 from jaxnorm._core.mesh import spec_of, without_explicit_axes
 from jaxnorm._core.normalize import statistics_of
@@ -268,7 +269,9 @@ def gated_rms_norm(
     )
     if groups is not None:
         options = options._replace(pool=Pool((), (axes[0], groups)))
-    return _gated_rms_norm(x, gate, gamma, options, bool(norm_before_gate), activation)
+    return _gated_rms_norm(
+        x, gate, gamma, options, check_flag(norm_before_gate, "norm_before_gate"), activation
+    )
 
 
 def _count_groups(group_size, axes, shape) -> int:

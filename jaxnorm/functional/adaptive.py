@@ -17,10 +17,12 @@ from jaxnorm._core.moments import Moments
 from jaxnorm._core.normalize import normalize, statistics_of
 from jaxnorm._core.pool import Pool, compute_dtype, keep, pool_of, subtract
 from jaxnorm._core.residuals import recomputed, save
+from jaxnorm._core.restored import as_moments
 from jaxnorm._core.standardize import expand_moment
 from jaxnorm._core.statistics import Centered
 from jaxnorm.functional._arguments import expand_channels, position_axes
 from jaxnorm.functional._merged import merge_along, rest_of
+from jaxnorm.functional.group import refuse, report_one_value
 
 
 def adaptive_instance_norm(
@@ -80,6 +82,9 @@ def adaptive_instance_norm(
         )
     mask, style_mask = _axes.expand_mask(mask, x), _axes.expand_mask(style_mask, style)
     epsilon, pool = _axes.check_epsilon(epsilon), Pool(axes)
+    if mask is None:
+        report = functools.partial(refuse, "adaptive_instance_norm")
+        report_one_value(report, pool.size(x.shape), x.shape, axes)
     mean, var, _ = _moments.pooled_moments(style, style_mask, pool)
     gamma, beta = (jnp.expand_dims(v, axes) for v in (root(var + epsilon), mean))
     return normalize(x, gamma, beta, mask, Options(pool, epsilon, _axes.result_dtype(x, dtype)))[0]
@@ -231,6 +236,7 @@ def _mix(
     if formula is _blend:
         how = expand_channels(how, x, channel, "rho")
     if given is not None:
+        given = as_moments(given, "batch_moments")
         pair = zip(given[:2], ("batch_moments.mean", "batch_moments.var"), strict=True)
         given = tuple(expand_moment(value, x.shape, (0, *axes), name) for value, name in pair)
     mask = _axes.expand_mask(mask, x)

@@ -9,6 +9,7 @@ import jax
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
+from jaxnorm._core.flags import check_flag
 from jaxnorm._core.formula import Options
 from jaxnorm._core.normalize import normalize
 from jaxnorm._core.pool import pool_of
@@ -146,7 +147,7 @@ def rms_norm(
         dtype,
         gamma_offset=float(gamma_offset),
         center=False,
-        cast_before_gamma=bool(cast_before_gamma),
+        cast_before_gamma=check_flag(cast_before_gamma, "cast_before_gamma"),
     )
 
 

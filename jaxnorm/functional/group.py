@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 
@@ -12,8 +13,10 @@ from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.formula import Options
 from jaxnorm._core.mesh import splits_evenly
 from jaxnorm._core.normalize import normalize
-from jaxnorm._core.pool import pool_of
+from jaxnorm._core.pool import Pool, pool_of
 from jaxnorm._core.sums import split_axis
+
+Report = Callable[[str], None]  # is told of pools that hold one value
 
 
 def group_norm(
@@ -57,8 +60,9 @@ def group_norm(
 
     Raises:
       TypeError: `x` or `dtype` is of integers, `mask` is not boolean, or a number is no integer.
-      ValueError: the groups do not divide the channels or are given twice, an axis is out of range
-        or given twice, gamma, beta or mask does not fit, or epsilon is negative.
+      ValueError: the groups do not divide the channels or are given twice, each holds one value, an
+        axis is out of range or given twice, gamma, beta or mask does not fit, or epsilon is
+        negative.
       NameError: an `axis_name` is not bound.
 
     Example:
@@ -69,27 +73,18 @@ def group_norm(
 
     Reference: Wu & He 2018, Group Normalization, arXiv:1803.08494.
     """
-    x = _axes.check_input(x)
-    channel = _axes.canonical_axis(channel_axis, x.shape, "channel_axis")
-    groups = count_groups(num_groups, group_size, x.shape, channel)
-    if axis is None:
-        pooled = tuple(a for a in range(1, x.ndim) if a != channel)
-    else:
-        axes = _axes.canonical_axes(axis, x.shape, allow_empty=True)
-        pooled = tuple(a for a in axes if a != channel)
-
-    gamma = _axes.expand_parameter(gamma, x, None, (channel,), "gamma")
-    beta = _axes.expand_parameter(beta, x, None, (channel,), "beta")
-    mask = _axes.expand_mask(mask, x)
-    pool = pool_of(pooled, axis_name, axis_index_groups, (channel, groups))
-    options = Options(pool, _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype))
-    # Groups of nothing but channels are rows, which takes fewer passes over memory; but not where
-    # that moved the input between devices.
-    if any(x.shape[a] != 1 for a in pooled) or not splits_evenly(x, channel, groups):
-        return normalize(x, gamma, beta, mask, options)[0]
-    pool = pool._replace(axes=(channel + 1,), groups=None)
-    rows = (split_axis(array, channel, groups) for array in (x, gamma, beta, mask))
-    return normalize(*rows, options._replace(pool=pool))[0].reshape(x.shape)
+    return normalize_groups(
+        functools.partial(refuse, "group_norm"),
+        *(x, gamma, beta, mask),
+        num_groups=num_groups,
+        group_size=group_size,
+        channel_axis=channel_axis,
+        axis=axis,
+        epsilon=epsilon,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        dtype=dtype,
+    )
 
 
 def count_groups(num_groups, group_size, shape, channel) -> int:
@@ -145,8 +140,8 @@ def instance_norm(
 
     Raises:
       TypeError: `x` or `dtype` is of integers, or `mask` is not boolean.
-      ValueError: there is no axis to pool, an axis is out of range or given twice, gamma, beta or
-        mask does not fit, or epsilon is negative.
+      ValueError: there is no axis to pool, or one position, an axis is out of range or given twice,
+        gamma, beta or mask does not fit, or epsilon is negative.
       NameError: an `axis_name` is not bound.
 
     Example:
@@ -157,6 +152,74 @@ def instance_norm(
 
     Reference: Ulyanov, Vedaldi & Lempitsky 2016, Instance Normalization, arXiv:1607.08022.
     """
+    return normalize_positions(
+        functools.partial(refuse, "instance_norm"),
+        *(x, gamma, beta, mask),
+        channel_axis=channel_axis,
+        axis=axis,
+        epsilon=epsilon,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        dtype=dtype,
+    )
+
+
+def normalize_groups(
+    report: Report,
+    x: ArrayLike,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
+    mask: ArrayLike | None,
+    *,
+    num_groups: int | None,
+    group_size: int | None,
+    channel_axis: int,
+    axis: Axes | None,
+    epsilon: float,
+    axis_name: str | Sequence[str] | None = None,
+    axis_index_groups: AxisIndexGroups = None,
+    dtype: DTypeLike | None,
+) -> jax.Array:
+    """Computes `group_norm`; `report` is told if each group is of one value."""
+    x = _axes.check_input(x)
+    channel = _axes.canonical_axis(channel_axis, x.shape, "channel_axis")
+    groups = count_groups(num_groups, group_size, x.shape, channel)
+    if axis is None:
+        pooled = tuple(a for a in range(1, x.ndim) if a != channel)
+    else:
+        axes = _axes.canonical_axes(axis, x.shape, allow_empty=True)
+        pooled = tuple(a for a in axes if a != channel)
+
+    gamma = _axes.expand_parameter(gamma, x, None, (channel,), "gamma")
+    beta = _axes.expand_parameter(beta, x, None, (channel,), "beta")
+    mask = _axes.expand_mask(mask, x)
+    pool = pool_of(pooled, axis_name, axis_index_groups, (channel, groups))
+    _check_values(report, pool, x.shape, mask)
+    options = Options(pool, _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype))
+    # Groups of nothing but channels are rows, which takes fewer passes over memory; but not where
+    # that moved the input between devices.
+    if any(x.shape[a] != 1 for a in pooled) or not splits_evenly(x, channel, groups):
+        return normalize(x, gamma, beta, mask, options)[0]
+    pool = pool._replace(axes=(channel + 1,), groups=None)
+    rows = (split_axis(array, channel, groups) for array in (x, gamma, beta, mask))
+    return normalize(*rows, options._replace(pool=pool))[0].reshape(x.shape)
+
+
+def normalize_positions(
+    report: Report,
+    x: ArrayLike,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
+    mask: ArrayLike | None,
+    *,
+    channel_axis: int,
+    axis: Axes | None,
+    epsilon: float,
+    axis_name: str | Sequence[str] | None = None,
+    axis_index_groups: AxisIndexGroups = None,
+    dtype: DTypeLike | None,
+) -> jax.Array:
+    """Computes `instance_norm`; `report` is told if there is one position."""
     x = _axes.check_input(x)
     channel = _axes.canonical_axis(channel_axis, x.shape, "channel_axis")
     if axis is None:
@@ -177,5 +240,46 @@ def instance_norm(
     beta = _axes.expand_parameter(beta, x, None, (channel,), "beta")
     mask = _axes.expand_mask(mask, x)
     pool = pool_of(axes, axis_name, axis_index_groups)
+    _check_values(report, pool, x.shape, mask)
     options = Options(pool, _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype))
     return normalize(x, gamma, beta, mask, options)[0]
+
+
+def _check_values(
+    report: Report, pool: Pool, shape: tuple[int, ...], mask: jax.Array | None
+) -> None:
+    """Reports a pool of a single value, as far as the input's shape tells."""
+    if mask is None and not pool.names:
+        report_one_value(report, pool.size(shape), shape, pool.axes, pool.groups)
+
+
+def report_one_value(
+    report: Report,
+    size: int,
+    shape: tuple[int, ...],
+    axes: tuple[int, ...],
+    groups: tuple[int, int] | None = None,
+) -> None:
+    """Tells `report` of pools of `size` values if that is 1; a symbolic size is not known."""
+    if not isinstance(size, int) or size != 1:
+        return
+    if groups is None:
+        where, remedy = f"reduced over axes {axes}", "reduce over axes that hold several positions"
+    else:
+        where = f"with {groups[1]} groups of one channel"
+        where += f", reduced over axes {axes} as well" if axes else ""
+        remedy = "have fewer groups, of 8 channels or more"
+    report(
+        f"one value in each {'channel of an example' if groups is None else 'group'}: an input of "
+        f"shape {shape} {where}. One value cannot be normalized; {remedy}, or take a norm over the "
+        "channels, such as layer norm."
+    )
+
+
+def refuse(label: str, message: str) -> None:
+    """Raises an error, for the norm that is called `label`."""
+    raise ValueError(f"{label} got {message}")
+
+
+def ignore(message: str) -> None:
+    """Does nothing, as where a model is initialized by an input smaller than those to come."""

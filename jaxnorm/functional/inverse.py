@@ -9,7 +9,8 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.mesh import placed, spec_of, without_explicit_axes
 from jaxnorm._core.moments import Moments
-from jaxnorm._core.pool import widen
+from jaxnorm._core.pool import compute_dtype
+from jaxnorm._core.restored import as_moments
 from jaxnorm._core.standardize import expand_moment
 
 
@@ -37,7 +38,9 @@ def unstandardize(
       feature_axes: the axes that gamma and beta vary along. Default: all that are not in `axis`
         (the last axis for a gamma or beta of rank 1).
       epsilon: as in `jaxnorm.standardize`.
-      dtype: of the result; default: that of `y`.
+      dtype: of the result; default: that of `y`, or of the moments where theirs is wider: what a
+        network makes in bfloat16 comes back in float32, since bfloat16 would round what lies far
+        from 0 to its own coarse steps.
 
     Returns:
       The array before standardization, in the shape of `y`.
@@ -62,14 +65,20 @@ def unstandardize(
     kept = _axes.other_axes(axes, y.ndim)
     mean, var = (
         placed(expand_moment(value, y.shape, axes, name), spec_of(y))
-        for value, name in ((moments[0], "moments.mean"), (moments[1], "moments.var"))
+        for value, name in zip(
+            as_moments(moments, "moments")[:2], ("moments.mean", "moments.var"), strict=True
+        )
     )
     gamma = _axes.expand_parameter(gamma, y, feature_axes, kept, "gamma")
     beta = _axes.expand_parameter(beta, y, feature_axes, kept, "beta")
-    epsilon, dtype = _axes.check_epsilon(epsilon), _axes.result_dtype(y, dtype)
+    # However strict the caller wants promotion to be.
+    with jax.numpy_dtype_promotion("standard"):
+        wide = jnp.promote_types(jnp.promote_types(y.dtype, mean.dtype), var.dtype)
+    dtype = _axes.result_dtype(y, wide if dtype is None else dtype)
+    epsilon, wide = _axes.check_epsilon(epsilon), compute_dtype(wide)
 
     def compute(y, mean, var, gamma, beta):
-        x = widen(y, None)
+        x = y.astype(wide)
         if beta is not None:
             x = x - beta.astype(x.dtype)
         if gamma is not None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
+from jaxnorm._core.flags import check_flag
 from jaxnorm._core.formula import apply_affine, inverse_root
 from jaxnorm._core.mesh import spec_of, without_explicit_axes
 from jaxnorm._core.plan import PORTABLE
@@ -68,7 +69,7 @@ def local_response_norm(
     channel = _axes.canonical_axis(channel_axis, x.shape, "channel_axis")
     if _axes.check_int(size, "size") < 1:
         raise ValueError(f"size must be at least 1, got {size!r}.")
-    scale = float(alpha) / int(size) if average else float(alpha)
+    scale = float(alpha) / int(size) if check_flag(average, "average") else float(alpha)
     dtype = _axes.result_dtype(x, dtype)
     return _local_response_norm(x, channel, int(size), scale, float(beta), float(k), dtype)
 
@@ -146,7 +147,7 @@ def divisive_norm(
     sigma = _axes.expand_parameter(sigma, x, None, last, "sigma")
     mask = _axes.expand_mask(mask, x)
     dtype = _axes.result_dtype(x, dtype)
-    return _divisive_norm(x, gamma, beta, sigma, mask, reach, bool(center), dtype)
+    return _divisive_norm(x, gamma, beta, sigma, mask, reach, check_flag(center, "center"), dtype)
 
 
 def _check_windows(axis, window, shape) -> tuple[tuple[int, int], ...]:

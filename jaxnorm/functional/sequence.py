@@ -17,6 +17,7 @@ from jaxnorm._core.moments import Moments
 from jaxnorm._core.normalize import statistics_of
 from jaxnorm._core.pool import Pool, compute_dtype, keep, real_dtype, widen
 from jaxnorm._core.residuals import recomputed, save
+from jaxnorm._core.restored import as_moments
 from jaxnorm._core.standardize import expand_moment
 from jaxnorm.functional._merged import rest_of
 
@@ -38,7 +39,9 @@ def cumulative_norm(
     y_t = (x_t - mean_t) / sqrt(var_t + epsilon) * gamma + beta, with the mean and the biased
     variance over `axis` and all times up to t: of exactly those elements, by a scan that merges
     moments (`jaxnorm.merge_moments`). No step sees a later one, so that a stream can be normalized
-    as it comes: give the moments that one chunk returned as `initial` of the next.
+    as it comes: give the moments that one chunk returned as `initial` of the next. Of a stream
+    without end a float32 count stops growing in the end (`jaxnorm.merge_moments` says where), and
+    the moments with it.
 
     Args:
       x: floating-point or complex array of rank 1 or more.
@@ -90,7 +93,7 @@ def cumulative_norm(
 
 def _expand_initial(initial, x, axes) -> Moments:
     """Returns earlier moments at the rank of `x`, in its dtype for statistics."""
-    mean, var, count = map(jnp.asarray, initial)
+    mean, var, count = map(jnp.asarray, as_moments(initial, "initial"))
     count = jnp.broadcast_to(count, var.shape)
     mean, var, count = (
         expand_moment(value, x.shape, axes, f"initial.{name}")

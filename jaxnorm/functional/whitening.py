@@ -15,10 +15,12 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core import collectives, residuals, statistics
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
+from jaxnorm._core.flags import check_flag
 from jaxnorm._core.formula import apply_affine
 from jaxnorm._core.mesh import broadcast_spec, placed, spec_of, without_explicit_axes
 from jaxnorm._core.plan import PORTABLE
 from jaxnorm._core.pool import Pool, compute_dtype, keep, pool_of, snap, widen
+from jaxnorm._core.restored import as_statistics
 from jaxnorm.functional._layout import Layout, check_arrays, check_layout
 from jaxnorm.functional._matrix_root import inverse_root, inverse_root_by_iteration
 
@@ -27,6 +29,9 @@ Method = Literal["zca", "iterative"]
 
 class Whitening(NamedTuple):
     """The affine map that whitens: projection @ (x - mean), within each group of units.
+
+    Functions that take it also take a mapping of its parts by name, as it comes back from a
+    checkpoint that is read without a target.
 
     Attributes:
       mean: the mean; the axes pooled are removed.
@@ -166,7 +171,7 @@ def decorrelate(
     Reference: Huang, Yang, Lang & Deng 2018, Decorrelated Batch Normalization, arXiv:1804.08450.
     """
     x = _axes.check_input(x)
-    mean, projection = jnp.asarray(whitening[0]), jnp.asarray(whitening[1])
+    mean, projection = map(jnp.asarray, as_statistics(Whitening, whitening, "whitening")[:2])
     groups = projection.shape[-3] if projection.ndim >= 3 else 1
     layout = check_layout(x.shape, axis, feature_axes, groups)
     expected = layout.shapes(x.shape)
@@ -220,9 +225,12 @@ def update_whitening(
     """
     if isinstance(momentum, (int, float)) and not 0 <= momentum <= 1:
         raise ValueError(f"momentum must lie in [0, 1], got {momentum!r}.")
-    running, batch = (Whitening(*map(jnp.asarray, w)) for w in (running, batch))
+    given = ((running, "running"), (batch, "batch"))
+    running, batch = (
+        Whitening(*map(jnp.asarray, as_statistics(Whitening, w, name))) for w, name in given
+    )
     new = Whitening._make(map(broadcast_spec, batch, running))
-    update = functools.partial(_update, unbiased=unbiased)
+    update = functools.partial(_update, unbiased=check_flag(unbiased, "unbiased"))
     return without_explicit_axes(update, new)(running, batch, momentum)
 
 

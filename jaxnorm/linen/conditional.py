@@ -88,7 +88,9 @@ class SPADE(_OverNorm, kw_only=True):
     """Scale and shift for each position from a map: norm(x) * (1 + scale) + shift.
 
     A convolution, an activation and two more convolutions make scale and shift from the map,
-    resized to the positions of `x` by its nearest values.
+    resized to the positions of `x` by its nearest values: position i of n takes floor(i * m / n) of
+    m, as F.interpolate(mode="nearest") of PyTorch in the authors' code, and not as
+    `jax.image.resize`.
 
     Attributes:
       norm: a module of `jaxnorm.linen` that takes gamma and beta in the call; the paper has batch

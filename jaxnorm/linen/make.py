@@ -8,14 +8,14 @@ from typing import Any
 from jaxnorm._layers.names import list_names, make_named
 
 
-def make(name: str, *args: Any, **options: Any) -> Any:
+def make(name: str, /, *args: Any, **options: Any) -> Any:
     """Makes the normalization that a name stands for.
 
     Args:
       name: one of `names`, such as "layer", "rms" or "batch"; a number behind some is their
         main option: "group32" has 32 groups.
       *args: what the module takes by position: the layer that a wrapper wraps.
-      **options: the fields of the module.
+      **options: the fields of the module, in linen `name` and `parent` as well.
 
     Raises:
       ValueError: the name is unknown; the error suggests the nearest. Or its number is given among

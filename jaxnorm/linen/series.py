@@ -83,7 +83,10 @@ class RevIN(AffineModule, kw_only=True):
         return y
 
     def denormalize(self, y: ArrayLike, *, moments: Moments | None = None) -> jax.Array:
-        """Brings `y` back to the scale of the series that was normalized last."""
+        """Brings `y` back to the scale of the series that was normalized last.
+
+        The result has the moments' dtype or a wider one, unless `dtype` says otherwise.
+        """
         y = _axes.check_input(y, "y")
         moments = self._kept.moments if moments is None else moments
         return self.options.denormalize(y, self.affine(y), moments)
@@ -95,7 +98,8 @@ class InputNorm(LayerModule, kw_only=True):
     In training the batch's moments are merged into those of the population, exactly, by their
     counts, in the collection `batch_stats` (`population_mean`, `population_var`,
     `population_count`), and these normalize: apply with `mutable=["batch_stats"]`. In evaluation
-    they stay. No gradient reaches them, and there are no parameters.
+    they stay. No gradient reaches them, and there are no parameters. The count is float32: it stops
+    at 2^24 (16.8 million) single observations, at 2^30 in batches of 64, and the moments with it.
 
     Attributes:
       use_running_average: evaluation or training; here or in the call, which wins.
@@ -150,7 +154,10 @@ class InputNorm(LayerModule, kw_only=True):
         return y
 
     def inverse(self, y: ArrayLike) -> jax.Array:
-        """Brings `y` back to the scale of the raw inputs."""
+        """Brings `y` back to the scale of the raw inputs.
+
+        The result has the moments' dtype or a wider one, unless `dtype` says otherwise.
+        """
         y = _axes.check_input(y, "y")
         layer, state = self.population(y)
         return layer.inverse(y, state.value)

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxnorm._core.flags import check_flag
 from jaxnorm._layers.weight import (
     SpectralNormLayer,
     StandardizationLayer,
@@ -62,7 +63,7 @@ class WeightNorm(WeightWrapper, kw_only=True):
         factor = None
         if self.is_initializing():
             y = self.call_layer(None, layer_method, args, kwargs)
-            if self.data_dependent_init:
+            if check_flag(self.data_dependent_init, "data_dependent_init"):
                 factor = self._standardize_output(y)
         weights = {}
         for path, (stored, _) in self.chosen().items():

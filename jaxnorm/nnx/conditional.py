@@ -109,8 +109,8 @@ class SPADE(_OverNorm):
     """Scale and shift for each position from a map: norm(x) * (1 + scale) + shift.
 
     A convolution, an activation and two more convolutions make scale and shift from the map,
-    resized to the positions of `x` by its nearest values. The options that are not listed are those
-    of `jaxnorm.linen.SPADE`.
+    resized to the positions of `x` by its nearest values, as in the authors' code. The options that
+    are not listed are those of `jaxnorm.linen.SPADE`, which says how the map is resized.
 
     Attributes:
       norm: a module of `jaxnorm.nnx` that takes gamma and beta in the call, and gives up its own;

@@ -8,7 +8,7 @@ from typing import Any
 from jaxnorm._layers.names import list_names, make_named
 
 
-def make(name: str, *args: Any, **options: Any) -> Any:
+def make(name: str, /, *args: Any, **options: Any) -> Any:
     """Makes the normalization that a name stands for.
 
     Args:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.extend.core import get_opaque_trace_state
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes
@@ -19,8 +20,34 @@ from jaxnorm._layers.reversible import RevINLayer
 from jaxnorm.nnx._base import AffineModule, LayerModule, check_sizes, module
 from jaxnorm.nnx._state import keep, make_state, state_of
 
+
+class _Call:
+    """A call of `normalize`, alike to all others for JAX, which looks up programs by them.
+
+    Attributes:
+      traced: whether it was in a function that is transformed or compiled.
+    """
+
+    def __init__(self, traced: bool):
+        self.traced = traced
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Call)
+
+    def __hash__(self) -> int:
+        return hash(_Call)
+
+
+_OUTSIDE = get_opaque_trace_state(convention="nnx")  # modules are imported outside of any
+
+
+def _is_traced() -> bool:
+    """Whether this is in a function that is transformed, even if no array here is traced."""
+    return get_opaque_trace_state(convention="nnx") != _OUTSIDE
+
+
 # What each RevIN found last. Not in its attributes, which are split, compiled and copied with it.
-_MOMENTS: weakref.WeakKeyDictionary[nnx.Module, Moments] = weakref.WeakKeyDictionary()
+_FOUND: weakref.WeakKeyDictionary[nnx.Module, Moments] = weakref.WeakKeyDictionary()
 
 
 @module
@@ -31,8 +58,11 @@ class RevIN(AffineModule):
     `denormalize` brings what the model forecasts from it, of any length, back: it undoes gamma and
     beta and uses the moments that the last `normalize` of this module found. They are no part of
     the model's state: call both in one function if that is transformed or jitted, or give
-    `moments=jaxnorm.moments(x, axis=1)`. The options that are not listed are those of
-    `jaxnorm.linen.RevIN`.
+    `moments=jaxnorm.moments(x, axis=1)`. Where the last `normalize` was in a function transformed
+    by NNX, `denormalize` outside is an error; of one in a function that keeps the model to itself
+    (`jax.jit` of a model split before, `nnx.cached_partial`, NNX without graph updates) nothing is
+    known here, and the moments of a call before that are used. The options that are not
+    listed are those of `jaxnorm.linen.RevIN`.
 
     Attributes:
       num_features: number of variables, on the last axis.
@@ -54,6 +84,23 @@ class RevIN(AffineModule):
     epsilon: float = 1e-5
     stop_gradient: bool = True
 
+    def _make(self, **given: Any) -> None:
+        """Makes gamma and beta."""
+        super()._make(**given)
+        self._last_call = _Call(False)
+
+    @property
+    def _last_call(self) -> _Call:
+        return vars(self)["_last_call"]
+
+    @_last_call.setter
+    def _last_call(self, call: _Call) -> None:
+        # NNX brings the attributes of a module in a transformed function back to the one outside:
+        # what that found itself is then no longer the last.
+        if call.traced:
+            _FOUND.pop(self, None)
+        vars(self)["_last_call"] = call
+
     def __call__(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
         """Normalizes `x`, as `normalize`."""
         return self.normalize(x, mask=mask)
@@ -61,13 +108,19 @@ class RevIN(AffineModule):
     def normalize(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
         """Normalizes `x` and keeps its moments."""
         x = _axes.check_input(x)
-        y, _MOMENTS[self] = self.options.normalize(x, self._own(x), mask)
+        y, moments = self.options.normalize(x, self._own(x), mask)
+        # Not by `setattr`, which NNX refuses in a function that the module was not given to.
+        object.__setattr__(self, "_last_call", _Call(_is_traced()))
+        _FOUND[self] = moments
         return y
 
     def denormalize(self, y: ArrayLike, *, moments: Moments | None = None) -> jax.Array:
-        """Brings `y` back to the scale of the series that was normalized last."""
+        """Brings `y` back to the scale of the series that was normalized last.
+
+        The result has the moments' dtype or a wider one, unless `dtype` says otherwise.
+        """
         y = _axes.check_input(y, "y")
-        moments = _MOMENTS.get(self) if moments is None else moments
+        moments = _FOUND.get(self) if moments is None else moments
         return self.options.denormalize(y, self._own(y), moments)
 
 
@@ -78,7 +131,9 @@ class InputNorm(LayerModule):
     In training the batch's moments are merged into those of the population, exactly, by their
     counts, in variables of the kind `nnx.BatchStat` (`population_mean`, `population_var`,
     `population_count`), and these normalize. In evaluation they stay. No gradient reaches them, and
-    there are no parameters. The options that are not listed are those of `jaxnorm.linen.InputNorm`.
+    there are no parameters. The count is float32: it stops at 2^24 (16.8 million) single
+    observations, or at 2^30 in batches of 64, and the moments with it. The options that are not
+    listed are those of `jaxnorm.linen.InputNorm`.
 
     Attributes:
       num_features: sizes of the axes whose elements have moments of their own.
@@ -139,6 +194,9 @@ class InputNorm(LayerModule):
         return y
 
     def inverse(self, y: ArrayLike) -> jax.Array:
-        """Brings `y` back to the scale of the raw inputs."""
+        """Brings `y` back to the scale of the raw inputs.
+
+        The result has the moments' dtype or a wider one, unless `dtype` says otherwise.
+        """
         y = _axes.check_input(y, "y")
         return self.options.inverse(y, self._population(y))

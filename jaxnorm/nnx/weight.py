@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxnorm._core.axes import DTypeLike
+from jaxnorm._core.flags import check_flag
 from jaxnorm._layers.weight import (
     SpectralNormLayer,
     StandardizationLayer,
@@ -147,7 +148,8 @@ class SpectralNorm(WeightWrapper):
     ) -> Any:
         """Calls the layer, or one of its other methods, with normalized weights."""
         layer, weights = self.options, {}
-        update = layer.decide(update_stats, self.context, not self.use_running_average)
+        evaluate = check_flag(self.use_running_average, "use_running_average")
+        update = layer.decide(update_stats, self.context, not evaluate)
         for path, parameter in self._chosen().items():
             weights[path], new = layer.apply(parameter[...], self._own(path), update)
             keep(self, {own_name(path, name): value for name, value in (new or {}).items()})

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import jaxnorm.drop_in.linen as ours
+import jaxnorm.drop_in.nnx as ours_nnx
 from tests.drop_in.cases import assert_close, draw
 from tests.same import initialized
 
@@ -91,3 +93,32 @@ def test_a_narrow_state_is_warned_of(rng):
     variables = norm.init(KEY, x)
     with pytest.warns(UserWarning, match="With force_float32_reductions=True they are in float32"):
         norm.apply(variables, x, mutable=["batch_stats"])
+
+
+@pytest.mark.parametrize(
+    ("made", "twin", "shape"),
+    [
+        (ours.GroupNorm(8), lambda lib, rngs: lib.GroupNorm(8, 8, rngs=rngs), (6, 8)),
+        (ours.InstanceNorm(), lambda lib, rngs: lib.InstanceNorm(8, rngs=rngs), (6, 1, 8)),
+    ],
+)
+def test_one_value_in_each_pool_gives_the_bias_and_a_warning(rng, made, twin, shape):
+    x = draw(rng, shape)
+    variables = made.init(KEY, x)
+    variables["params"]["bias"] = draw(rng, 8)
+    for call in (
+        lambda: made.apply(variables, x),
+        lambda: _everywhere(type(made).__bases__[0], variables, x),
+    ):
+        with pytest.warns(UserWarning, match=r"got one value in each .* whatever the input"):
+            y = call()
+        assert_close(y, jnp.broadcast_to(variables["params"]["bias"], shape))
+    with pytest.warns(UserWarning, match=r"got one value in each .* whatever the input"):
+        y = twin(ours_nnx, nnx.Rngs(0))(x)
+    assert_close(y, twin(nnx, nnx.Rngs(0))(x))
+
+
+def _everywhere(flax_class, variables, x):
+    options = {"num_groups": 8} if flax_class is nn.GroupNorm else {}
+    with ours.everywhere():
+        return flax_class(**options).apply(variables, x)

@@ -208,6 +208,34 @@ def test_series_come_back(rng):
         norm(x[..., :4])
 
 
+@pytest.mark.parametrize("transform", [nnx.jit, nnx.remat, nnx.value_and_grad])
+def test_a_series_does_not_come_back_as_an_earlier_one(rng, transform):
+    x, norm, traced = 1e3 + draw(rng, SHAPE), jnx.RevIN(8), []
+
+    def total(norm, x):
+        traced.append(norm)
+        return norm.normalize(x).sum()
+
+    run = transform(total)
+    for _ in range(2):
+        chex.assert_trees_all_close(norm.denormalize(norm.normalize(x)), x, rtol=1e-6)
+        run(norm, 2 * x)
+        with pytest.raises(ValueError, match="call normalize before it"):
+            norm.denormalize(x)
+    assert transform is not nnx.jit or len(traced) == 1
+
+
+def test_a_module_that_was_not_given_keeps_no_traced_moments(rng):
+    x, norm = 1e3 + draw(rng, SHAPE), jnx.RevIN(8)
+    chex.assert_trees_all_close(jax.jit(lambda x: norm.denormalize(norm(x)))(x), x, rtol=1e-6)
+    jax.jit(lambda x: jax.grad(lambda y: norm.denormalize(y).sum())(norm(x)))(x)
+    for transform in (jax.jit, jax.vmap):
+        transform(norm.normalize)(x[None] if transform is jax.vmap else x)
+        with pytest.raises(ValueError, match="call normalize before it"):
+            norm.denormalize(x)
+    assert not any(isinstance(value, jax.core.Tracer) for value in jax.tree.leaves(vars(norm)))
+
+
 def test_inputs_come_back(rng):
     x, norm = 1e3 + draw(rng, SHAPE), jnx.InputNorm([6, 8], feature_axes=(1, 2))
     y = norm(x)

@@ -53,7 +53,7 @@ def test_of_models_variables_and_batches(name):
     model = "after the model and its variables, got 0 more arguments."
     assert say(NORM, VARIABLES) == f"{name} takes one iterable of batches {model}"
     assert say(NORM, VARIABLES, 3) == (
-        f"{name}: batches must be an iterable of batches, such as a list of arrays, got int."
+        f"{name} takes an iterable of batches, such as a list of arrays, got int."
     )
     assert say(jnx.BatchNorm(3)) == (
         f"{name} takes one iterable of batches after the model, got 0 more arguments."
@@ -107,7 +107,7 @@ def test_of_batches_of_a_data_set():
         "a batch that is a pair must be (array, mask) with a boolean mask, got a second entry of "
         "dtype int32; leave labels out: dataset_moments((x for x, y in batches), axis=...)."
     )
-    assert say(None).startswith("dataset_moments: batches must be an iterable of batches, ")
+    assert say(None).startswith("dataset_moments takes an iterable of batches, ")
 
 
 @pytest.mark.parametrize("norm", [jnn.LayerNorm(), jnn.BatchNorm(use_running_average=True)])

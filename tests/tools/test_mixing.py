@@ -1,5 +1,7 @@
 """Which layers let one example reach another: the structure says it, and numbers agree."""
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -224,3 +226,12 @@ def test_errors():
         tools.find_mixing(model, {"params": {}}, X, True)
     with pytest.raises(ValueError, match="Dense cannot be run on the arguments given"):
         tools.find_mixing(model, {}, X)
+
+
+def test_the_groups_that_are_suggested_hold_8_channels_where_there_are_as_many():
+    (formula,) = re.findall(r"`(max\(.*\))` groups", " ".join(tools.find_mixing.__doc__.split()))
+    for channels in range(1, 200):
+        groups = eval(formula, {"C": channels})
+        assert channels % groups == 0 and 1 <= groups <= 32
+        assert groups == 1 or channels // groups >= 8
+    assert [eval(formula, {"C": c}) for c in (4, 16, 24, 64, 256, 1024)] == [1, 2, 3, 8, 32, 32]

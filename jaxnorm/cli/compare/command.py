@@ -138,10 +138,10 @@ def check_hidden(args: argparse.Namespace) -> None:
     """Checks that every normalization can work on the hidden dense layer."""
     there = {name: NORMS[name] for name in args.norms if not NORMS[name].positions}
     for name, norm in there.items():
-        if "num_groups" in norm.options and args.hidden % NUM_GROUPS:
+        if "num_groups" in norm.options and (args.hidden % NUM_GROUPS or args.hidden == NUM_GROUPS):
             raise UserError(
                 f"--hidden must be a multiple of {NUM_GROUPS}, the groups of {name} norm, "
-                f"got {args.hidden}"
+                f"{f'got {args.hidden}' if args.hidden % NUM_GROUPS else 'and larger than that'}"
             )
     for name, norm in there.items():
         if norm.layer.startswith("Batch") and args.hidden and 1 in args.batch_sizes:

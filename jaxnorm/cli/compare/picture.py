@@ -57,8 +57,10 @@ def draw(results: Sequence[Result], title: str) -> Figure:
         axes.set_title(f"batch size {batch_size}: final test accuracy in %", fontsize=11)
         rows = [[cells.get((norm, batch_size, rate)) for rate in rates] for norm in norms]
         _draw_numbers(axes, rows, norms if column == 0 else [], rates, limits)
+        curves: Axes | None = None
         for row, rate in enumerate(rates):
-            axes = figure.add_subplot(grid[row + 1, column])
+            # Steps are read at the bottom of the column, also where a run was shorter.
+            axes = curves = figure.add_subplot(grid[row + 1, column], sharex=curves)
             for norm in norms:
                 if summary := cells.get((norm, batch_size, rate)):
                     offset = {"markevery": (norms.index(norm) % EVERY, EVERY)}

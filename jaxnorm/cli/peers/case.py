@@ -35,8 +35,11 @@ class Case(NamedTuple):
 
     @property
     def num_groups(self) -> int:
-        """Groups for group norm: 32, or as many as divide both 32 and the channels."""
-        return math.gcd(32, self.shape[-1])
+        """Groups for group norm: 32, or fewer that divide the channels and hold 8 values each."""
+        groups = math.gcd(32, self.shape[-1])
+        while groups > 1 and math.prod(self.shape[1:]) < 8 * groups:
+            groups //= 2
+        return groups
 
     @property
     def shape_text(self) -> str:

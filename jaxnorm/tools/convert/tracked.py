@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from jaxnorm._core.standardize import standardize
 from jaxnorm._layers import running
 from jaxnorm._layers.decisions import Decisions
 from jaxnorm._layers.sources import choose
-from jaxnorm.functional.group import instance_norm
+from jaxnorm.functional import group
 from jaxnorm.linen._state import StateVariables, context_of
 
 
@@ -74,6 +76,10 @@ class TrackedInstanceNorm(nn.Module, kw_only=True):
     def _normalize(self, x, source, state: StateVariables, gamma, beta, channel) -> jax.Array:
         options = {"epsilon": self.epsilon, "dtype": self.dtype}
         if source == "batch":
-            return instance_norm(x, gamma, beta, channel_axis=channel, **options)
+            report = group.ignore
+            if not self.is_initializing():
+                report = functools.partial(group.refuse, "TrackedInstanceNorm")
+            positions = {"channel_axis": channel, "axis": None}
+            return group.normalize_positions(report, x, gamma, beta, None, **positions, **options)
         axes = _axes.other_axes((channel,), x.ndim)
         return standardize(x, running.moments_of(state.value), gamma, beta, axis=axes, **options)

@@ -44,8 +44,10 @@ def find_mixing(
     play no part. What is not known is taken to mix: an index that data decide, an operation that
     is not JAX's own, a loop whose end data decide.
 
-    What to take instead of batch norm: `GroupNorm`, which sees one example at a time, with a number
-    of groups that divides the channels (32, or for C channels `math.gcd(C, 32)`); `RMSNorm` or
+    What to take instead of batch norm: `GroupNorm`, which sees one example at a time, with groups
+    of 8 channels or more, since behind a dense layer nothing is left of one channel, and of two but
+    which of them is larger: for C channels
+    `max(n for n in range(1, 33) if C % n == 0 and n <= max(1, C // 8))` groups; `RMSNorm` or
     `LayerNorm` over the channels; or batch norm that rests (`jaxnorm.tools.freeze`).
 
     Args:

@@ -53,14 +53,28 @@ def split_arrays(tree: Any, *, numbers: bool = False) -> tuple[dict[int, Any], R
     return arrays, Rebuild(structure, rest)
 
 
-def check_batches(tool: str, batches: Any) -> Any:
-    """Checks that these are an iterable of batches, and returns them."""
-    if not isinstance(batches, Iterable):
+def check_batches(tool: str, batches: Any) -> Iterable[Any]:
+    """Returns `batches`, which must not be a single one, whose rows would be taken for batches.
+
+    Args:
+      tool: whose error this is.
+      batches: what it was given.
+    """
+    if hasattr(batches, "shape") and hasattr(batches, "dtype"):
+        got = f"one array of shape {tuple(batches.shape)}"
+    elif isinstance(batches, Mapping):
+        got = f"one mapping, of {sorted(map(str, batches))}"
+    elif not isinstance(batches, Iterable):
         raise TypeError(
-            f"{tool}: batches must be an iterable of batches, such as a list of arrays, got "
+            f"{tool} takes an iterable of batches, such as a list of arrays, got "
             f"{type(batches).__name__}."
         )
-    return batches
+    else:
+        return batches
+    raise TypeError(
+        f"{tool} takes an iterable of batches, got {got}; give [x] if that is the only batch, or "
+        "numpy.array_split(x, n) to go through it in n batches."
+    )
 
 
 def one_iterable(tool: str, model: Any, rest: tuple) -> Any:

@@ -120,7 +120,8 @@ def can_normalize_by_batch(module: Any, x: Any, mask: Any) -> bool:
 def run_with(module: Any, run: Any, given: dict[str, Any], by_batch: bool) -> Any:
     """Calls a batch norm so that it normalizes by the batch, if it can, or by running statistics.
 
-    These stay as they are, so that they need not be mutable.
+    These stay as they are, so that they need not be mutable. A batch that its virtual batches do
+    not divide, as the last may be, is normalized as one.
 
     Args:
       module: the norm.
@@ -132,7 +133,9 @@ def run_with(module: Any, run: Any, given: dict[str, Any], by_batch: bool) -> An
     by_batch = by_batch and can_normalize_by_batch(module, x, mask)
     rest = {name: value for name, value in given.items() if name != "x"}
     if isinstance(module, OWN_BATCH):
-        return run(x, **{**rest, "use_running_average": not by_batch, "update_running": False})
+        whole = {} if BatchLayer.of(module).divides(np.shape(x)) else {"num_virtual_batches": 1}
+        with instead(module, whole):
+            return run(x, **{**rest, "use_running_average": not by_batch, "update_running": False})
     # Flax's own take it from one place only, and would keep what normalizes by the batch.
     fields: dict[str, Any] = {"use_running_average": None}
     if by_batch:

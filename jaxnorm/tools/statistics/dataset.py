@@ -37,7 +37,7 @@ def dataset_moments(batches: Iterable[Any], *, axis: Axes, progress: bool = Fals
 
     Raises:
       ValueError: there is no batch, or an axis is out of range.
-      TypeError: a batch has an integer dtype, or a mask is not boolean.
+      TypeError: `batches` is one array, a batch has an integer dtype, or a mask is not boolean.
       ImportError: `progress` is wanted and rich is missing.
 
     Example:
@@ -51,9 +51,9 @@ def dataset_moments(batches: Iterable[Any], *, axis: Axes, progress: bool = Fals
       >>> jaxnorm.unstandardize(y, m, axis=0, epsilon=0.0).tolist()
       [[8.0, 80.0]]
     """
+    batches = check_batches("dataset_moments", batches)
     axis = axis if isinstance(axis, int) else tuple(axis)
     population = Population()
-    check_batches("dataset_moments", batches)
     for batch in track(batches, "moments of the data", progress):
         x, mask = _take(batch)
         population.add({"": _batch_moments(x, mask, axis)})

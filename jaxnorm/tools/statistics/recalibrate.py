@@ -89,7 +89,8 @@ def recalibrate(
         above 1 for batches that can be iterated only once; a mean and variance in `batch_stats`
         that no batch reached, because its layer was not called or is no batch norm;
         statistics of another kind.
-      TypeError: it is no model of flax, has no variables, or cannot be called with a batch.
+      TypeError: it is no model of flax, has no variables, or cannot be called with a batch;
+        `batches` is one array.
       ImportError: `progress` is wanted and rich is missing.
 
     Example:

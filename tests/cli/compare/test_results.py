@@ -155,6 +155,20 @@ def test_the_picture_shows_the_numbers_that_were_measured():
     np.testing.assert_allclose(1 / (1 + np.exp(-np.asarray(first))), accuracies, rtol=1e-12)
 
 
+def test_the_columns_of_the_picture_share_their_steps():
+    results = [
+        make_result("none", 2, 0.1, curve=(0.1,) * 20),
+        make_result("none", 2, 1.0, curve=(0.1,)),  # diverged, or interrupted
+        make_result("none", 8, 0.1, curve=(0.1,) * 5),
+    ]
+    figure = draw(results, "")
+    first, second = figure.axes[1:3], figure.axes[4:6]
+    for column in (first, second):
+        assert column[0].get_xlim() == column[1].get_xlim()
+        assert [a.xaxis.get_tick_params()["labelbottom"] for a in column] == [False, True]
+    assert first[0].get_xlim()[1] > second[0].get_xlim()[1]
+
+
 def test_of_many_norms_the_best_and_none_are_in_colour():
     curves = {norm: (0.5, 0.6 + i / 100) for i, norm in enumerate(NORMS)}
     figure = draw([make_result(norm, 2, 0.1, curve=curve) for norm, curve in curves.items()], "")

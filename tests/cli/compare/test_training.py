@@ -61,7 +61,7 @@ def test_constant_images_are_not_divided_by_zero():
 
 def test_the_models_differ_by_their_normalization_alone():
     key, x = jax.random.key(0, impl="rbg"), np.zeros((2, 8, 8, 1), np.float32)
-    models = {norm: Classifier(norm, 10, hidden=4) for norm in CLASSICAL}
+    models = {norm: Classifier(norm, 10, hidden=8) for norm in CLASSICAL}
     variables = jax.jit(
         lambda: {norm: model.init(key, x, train=False) for norm, model in models.items()}
     )()
@@ -139,7 +139,7 @@ def train_squares(images_file):
         training.train,
         split=split,
         num_classes=3,
-        hidden=4,
+        hidden=8,
         epochs=2,
         target=0.8,
         report=lambda share, accuracy: None,
