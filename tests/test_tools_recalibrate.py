@@ -121,8 +121,8 @@ def test_errors(variables, data):
     strange = drawn(Strange(), data[0], everything=True)
     assert message(Strange(), strange, data) == (
         "no elements reached the statistics at batch_stats/unused: their layer is not called in "
-        "evaluation, or is no batch norm of jaxnorm or flax. Leave them out of the model's "
-        "variables, or call the model so that they are used."
+        "evaluation, or only in a loop of unknown length, or is no batch norm of jaxnorm or flax. "
+        "Leave them out of the model's variables, or call the model so that they are used."
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import flax.linen as nn
 import jax
@@ -17,19 +17,27 @@ from jaxnorm._layers.batch import BatchLayer
 from jaxnorm.tools.inspection.findings import findings_of, metric_finding
 from jaxnorm.tools.inspection.layers import SMALL, InspectedLayer, Inspection
 from jaxnorm.tools.inspection.survey import ROWS, Traits, measure, merge, traits
-from jaxnorm.tools.models.batches import check_batches
+from jaxnorm.tools.models.batches import one_iterable, split_arrays
 from jaxnorm.tools.models.norms import (
     BATCH,
+    NORM_CALLS,
     OWN_BATCH,
     arguments,
-    can_normalize_by_batch,
     is_norm,
     run_with,
 )
-from jaxnorm.tools.models.programs import Call, as_it_is, split_arrays, take_model
+from jaxnorm.tools.models.places import number_means, running_means
+from jaxnorm.tools.models.programs import (
+    Call,
+    Path,
+    Visit,
+    as_it_is,
+    take_model,
+)
 from jaxnorm.tools.models.reap import reap
 
 _TAG = "jaxnorm inspect "
+Rows = dict[str, list[np.ndarray]]  # of the calls of each layer, by path
 Metric = Callable[[Any, Any], Any]  # of the output and the batch
 
 
@@ -68,8 +76,9 @@ def inspect(
     layer it finds how far the running mean is off, in standard deviations, and the ratio of the
     variances; updates so far; channels that are constant or have a gamma near 0; means of more
     than 100 standard deviations, inputs that are not finite or nearly too large for float16,
-    statistics of one value or few. Layers under scan and vmap count as one of all their channels;
-    those in branches that data choose are not seen.
+    statistics of one value or few. Layers under scan and vmap count as one of all their channels,
+    a batch norm that the steps of a scan share as one that is called by each; those in branches
+    that data choose are not seen.
 
     Args:
       model: a linen module, or an NNX model, which stays as it is.
@@ -103,14 +112,8 @@ on with a lower momentum.
     """
     given = (*(value for value in (variables, batches) if value is not None), *more)
     program, rest = take_model("inspect", model, given, call, rngs)
-    if len(rest) != 1:
-        raise TypeError(
-            f"inspect takes one iterable of batches after the model"
-            f"{'' if isinstance(model, nnx.Module) else ' and its variables'}, got {len(rest)} "
-            "more arguments."
-        )
     survey = _Survey(program, metric)
-    for batch in check_batches("inspect", rest[0]):
+    for batch in one_iterable("inspect", model, rest):
         survey.add(batch)
     return survey.result()
 
@@ -121,25 +124,50 @@ class _Survey:
     def __init__(self, program: Any, metric: Metric | None):
         self.program, self.metric = program, metric
         self.traits: dict[str, Traits] = {}
-        self.rows: dict[str, list[np.ndarray]] = {}
+        self.rows: Rows = {}
         self.values: list[tuple[int, float, float]] = []
         self._compiled: dict[Any, Any] = {}
+        self._measured: list[Path] = []
 
     def add(self, batch: Any) -> None:
         arrays, rebuild = split_arrays(batch)
         shapes = {i: (jnp.shape(a), a.dtype) for i, a in arrays.items()}
-        key = (jax.tree.structure(batch), *shapes.items())
+        key = (rebuild, *shapes.items())
         if key not in self._compiled:
             self._compiled[key] = self._compile(batch, rebuild)
         found, values = self._compiled[key](self.program.state, arrays)
-        for name, calls in jax.device_get(found).items():
-            path = name.removeprefix(_TAG)
-            for rows in calls:
-                self.rows.setdefault(path, []).append(rows.reshape(-1, len(ROWS)))
+        rows = {
+            name.removeprefix(_TAG): [one.reshape(-1, len(ROWS)) for one in calls]
+            for name, calls in jax.device_get(found).items()
+        }
+        for path, calls in self._apart(rows, key, arrays).items():
+            self.rows.setdefault(path, []).extend(calls)
         if self.metric is not None:
             size = max((s[0][0] for s in shapes.values() if s[0]), default=1)
             evaluation, batch_value = map(float, values)
             self.values.append((size, evaluation, batch_value))
+
+    def _apart(self, rows: Rows, key: Any, arrays: Any) -> Rows:
+        """Returns the rows with the steps of a scan that share a layer as calls of their own."""
+        batch = [path for path in rows if self.traits[path].is_batch]
+        sizes = {p: leaf.size for p, leaf in running_means(self.program, batch).items()}
+        shared = [p for p in batch if any(len(call) > sizes[p] for call in rows[p])]
+        if not shared:
+            return rows
+        _, numbered = number_means(self.program, batch, wide=False)
+        found = jax.device_get(self._compiled[key](numbered, arrays)[0])
+        apart = dict(rows)
+        for path in shared:
+            size, column = sizes[path], ROWS.index("running_mean")
+            apart[path] = []
+            for call, seen in zip(rows[path], found[f"{_TAG}{path}"], strict=True):
+                place = seen.reshape(-1, len(ROWS))[:, column]
+                if np.unique(place).size != size:
+                    # Half precision does not count that far; a scan's steps come first.
+                    place = np.resize(np.arange(size), len(call))
+                steps = call[np.argsort(place, kind="stable")].reshape(size, -1, len(ROWS))
+                apart[path].extend(np.moveaxis(steps, 1, 0))
+        return apart
 
     def _compile(self, batch: Any, rebuild: Any) -> Any:
         closed = self.program.trace(self._look, (batch,), self._finish)
@@ -170,25 +198,36 @@ class _Survey:
         return value
 
     def _look(self, visit, run, args, kwargs):
-        module = visit.module
-        if not is_norm(module):
+        if not is_norm(visit.module):
             return run(*args, **kwargs)
-        given = arguments(module, args, kwargs)
-        x: Any = given.get("x")
+        if visit.function not in NORM_CALLS:
+            # That of a subclass, which may call the norm's own, and is looked at there.
+            before = len(self._measured)
+            y = run(*args, **kwargs)
+            if visit.path not in self._measured[before:]:
+                given = arguments(visit.function, visit.module, args, kwargs)
+                self._measure(visit, {"x": next(iter(given.values()), None), **given})
+            return y
+        given = arguments(visit.function, visit.module, args, kwargs)
+        if not self._measure(visit, given) or not isinstance(visit.module, BATCH):
+            return run(*args, **kwargs)
+        # As in training, where a batch has more than one value per channel.
+        return run_with(visit.module, run, given, by_batch=True)
+
+    def _measure(self, visit: Visit, given: dict[str, Any]) -> bool:
+        """Measures what a norm is given in a call, if that is an array."""
+        module, x = visit.module, cast(Any, given.get("x"))
         if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.inexact):
-            return run(*args, **kwargs)
+            return False
         if isinstance(module, BATCH) and visit.value("mean") is None and not _keeps_none(module):
             raise ValueError(
                 f"inspect: variables hold no running mean for {visit.name or 'the model'}; give "
                 "the collection batch_stats too, as it was trained."
             )
+        self._measured.append(visit.path)
         self.traits.setdefault(visit.name, traits(visit, x))
         checkpoint_name(measure(visit, x, given.get("mask")), f"{_TAG}{visit.name}")
-        if not isinstance(module, BATCH):
-            return run(*args, **kwargs)
-        # As in training, where a batch has more than one value per channel.
-        many = not isinstance(module, OWN_BATCH) or can_normalize_by_batch(module, x, given["mask"])
-        return run_with(module, run, args, kwargs, evaluate=not many)
+        return True
 
     def result(self) -> Inspection:
         if not self._compiled:

@@ -56,7 +56,8 @@ def find_mixing(
       x: an array of at least two examples along axis 0, or a tree of such arrays. Only shapes and
         dtypes matter.
       call: (model, x) -> output: calls the bound model, in training or evaluation as you ask.
-        Default: `model(x)`.
+        Default: `model(x)`. A model that evaluates where `batch_stats` are not mutable evaluates;
+        its training is `model.unbind()` and `apply` with them mutable.
       rngs: passed to `apply` of a linen module.
 
     Returns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -11,6 +12,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 from flax import errors, nnx
+
+from jaxnorm.tools.models.batches import split_arrays
+from jaxnorm.tools.models.norms import instead, override
+from jaxnorm.tools.models.same import same
 
 Path = tuple[str, ...]
 Call = Callable[..., Any]  # (model, *arguments) -> output
@@ -27,10 +32,13 @@ class Visit(NamedTuple):
     Attributes:
       module: it; of linen bound to its variables.
       path: its place in the model.
+      function: what is called: its class's own `__call__`, or a further one that this calls by
+        `super()`.
     """
 
     module: Any
     path: Path
+    function: Any
 
     @property
     def name(self) -> str:
@@ -55,6 +63,15 @@ class Program:
 
     state: Any
     label: str
+    rngs: Any = None
+    is_called: bool  # whether `call` was given
+    key: Any  # equal for programs that are the same but for their state
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Program) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
 
     def run(self, state: Any, args: tuple, hook: Hook, key: Any = None) -> Any:
         """Returns the model's output; `key` says which runs are the same but for the arguments."""
@@ -76,12 +93,24 @@ class Program:
 
         try:
             return jax.make_jaxpr(run)(self.state, arrays)
-        except (TypeError, errors.FlaxError) as error:
+        except Exception as error:
+            self._explain(error, args)
+            raise
+
+    def _explain(self, error: Exception, args: tuple) -> None:
+        """Raises an error that says what to do about another, if that is known."""
+        line = f"{self.label} cannot be run on the arguments given: {_first_line(error)} "
+        (first, *more) = args or (None,)
+        if not (self.is_called or more) and isinstance(first, tuple | list | Mapping):
+            raise TypeError(
+                f"{line}It was called with {_describe(first)}; say which part of that the model "
+                f"takes: call=lambda model, batch: model(batch[{_first_key(first)!r}])."
+            ) from error
+        if isinstance(error, TypeError | errors.FlaxError):
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(
-                f"{self.label} cannot be run on the arguments given: {_first_line(error)} Give the "
-                "variables of this very model, and its arguments; what else the call needs is "
-                "said by call=lambda net, *args: net(*args, train=False)."
+                f"{line}Give the variables of this very model, and its arguments; what else the "
+                "call needs is said by call=lambda net, *args: net(*args, train=False)."
             ) from error
 
 
@@ -90,17 +119,36 @@ class LinenProgram(Program):
 
     def __init__(self, model: nn.Module, variables: Mapping[str, Any], call: Call | None, rngs):
         self.model, self.state, self.rngs = model, dict(variables), rngs
-        self.label = type(model).__name__
-        self._apply = nn.apply(call or _call, model, mutable=["batch_stats"])
+        self.label, self.is_called = type(model).__name__, call is not None
+        self.key = same(model), same(call)
+        self._call = call or _call
 
     def run(self, state: Any, args: tuple, hook: Hook, key: Any = None) -> Any:
-        def intercept(run, args, kwargs, context):
-            if context.method_name != "__call__":
-                return run(*args, **kwargs)
-            return hook(Visit(context.module, context.module.path), run, args, kwargs)
+        root: Any = None
+        evaluated: list[bool] = []  # of the modules that are being called
 
+        def start(model: nn.Module, *args: Any) -> Any:
+            nonlocal root
+            root = model.scope and model.scope.root
+            return self._call(model, *args)
+
+        def intercept(run, args, kwargs, context):
+            module = context.module
+            # What `call` applies by itself is mutable as it says.
+            own = module.scope is not None and module.scope.root is root
+            evaluated.append(evaluated[-1] if evaluated else own)
+            try:
+                with _evaluating(module) if evaluated[-1] else contextlib.nullcontext():
+                    if context.method_name != "__call__":
+                        return run(*args, **kwargs)
+                    function = inspect.unwrap(context.orig_method.func)
+                    return hook(Visit(module, module.path, function), run, args, kwargs)
+            finally:
+                evaluated.pop()
+
+        apply = nn.apply(start, self.model, mutable=["batch_stats"])
         with nn.intercept_methods(intercept), _hooked(key):
-            return self._apply(state, *args, rngs=self.rngs)[0]
+            return apply(state, *args, rngs=self.rngs)[0]
 
     def leaf_path(self, path: Path, name: str) -> Path:
         collection = "batch_stats" if name in ("mean", "var", "count") else "params"
@@ -111,7 +159,7 @@ class NnxProgram(Program):
     """An NNX model."""
 
     def __init__(self, model: nnx.Module, call: Call | None, evaluate: bool):
-        self.label = type(model).__name__
+        self.label, self.is_called = type(model).__name__, call is not None
         watched = nnx.clone(model)
         if evaluate:
             watched.eval()
@@ -120,6 +168,7 @@ class NnxProgram(Program):
                 path = tuple(map(str, place))
                 object.__setattr__(module, "__class__", _watched(type(module), path))
         self.graph, self.state = nnx.split(watched)
+        self.key = same(self.graph), same(call)
         self._call = call or _call
 
     def run(self, state: Any, args: tuple, hook: Hook, key: Any = None) -> Any:
@@ -156,28 +205,31 @@ def take_model(
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"{tool} takes a flax.linen module and its variables, or a flax.nnx model, got "
-            f"{type(model).__name__}."
+            f"{_describe(model)}.{_remedy_of_model(model)}"
         )
     variables = given[0] if given else None
     known = {"params", "batch_stats"}
     if isinstance(variables, Mapping) and (not variables or known & set(variables)):
         return LinenProgram(model, variables, call, rngs), given[1:]
-    got = sorted(variables) if isinstance(variables, Mapping) else type(variables).__name__
+    got = sorted(variables) if isinstance(variables, Mapping) else _describe(variables)
+    remedy = "They come right after a linen module; an NNX model needs none."
+    if hasattr(variables, "params"):
+        remedy = 'Give {"params": state.params, "batch_stats": state.batch_stats}.'
+    elif isinstance(variables, Mapping):
+        remedy = 'If these are parameters: {"params": ..., "batch_stats": ...}.'
     raise TypeError(
         f"{tool}: variables must hold the collections params and batch_stats, as model.init "
-        f"returns them, got {got}. They come right after a linen module; an NNX model needs none."
+        f"returns them, got {got}. {remedy}"
     )
 
 
-def split_arrays(tree: Any) -> tuple[dict[int, Any], Callable[[dict[int, Any]], Any]]:
-    """Returns the arrays of a tree, and what puts others in their place; flags stay as they are."""
-    leaves, structure = jax.tree.flatten(tree)
-    arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")}
-
-    def rebuild(arrays):
-        return structure.unflatten([arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
-
-    return arrays, rebuild
+def _remedy_of_model(model: Any) -> str:
+    owner = getattr(model, "__self__", None)
+    if isinstance(owner, nn.Module | nnx.Module):
+        return " Give the model itself, not its method."
+    if isinstance(model, type) and issubclass(model, nn.Module | nnx.Module):
+        return f" Give a model: {model.__name__}(...)."
+    return ""
 
 
 def as_it_is(visit: Visit, run: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
@@ -191,6 +243,26 @@ def names_of(path: Any) -> Path:
     return tuple(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
+def _describe(value: Any) -> str:
+    """Returns what errors call a value that was given in the place of another."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(getattr(value, "__self__", None), nn.Module | nnx.Module):
+        return f"the method {value.__name__} of {type(value.__self__).__name__}"
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} of {sorted(map(str, value))}"
+    size = f" of {len(value)}" if isinstance(value, tuple | list) else ""
+    return f"a {type(value).__name__}{size}"
+
+
+def _first_key(batch: Any) -> Any:
+    if not isinstance(batch, Mapping):
+        return 0
+    return next((key for key, value in batch.items() if hasattr(value, "dtype")), "x")
+
+
 def _call(model, *args):
     return model(*args)
 
@@ -198,6 +270,18 @@ def _call(model, *args):
 def _first_line(error: Exception) -> str:
     line = str(error).strip().partition("\n")[0]
     return line if line.endswith(".") else f"{line}."
+
+
+def _evaluating(module: nn.Module) -> Any:
+    """Lets the code of a module find `batch_stats` immutable, as it is in evaluation.
+
+    It is mutable, for calls that are to train: models that tell by this evaluate.
+    """
+
+    def is_mutable(name: str) -> bool:
+        return name != "batch_stats" and type(module).is_mutable_collection(module, name)
+
+    return instead(module, {"is_mutable_collection": is_mutable})
 
 
 @contextlib.contextmanager
@@ -214,10 +298,14 @@ def _hooking(hook: Hook) -> Iterator[None]:
 def _watched(base: Any, path: Path) -> Any:
     """Returns a class of NNX modules that hands its calls over, as linen's interceptors do."""
 
-    @functools.wraps(base.__call__)
-    def call(self, *args, **kwargs):
-        run = functools.partial(base.__call__, self)
-        hook = getattr(_hooks, "hook", None)
-        return run(*args, **kwargs) if hook is None else hook(Visit(self, path), run, args, kwargs)
+    def watch(call):
+        @functools.wraps(call)
+        def watched(self, *args, **kwargs):
+            run = functools.partial(call, self)
+            hook = getattr(_hooks, "hook", None)
+            visit = Visit(self, path, inspect.unwrap(call))
+            return run(*args, **kwargs) if hook is None else hook(visit, run, args, kwargs)
 
-    return type(base.__name__, (base,), {"__call__": call})
+        return watched
+
+    return type(base.__name__, override(base, watch), {"__call__": watch(base.__call__)})

@@ -12,7 +12,7 @@ from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import compute_dtype
 from jaxnorm._layers.running import ACCUMULATORS
 from jaxnorm.functional.average import update_moments
-from jaxnorm.tools.statistics.running import Node, Stats, accumulators, map_running
+from jaxnorm.tools.statistics.running import Node, Stats, accumulators, check_stats, map_running
 
 
 @overload
@@ -60,6 +60,7 @@ def accumulate(batch_stats: Any) -> Any:
       ...     variables, x, mutable=["batch_stats"])[1]["batch_stats"]["mean"]
       (Array([2.5], dtype=float32), Array([2.5], dtype=float32))
     """
+    check_stats("accumulate", batch_stats)
     found = False
 
     def add(path: str, node: Node) -> Node:
@@ -109,6 +110,7 @@ def settle(
 
     Example: see `accumulate`.
     """
+    check_stats("settle", batch_stats)
     if not any(True for _ in accumulators(batch_stats)):
         raise ValueError("batch_stats holds no accumulators; put them there with accumulate.")
 

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxnorm._core.pool import compute_dtype
-from jaxnorm.tools.models.batches import check_batches
-from jaxnorm.tools.statistics.collect import linen_collector, nnx_collector
-from jaxnorm.tools.statistics.population import Population, track
-from jaxnorm.tools.statistics.running import map_running, nodes
+from jaxnorm.tools.models.batches import one_iterable
+from jaxnorm.tools.models.programs import take_model
+from jaxnorm.tools.statistics.collect import Collector
+from jaxnorm.tools.statistics.population import track
+from jaxnorm.tools.statistics.running import is_running, map_running, nodes
 
 
 @overload
@@ -53,7 +54,9 @@ def recalibrate(
     small. This computes instead, for each layer, the mean and the (biased) variance of all that
     reaches it: the batches' moments are merged by count, so that uneven batches and masks count
     as what they are, and not averaged. The model is called as for evaluation, without dropout;
-    its parameters do not change.
+    its parameters do not change. One that evaluates where `batch_stats` are not mutable finds that
+    they are not. What was compiled for a model, a `call` and shapes is used again when it is asked
+    for again, as after each epoch.
 
     In the first pass each batch is normalized by its own statistics, as in training; with large
     batches this is enough. (A batch of one value per channel is normalized by the statistics
@@ -66,7 +69,9 @@ def recalibrate(
         `axis_name` is given without it: what is computed here is of whole batches, on however many
         devices they lie.
       variables: of a linen module, with `params` and `batch_stats`; not given for an NNX model.
-      batches: iterable of batches, sharded as they may be; each shape is compiled once.
+      batches: iterable of batches, sharded as they may be; each shape is compiled once, and each
+        value of a flag in them. Texts, such as names of files, reach `call` as those of the first
+        batch of a shape.
       call: (model, batch) -> anything: calls the bound model, or the NNX model in the mode
         that `model.eval()` sets, for evaluation. Default: `model(batch)`.
       passes: how often the data set is gone through.
@@ -75,15 +80,17 @@ def recalibrate(
 
     Returns:
       The new collection `batch_stats`, or the NNX model, with statistics in float32 or wider. A
-      layer that is used twice gets the moments of all that reaches it; each layer under `nn.scan`
-      or `nn.vmap` those of its own.
+      layer that is used twice, or by all steps of a scan, gets the moments of all that reaches it;
+      each layer of a stack under `nn.scan` or `nn.vmap` those of its own. A subclass with a call
+      of its own is seen where that calls the norm's, by `super()`.
 
     Raises:
       ValueError: there is no batch; `rngs` is given with an NNX model; `passes` is below 1, or
         above 1 for batches that can be iterated only once; a mean and variance in `batch_stats`
         that no batch reached, because its layer was not called or is no batch norm;
         statistics of another kind.
-      TypeError: `batches` is one array.
+      TypeError: it is no model of flax, has no variables, or cannot be called with a batch;
+        `batches` is one array.
       ImportError: `progress` is wanted and rich is missing.
 
     Example:
@@ -102,16 +109,9 @@ def recalibrate(
     References: Ioffe & Szegedy 2015, Batch Normalization (algorithm 2), arXiv:1502.03167; Wu &
     Johnson 2021, Rethinking "Batch" in BatchNorm (precise statistics), arXiv:2105.07576.
     """
-    if isinstance(model, nnx.Module):
-        if rngs is not None:
-            raise ValueError("rngs is for linen modules; an NNX model holds its own.")
-        batches = variables if batches is None else batches
-        stats, prepare = model, nnx_collector(call)
-    else:
-        if not variables.get("batch_stats"):
-            raise ValueError("variables has no batch_stats to recalibrate.")
-        stats, prepare = variables["batch_stats"], linen_collector(model, variables, call, rngs)
-    batches = check_batches("recalibrate", batches)
+    given = tuple(value for value in (variables, batches) if value is not None)
+    program, rest = take_model("recalibrate", model, given, call, rngs)
+    batches = one_iterable("recalibrate", model, rest)
     if passes < 1:
         raise ValueError(f"passes must be at least 1, got {passes!r}.")
     if passes > 1 and isinstance(batches, Iterator):
@@ -119,13 +119,24 @@ def recalibrate(
             f"passes={passes} goes through the batches more than once, but they are an iterator, "
             "which ends; give a list or another iterable that starts anew."
         )
+    if isinstance(model, nnx.Module):
+        stats = model
+    else:
+        stats = program.state.get("batch_stats")
+        if not stats:
+            raise ValueError("variables has no batch_stats to recalibrate.")
     _check_known(stats)
     for number in range(passes):
-        population = Population()
-        collect = prepare(stats, number == 0)
+        if number:
+            given = () if stats is model else ({**program.state, "batch_stats": stats},)
+            program, _ = take_model("recalibrate", model, given, call, rngs)
+        shapes = {path: jnp.shape(node["mean"]) for path, node in nodes(stats) if is_running(node)}
+        collector = Collector(program, shapes, number == 0)
         for batch in track(batches, f"recalibrating, pass {number + 1} of {passes}", progress):
-            population.add(collect(batch))
-        stats = _replace(stats, population.result())
+            collector.add(batch)
+        if not collector.seen:
+            raise ValueError("batches is empty; recalibration needs at least one batch.")
+        stats = _replace(stats, collector.population.result())
     return stats
 
 
@@ -143,15 +154,16 @@ def _check_known(stats: Any) -> None:
 
 def _replace(stats, population):
     """Returns `stats` with the population's mean and variance, where it has elements."""
-    if not population:
-        raise ValueError("batches is empty; recalibration needs at least one batch.")
-    missing = [path for path, moments in population.items() if not moments.count.any()]
+    running = [path for path, node in nodes(stats) if is_running(node)]
+    reached = {path for path, moments in population.items() if moments.count.any()}
+    missing = [path for path in running if path not in reached]
     if missing:
         raise ValueError(
             "no elements reached the statistics at "
             + ", ".join(f"batch_stats/{p}" for p in missing)
-            + ": their layer is not called in evaluation, or is no batch norm of jaxnorm or flax. "
-            "Leave them out of the model's variables, or call the model so that they are used."
+            + ": their layer is not called in evaluation, or only in a loop of unknown length, or "
+            "is no batch norm of jaxnorm or flax. Leave them out of the model's variables, or call "
+            "the model so that they are used."
         )
 
     def replace(path, node):

@@ -14,6 +14,20 @@ Stats = Mapping[str, Any]  # the collection batch_stats of a linen model
 Node = dict[str, Any]  # the statistics of one module, by name
 
 
+def check_stats(tool: str, stats: Any) -> None:
+    """Checks that these are the statistics of a model, or an NNX model."""
+    if isinstance(stats, Mapping | nnx.Module):
+        return
+    remedy = "; of a linen model that is variables['batch_stats']"
+    if hasattr(stats, "batch_stats"):
+        remedy = ": give state.batch_stats"
+    got = f"the class {stats.__name__}" if isinstance(stats, type) else type(stats).__name__
+    raise TypeError(
+        f"{tool} takes the collection batch_stats of a linen model, or an NNX model, got "
+        f"{got}{remedy}."
+    )
+
+
 def nodes(stats: Stats | nnx.Module, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Node]]:
     """Yields the path of each module, and its own statistics."""
     if isinstance(stats, nnx.Module):
@@ -43,14 +57,14 @@ def map_running(
     if isinstance(stats, nnx.Module):
         for place, module in list(nnx.iter_modules(stats)):
             node = _node(module)
-            if _is_running(node):
+            if is_running(node):
                 _keep(module, node, function("/".join(map(str, place)), node))
         return stats
     node = {
         name: map_running(value, function, (*path, name)) if isinstance(value, Mapping) else value
         for name, value in stats.items()
     }
-    return function("/".join(path), node) if _is_running(node) else node
+    return function("/".join(path), node) if is_running(node) else node
 
 
 def _node(module: nnx.Module) -> Node:
@@ -68,6 +82,6 @@ def _keep(module: nnx.Module, old: Node, new: Node) -> None:
             setattr(module, name, nnx.BatchStat(value))
 
 
-def _is_running(node: Stats) -> bool:
+def is_running(node: Stats) -> bool:
     """Whether the variables are those of a running mean and variance."""
     return all(name in node and not isinstance(node[name], Mapping) for name in ("mean", "var"))
