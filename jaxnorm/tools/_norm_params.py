@@ -28,8 +28,16 @@ def norm_params(model: Any, /, *args: Any, call: Call | None = None, rngs: Any =
     """Says of each parameter of a model whether it is the gamma or beta of a normalization.
 
     For optax: no weight decay on normalizations (`optax.adamw(..., mask=...)` of the others), or
-    training them alone (`optax.masked`), as TENT and BitFit do. The weights of other layers count
-    as such also where `WeightNorm` or `SpectralNorm` is around them, and so does a bias.
+    training them alone, as TENT does: `optax.partition` with `optax.set_to_zero`, as below.
+    (`optax.masked` hands on the raw gradients of all others, which are then added to them.) And
+    muon makes any parameter of rank 2 orthogonal, a gamma over two axes or a bank of gammas too:
+    `optax.partition({True: optax.adamw(1e-3), False: optax.contrib.muon(1e-2)}, is_norm)` keeps
+    norms out of it.
+
+    True are gamma and beta of all normalizations, whatever their names, and nothing else: not the
+    parameters that some have besides (the alpha of `DynamicTanh`, the weights of
+    `SwitchableNorm`), not the weights of other layers, also where `WeightNorm` or `SpectralNorm` is
+    around them, and not their biases, which BitFit trains as well.
 
     Args:
       model: a linen module, or an NNX model.
@@ -56,6 +64,7 @@ def norm_params(model: Any, /, *args: Any, call: Call | None = None, rngs: Any =
       ({'bias': False, 'kernel': False}, {'bias': True, 'scale': True})
       >>> decayed = jax.tree.map(lambda norm: not norm, is_norm)
       >>> optimizer = optax.adamw(1e-3, weight_decay=0.1, mask=decayed)
+      >>> alone = optax.partition({True: optax.adam(1e-3), False: optax.set_to_zero()}, is_norm)
 
     References: Wang et al. 2020, Tent, arXiv:2006.10726; Ben Zaken, Goldberg & Ravfogel 2021,
     BitFit, arXiv:2106.10199.
