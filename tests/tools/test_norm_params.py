@@ -109,7 +109,9 @@ def test_as_documented_the_norms_are_trained_alone_in_linen():
 
     @jax.jit
     def step(params, state):
-        loss = lambda params: jnp.square(model.apply({"params": params}, x) - 1).mean()
+        def loss(params):
+            return jnp.square(model.apply({"params": params}, x) - 1).mean()
+
         value, grads = jax.value_and_grad(loss)(params)
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state, value
