@@ -41,7 +41,11 @@ class Decisions(NamedTuple):
                     "evaluate, or update_running=False to leave them as they are."
                 )
             return False
-        return self.update is not False or context.accumulates
+        return self.update is not False or context.collects
+
+    def updates(self, context: Context) -> bool | jax.Array:
+        """Returns whether what is kept counts, maybe traced."""
+        return True if context.collects else self.update
 
     @classmethod
     def make(

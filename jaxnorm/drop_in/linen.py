@@ -18,6 +18,7 @@ from flax.linen.dtypes import canonicalize_dtype
 
 from jaxnorm._core.axes import ArrayLike
 from jaxnorm._layers.layer import Context
+from jaxnorm._layers.running import ACCUMULATORS
 from jaxnorm.drop_in import _shared
 from jaxnorm.drop_in._shared import Norm
 
@@ -99,9 +100,13 @@ def _batch_norm(
     wide = module.force_float32_reductions
     first = _shared.first_statistics(norm, jnp.float32 if wide else module.param_dtype)
     variables = {name: module.variable("batch_stats", name, make) for name, make in first.items()}
+    accumulates = module.has_variable("batch_stats", ACCUMULATORS[0])
+    if accumulates:
+        variables |= {name: module.variable("batch_stats", name) for name in ACCUMULATORS}
     context = Context(
         label=f"BatchNorm {'/'.join(module.path) or '(top level)'}",
         initializing=module.is_initializing(),
+        accumulates=accumulates,
         widening="With force_float32_reductions=True they are in float32.",
     )
     state = {name: variable.value for name, variable in variables.items()}

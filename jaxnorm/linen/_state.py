@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from jaxnorm._layers.layer import Context, FirstState, State
-from jaxnorm._layers.running import ACCUMULATORS
+from jaxnorm._layers.running import ACCUMULATORS, COLLECTS
 
 COLLECTION = "batch_stats"
 
@@ -18,6 +18,7 @@ def context_of(module: nn.Module, name: str, collection: str = COLLECTION) -> Co
         initializing=module.is_initializing(),
         mutable=module.is_mutable_collection(collection),
         accumulates=module.has_variable(COLLECTION, ACCUMULATORS[0]),
+        collects=module.has_variable(COLLECTION, COLLECTS),
     )
 
 

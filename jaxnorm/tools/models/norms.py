@@ -41,6 +41,13 @@ def is_norm(module: Any) -> bool:
     return isinstance(module, FLAX + OWN)
 
 
+def accumulates(module: Any) -> bool:
+    """Whether a module of NNX merges batches into accumulators: a norm of jaxnorm, or a drop-in."""
+    drop_in = jaxnorm.drop_in.nnx.BatchNorm.__call__
+    calls = (vars(kind).get("__call__") for kind in type(module).__mro__)
+    return isinstance(module, OWN) or drop_in in calls
+
+
 def affine_names(module: Any) -> tuple[str, ...]:
     """Returns the names of its gamma and beta."""
     if isinstance(module, FLAX):

@@ -25,8 +25,7 @@ from jaxnorm.tools.models.norms import (
     is_plain,
     run_with,
 )
-from jaxnorm.tools.statistics.accumulate import accumulate
-from jaxnorm.tools.statistics.running import accumulators
+from jaxnorm.tools.statistics.running import accumulators, with_accumulators
 
 Call = Callable[[Any, Any], Any]
 Collect = Callable[[Any], dict[str, Moments]]  # of a batch
@@ -50,7 +49,7 @@ def nnx_collector(call: Call | None) -> Callable[[Any, bool], Collect]:
     collect = jax.jit(functools.partial(_collect_nnx, call), static_argnums=0)
 
     def prepare(model: Any, by_batch: bool) -> Collect:
-        evaluated = accumulate(nnx.clone(model))
+        evaluated = with_accumulators(nnx.clone(model), always=True)
         evaluated.eval()
         for _, module in list(nnx.iter_modules(evaluated)):
             if isinstance(module, nnx.BatchNorm) and is_plain(module, PLAIN_BATCH):
@@ -64,7 +63,10 @@ def nnx_collector(call: Call | None) -> Callable[[Any, bool], Collect]:
 
 
 def _collect_linen(model, call, rngs, variables, batch, by_batch: bool):
-    variables = {**variables, "batch_stats": accumulate(variables["batch_stats"])}
+    variables = {
+        **variables,
+        "batch_stats": with_accumulators(variables["batch_stats"], always=True),
+    }
     apply = nn.apply(call or _call, model, mutable=["batch_stats"])
     with nn.intercept_methods(functools.partial(_collecting, by_batch)):
         _, updates = apply(variables, batch, rngs=rngs)
@@ -94,9 +96,11 @@ def _collecting(by_batch: bool, next_function, args, kwargs, context):
         given = arguments(module, args, kwargs)
         state = {name: module.get_variable("batch_stats", name) for name in ACCUMULATORS}
         new, many = _add(module, state, given["x"], given["mask"])
+        y = run_with(module, next_function, args, kwargs, evaluate=not (by_batch and many))
+        # Last: a drop-in accumulates too.
         for name, value in new.items():
             module.put_variable("batch_stats", name, value)
-        return run_with(module, next_function, args, kwargs, evaluate=not (by_batch and many))
+        return y
     if by_batch and isinstance(module, jaxnorm.linen.BatchNorm):
         x = args[0] if args else kwargs["x"]
         many = can_normalize_by_batch(module, x, kwargs.get("mask"))
@@ -119,9 +123,10 @@ def _flax_class(base: Any, by_batch: bool) -> Any:
         del use_running_average
         state = {name: getattr(self, name)[...] for name in ACCUMULATORS}
         new, many = _add(self, state, x, mask)
+        y = base.__call__(self, x, use_running_average=not (by_batch and many), mask=mask)
         for name, value in new.items():
             getattr(self, name).set_value(value)
-        return base.__call__(self, x, use_running_average=not (by_batch and many), mask=mask)
+        return y
 
     return type(base.__name__, (base,), {"__call__": call})
 

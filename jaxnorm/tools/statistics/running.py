@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxnorm._core.moments import Moments
-from jaxnorm._layers.running import ACCUMULATORS
+from jaxnorm._core.pool import compute_dtype
+from jaxnorm._layers.running import ACCUMULATORS, COLLECTS
 
 Stats = Mapping[str, Any]  # the collection batch_stats of a linen model
 Node = dict[str, Any]  # the statistics of one module, by name
@@ -33,6 +37,36 @@ def accumulators(stats: Stats | nnx.Module) -> Iterator[tuple[str, Moments]]:
             yield path, Moments(*(node[name] for name in ACCUMULATORS))
 
 
+def with_accumulators(stats: Any, *, always: bool) -> Any:
+    """Adds an empty accumulator beside each running mean and variance.
+
+    Args:
+      stats: the collection, of which a new one is returned, or an NNX model, which is changed.
+      always: whether all calls are to be merged, those too that would update nothing.
+    """
+    found = False
+
+    def add(path: str, node: Node) -> Node:
+        del path
+        nonlocal found
+        found = True
+        mean, var = (wide(node[name]) for name in ("mean", "var"))
+        zeros = (jnp.zeros_like(mean), jnp.zeros_like(var), jnp.zeros_like(var))
+        new = node | dict(zip(ACCUMULATORS, zeros, strict=True))
+        return new | {COLLECTS: jnp.zeros_like(var)} if always else new
+
+    result = map_running(stats, add)
+    if not found:
+        raise ValueError("batch_stats holds no running mean and var to accumulate for.")
+    return result
+
+
+def wide(value: Any) -> jax.Array:
+    """Returns a statistic in float32 or wider, whatever a model keeps it in."""
+    value = jnp.asarray(nn.meta.unbox(value))
+    return value.astype(compute_dtype(value.dtype))
+
+
 def map_running(
     stats: Any, function: Callable[[str, Node], Node], path: tuple[str, ...] = ()
 ) -> Any:
@@ -51,6 +85,11 @@ def map_running(
         for name, value in stats.items()
     }
     return function("/".join(path), node) if _is_running(node) else node
+
+
+def is_running(module: nnx.Module) -> bool:
+    """Whether a module itself has a running mean and variance."""
+    return _is_running(_node(module))
 
 
 def _node(module: nnx.Module) -> Node:
