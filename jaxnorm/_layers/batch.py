@@ -187,7 +187,7 @@ class BatchLayer(AffineLayer):
         if self.num_domains is not None and domain is not None:
             pooled = banks.as_bank(pooled, domain, self.num_domains)
         average = {"momentum": self.momentum, "unbiased": self.unbiased, "debias": self.debias}
-        return y, running.track(state, pooled, decisions.updates(context), **average)
+        return y, running.track(state, pooled, decisions.update, **average)
 
     def can_normalize_by_batch(self, shape: tuple[int, ...], mask: ArrayLike | None = None) -> bool:
         """Whether each statistic is of more than one value, as far as the input's shape tells."""

@@ -41,11 +41,7 @@ class Decisions(NamedTuple):
                     "evaluate, or update_running=False to leave them as they are."
                 )
             return False
-        return self.update is not False or context.collects
-
-    def updates(self, context: Context) -> bool | jax.Array:
-        """Returns whether what is kept counts, maybe traced."""
-        return True if context.collects else self.update
+        return self.update is not False
 
     @classmethod
     def make(

@@ -26,8 +26,6 @@ class Context(NamedTuple):
       initializing: whether variables are only made: no state moves, nothing is sent to others.
       mutable: whether new state can be kept.
       accumulates: whether the state has accumulators; see `jaxnorm.tools.accumulate`.
-      collects: whether it accumulates in every call, where it is frozen too, as
-        `jaxnorm.tools.recalibrate` needs it.
       evaluation: how the call is told to evaluate, for errors.
       widening: how parameters are cast and the state is not, for warnings.
     """
@@ -36,7 +34,6 @@ class Context(NamedTuple):
     initializing: bool = False
     mutable: bool = True
     accumulates: bool = False
-    collects: bool = False
     evaluation: str = "use_running_average=True"
     widening: str = (
         "Keep batch_stats in float32 and cast the parameters alone: variables = {**variables, "

@@ -76,7 +76,7 @@ class MixtureLayer(AffineLayer):
             return y, None
         batch = jax.lax.stop_gradient(batches[0])
         average = {"momentum": self.momentum, "unbiased": self.unbiased}
-        return y, running.track(state, batch, decisions.updates(context), **average)
+        return y, running.track(state, batch, decisions.update, **average)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,6 @@ from jaxnorm._layers.layer import FirstState, State
 
 # Where these are in a state, batches are merged into them, and the running moments rest.
 ACCUMULATORS = ("accumulated_mean", "accumulated_var", "accumulated_count")
-# Where this is, too, every call is merged, also one that would update nothing.
-COLLECTS = "accumulates_always"
 
 
 def first_moments(shape: tuple[int, ...], dtype: DTypeLike, *, counts: bool) -> FirstState:

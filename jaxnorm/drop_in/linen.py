@@ -53,7 +53,7 @@ def everywhere() -> Iterator[None]:
 
 def _intercept(next_function: Any, args: Any, kwargs: Any, context: Any) -> Any:
     method = context.orig_method
-    compute = _BODIES.get(getattr(method, "func", None))
+    compute = BODIES.get(getattr(method, "func", None))
     if compute is not None:
         # It is this call's own. To compute here would pass by the interceptors entered inside.
         method.__setstate__((compute, method.args, method.keywords, None))
@@ -233,7 +233,7 @@ class InstanceNorm(nn.InstanceNorm):
 
 
 # By flax's own methods, as interceptors see them.
-_BODIES = {
+BODIES = {
     inspect.unwrap(module.__call__): compute
     for module, compute in (
         (nn.BatchNorm, _batch_norm),

@@ -6,19 +6,21 @@ import flax.linen as nn
 import jax
 
 from jaxnorm._layers.layer import Context, FirstState, State
-from jaxnorm._layers.running import ACCUMULATORS, COLLECTS
+from jaxnorm._layers.running import ACCUMULATORS
 
 COLLECTION = "batch_stats"
 
 
 def context_of(module: nn.Module, name: str, collection: str = COLLECTION) -> Context:
     """Returns what Flax says of the call that a module called `name` is in."""
+    scope = module.scope
+    assert scope is not None  # the module is being called
     return Context(
         label=f"{name} {'/'.join(module.path) or '(top level)'}",
         initializing=module.is_initializing(),
-        mutable=module.is_mutable_collection(collection),
+        # Of the scope: tools that evaluate a model have the module's own method say otherwise.
+        mutable=scope.is_mutable_collection(collection),
         accumulates=module.has_variable(COLLECTION, ACCUMULATORS[0]),
-        collects=module.has_variable(COLLECTION, COLLECTS),
     )
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxnorm._layers.layer import Context, FirstState, State
-from jaxnorm._layers.running import ACCUMULATORS, COLLECTS
+from jaxnorm._layers.running import ACCUMULATORS
 
 
 def context_of(label: str, module: nnx.Module) -> Context:
@@ -17,7 +17,6 @@ def context_of(label: str, module: nnx.Module) -> Context:
     return Context(
         label=label,
         accumulates=hasattr(module, ACCUMULATORS[0]),
-        collects=hasattr(module, COLLECTS),
         evaluation="use_running_average=True, as model.eval() sets it",
         widening=(
             "Keep those in float32 and cast the parameters alone: nnx.update(model, jax.tree.map("

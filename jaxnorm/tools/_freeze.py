@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 from flax import nnx
 
-from jaxnorm.tools.models.norms import OWN_BATCH, affine_names, instead, is_norm
+from jaxnorm.tools.models.norms import OWN_BATCH, affine_names, instead, is_norm, override
 
 # What makes a call use the running statistics and leave them as they are.
 _FLAGS = {"use_running_average": True, "update_stats": False}
@@ -83,7 +83,7 @@ def _linen(patterns, affine: bool, seen: set[str]) -> Any:
         seen.add(path)
         if module.is_initializing() or not _matches(path, patterns):
             return run(*args, **kwargs)
-        return _run_frozen(run, module, context.method_name, args, kwargs, affine)
+        return _run_frozen(run, module, context.orig_method.func, args, kwargs, affine)
 
     return nn.intercept_methods(intercept)
 
@@ -109,20 +109,20 @@ def _nnx(model: nnx.Module, patterns, affine: bool) -> Iterator[None]:
 
 @functools.cache
 def _frozen_class(base: Any, affine: bool) -> Any:
-    def frozen(name: str) -> Any:
-        method = getattr(base, name)
-
+    def frozen(method: Any) -> Any:
         @functools.wraps(method)
         def call(self, *args, **kwargs):
-            return _run_frozen(functools.partial(method, self), self, name, args, kwargs, affine)
+            return _run_frozen(functools.partial(method, self), self, method, args, kwargs, affine)
 
         return call
 
-    own = {name: frozen(name) for name in _METHODS if hasattr(base, name)}
-    return type(base.__name__, (base,), own)
+    own = {name: frozen(getattr(base, name)) for name in _METHODS if hasattr(base, name)}
+    return type(base.__name__, override(base, frozen), own)
 
 
 def _can_rest(module: Any, affine: bool) -> bool:
+    if isinstance(module, nn.SpectralNorm | nnx.SpectralNorm):
+        return True
     return is_norm(module) and (affine or any(hasattr(module, name) for name in _FLAGS))
 
 
@@ -142,9 +142,9 @@ def _check_matched(patterns: tuple[str, ...], seen: set[str]) -> None:
 
 
 def _run_frozen(
-    run: Callable[..., Any], module: Any, method: str, args, kwargs, affine: bool
+    run: Callable[..., Any], module: Any, method: Any, args, kwargs, affine: bool
 ) -> Any:
-    bound = inspect.signature(getattr(type(module), method)).bind(module, *args, **kwargs)
+    bound = inspect.signature(method).bind(module, *args, **kwargs)
     fields: dict[str, Any] = {}
     for name, value in _FLAGS.items():
         if name in bound.signature.parameters:

@@ -85,18 +85,3 @@ def test_masks_and_channels_first(dtype, rng):
     kept = np.asarray(x, np.float64).swapaxes(1, 2)[mask[:, 0]]
     np.testing.assert_allclose(stats["mean"], kept.mean(0), rtol=1e-6)
     np.testing.assert_allclose(stats["var"], kept.var(0), rtol=1e-5)
-
-
-class InMode(nn.BatchNorm):
-    """As people wrap it: with an argument of their own."""
-
-    @nn.compact
-    def __call__(self, x, train):
-        return super().__call__(x, use_running_average=not train)
-
-
-def test_a_subclass_with_a_call_of_its_own_is_named(rng):
-    x = jnp.asarray(rng.normal(3, 2, (8, 3)), jnp.float32)
-    variables = drawn(InMode(), x, train=True)
-    with pytest.raises(ValueError, match="no elements reached the statistics at batch_stats/: "):
-        tools.recalibrate(InMode(), variables, [x], call=lambda norm, x: norm(x, train=False))

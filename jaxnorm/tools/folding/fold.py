@@ -15,7 +15,7 @@ from jaxnorm.linen._wrapper import rebox, unbox
 from jaxnorm.tools.folding.kernel import fold_kernel
 from jaxnorm.tools.folding.pairs import STATISTICS, find_pairs
 from jaxnorm.tools.folding.search import Pair
-from jaxnorm.tools.models.norms import instead
+from jaxnorm.tools.models.norms import NORM_CALLS, instead
 from jaxnorm.tools.models.programs import Call, LinenProgram, names_of, take_model
 
 
@@ -56,7 +56,7 @@ class Folded:
         return self._program.run(variables, args, self._skip_norms, self)
 
     def _skip_norms(self, visit, run, args, kwargs):
-        if visit.path in self._norms:
+        if visit.path in self._norms and visit.function in NORM_CALLS:
             x, dtype = args[0] if args else kwargs["x"], self._norms[visit.path]
             return x if dtype is None else x.astype(dtype)
         if visit.path in self._without_bias:

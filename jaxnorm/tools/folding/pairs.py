@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
-from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxnorm._core import axes as _axes
@@ -24,18 +22,15 @@ from jaxnorm.tools.folding.search import (
 from jaxnorm.tools.models.dataflow import Flow
 from jaxnorm.tools.models.norms import (
     BATCH,
+    LAYER_CALLS,
+    LAYERS,
+    NORM_CALLS,
     OWN_BATCH,
-    PLAIN_BATCH,
     affine_names,
     arguments,
-    is_plain,
 )
 from jaxnorm.tools.models.programs import Path, Visit
 
-LAYERS = (
-    *(nn.Dense, nn.Conv, nn.ConvTranspose),
-    *(nnx.Linear, nnx.Conv, nnx.ConvTranspose),
-)
 STATISTICS = ("mean", "var")
 
 
@@ -46,17 +41,21 @@ def find_pairs(program: Any, args: tuple) -> tuple[list[Pair], list[tuple[Path, 
 
     def look(visit, run, args, kwargs):
         module, number = visit.module, len(calls)
-        if isinstance(module, BATCH) and not is_plain(module, PLAIN_BATCH):
-            foreign[visit.path] = f"its class {type(module).__name__} computes in a way of its own"
-        if visit.path in foreign:
-            return run(*args, **kwargs)
-        if isinstance(module, LAYERS) and is_plain(module, LAYERS):
+        if isinstance(module, LAYERS) and visit.function in LAYER_CALLS:
             axis = -2 if getattr(module, "transpose_kernel", False) else -1
             calls.append(LayerCall(visit.path, axis, _tag_values(visit, number, LAYER_VALUES)))
             return _tag(run(*args, **kwargs), number, "out")
         if not isinstance(module, BATCH):
             return run(*args, **kwargs)
-        given, names = arguments(module, args, kwargs), affine_names(module)
+        if visit.function not in NORM_CALLS:
+            # That of a subclass, which may call the norm's own, and is looked at there.
+            y = run(*args, **kwargs)
+            if all(call.path != visit.path for call in calls):
+                name = type(module).__name__
+                foreign[visit.path] = f"its class {name} computes in a way of its own"
+            return y
+        given = arguments(visit.function, module, args, kwargs)
+        names = affine_names(module)
         own = isinstance(module, OWN_BATCH)
         if visit.value("mean") is None:
             raise ValueError(
@@ -69,7 +68,7 @@ def find_pairs(program: Any, args: tuple) -> tuple[list[Pair], list[tuple[Path, 
         ranks = _tag_values(visit, number, (*STATISTICS, *names))
         calls.append(NormCall(visit.path, reason, module.epsilon, names, None, ranks))
         x = _tag(jnp.asarray(given["x"]), number, "in")
-        y = run(x, *args[1:], **{k: v for k, v in kwargs.items() if k != "x"})
+        y = run(*((x, *args[1:]) if args else ()), **(kwargs if args else {**kwargs, "x": x}))
         if y.dtype != x.dtype:
             calls[number] = calls[number]._replace(dtype=y.dtype)
         return _tag(y, number, "out")

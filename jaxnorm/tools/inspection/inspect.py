@@ -19,13 +19,21 @@ from jaxnorm.tools.inspection.layers import SMALL, InspectedLayer, Inspection
 from jaxnorm.tools.inspection.survey import ROWS, Traits, measure, merge, traits
 from jaxnorm.tools.models.norms import (
     BATCH,
+    NORM_CALLS,
     OWN_BATCH,
     arguments,
-    can_normalize_by_batch,
     is_norm,
     run_with,
 )
-from jaxnorm.tools.models.programs import Call, as_it_is, split_arrays, take_model
+from jaxnorm.tools.models.programs import (
+    Call,
+    Path,
+    Visit,
+    as_it_is,
+    one_iterable,
+    split_arrays,
+    take_model,
+)
 from jaxnorm.tools.models.reap import reap
 
 _TAG = "jaxnorm inspect "
@@ -102,14 +110,8 @@ on with a lower momentum.
     """
     given = (*(value for value in (variables, batches) if value is not None), *more)
     program, rest = take_model("inspect", model, given, call, rngs)
-    if len(rest) != 1:
-        raise TypeError(
-            f"inspect takes one iterable of batches after the model"
-            f"{'' if isinstance(model, nnx.Module) else ' and its variables'}, got {len(rest)} "
-            "more arguments."
-        )
     survey = _Survey(program, metric)
-    for batch in rest[0]:
+    for batch in one_iterable("inspect", model, rest):
         survey.add(batch)
     return survey.result()
 
@@ -123,11 +125,12 @@ class _Survey:
         self.rows: dict[str, list[np.ndarray]] = {}
         self.values: list[tuple[int, float, float]] = []
         self._compiled: dict[Any, Any] = {}
+        self._measured: list[Path] = []
 
     def add(self, batch: Any) -> None:
         arrays, rebuild = split_arrays(batch)
         shapes = {i: (jnp.shape(a), a.dtype) for i, a in arrays.items()}
-        key = (jax.tree.structure(batch), *shapes.items())
+        key = (rebuild, *shapes.items())
         if key not in self._compiled:
             self._compiled[key] = self._compile(batch, rebuild)
         found, values = self._compiled[key](self.program.state, arrays)
@@ -169,25 +172,36 @@ class _Survey:
         return value
 
     def _look(self, visit, run, args, kwargs):
-        module = visit.module
-        if not is_norm(module):
+        if not is_norm(visit.module):
             return run(*args, **kwargs)
-        given = arguments(module, args, kwargs)
-        x: Any = given.get("x")
+        if visit.function not in NORM_CALLS:
+            # That of a subclass, which may call the norm's own, and is looked at there.
+            before = len(self._measured)
+            y = run(*args, **kwargs)
+            if visit.path not in self._measured[before:]:
+                given = arguments(visit.function, visit.module, args, kwargs)
+                self._measure(visit, {"x": next(iter(given.values()), None), **given})
+            return y
+        given = arguments(visit.function, visit.module, args, kwargs)
+        if not self._measure(visit, given) or not isinstance(visit.module, BATCH):
+            return run(*args, **kwargs)
+        # As in training, where a batch has more than one value per channel.
+        return run_with(visit.module, run, given, by_batch=True)
+
+    def _measure(self, visit: Visit, given: dict[str, Any]) -> bool:
+        """Measures what a norm is given in a call, if that is an array."""
+        module, x = visit.module, given.get("x")
         if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.inexact):
-            return run(*args, **kwargs)
+            return False
         if isinstance(module, BATCH) and visit.value("mean") is None and not _keeps_none(module):
             raise ValueError(
                 f"inspect: variables hold no running mean for {visit.name or 'the model'}; give "
                 "the collection batch_stats too, as it was trained."
             )
+        self._measured.append(visit.path)
         self.traits.setdefault(visit.name, traits(visit, x))
         checkpoint_name(measure(visit, x, given.get("mask")), f"{_TAG}{visit.name}")
-        if not isinstance(module, BATCH):
-            return run(*args, **kwargs)
-        # As in training, where a batch has more than one value per channel.
-        many = not isinstance(module, OWN_BATCH) or can_normalize_by_batch(module, x, given["mask"])
-        return run_with(module, run, args, kwargs, evaluate=not many)
+        return True
 
     def result(self) -> Inspection:
         if not self._compiled:

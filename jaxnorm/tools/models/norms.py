@@ -1,10 +1,12 @@
-"""Which modules normalize, of jaxnorm's and of flax's, and what their parameters are called."""
+"""Which modules normalize, of jaxnorm's and of flax's, and how these are called."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+import math
+import types
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +19,9 @@ import jaxnorm.drop_in.nnx
 import jaxnorm.linen
 import jaxnorm.nnx
 from jaxnorm._core import axes as _axes
+from jaxnorm._core.moments import moments
 from jaxnorm._layers.batch import BatchLayer
+from jaxnorm.drop_in.linen import BODIES
 
 FLAX_BATCH = (nn.BatchNorm, nnx.BatchNorm)
 FLAX = (
@@ -33,7 +37,27 @@ OWN = tuple(
     if isinstance(module, type)
 )
 BATCH = (*FLAX_BATCH, *OWN_BATCH)
-PLAIN_BATCH = (*BATCH, jaxnorm.drop_in.linen.BatchNorm, jaxnorm.drop_in.nnx.BatchNorm)
+LAYERS = (
+    *(nn.Dense, nn.Conv, nn.ConvTranspose),
+    *(nnx.Linear, nnx.Conv, nnx.ConvTranspose),
+)
+DROP_IN = tuple(
+    getattr(package, kind.__name__)
+    for package in (jaxnorm.drop_in.linen, jaxnorm.drop_in.nnx)
+    for kind in FLAX
+    if kind.__module__.startswith("flax.linen") == (package is jaxnorm.drop_in.linen)
+)
+
+
+def _calls(kinds: tuple[Any, ...]) -> set[Any]:
+    """Returns the calls of classes; those of flax.linen also as `everywhere()` computes them."""
+    calls = {inspect.unwrap(kind.__call__) for kind in kinds if "__call__" in dir(kind)}
+    return calls | {BODIES[call] for call in calls & BODIES.keys()}
+
+
+NORM_CALLS = _calls(FLAX + DROP_IN + OWN)
+LAYER_CALLS = _calls(LAYERS)
+_KNOWN_CALLS = NORM_CALLS | LAYER_CALLS
 
 
 def is_norm(module: Any) -> bool:
@@ -55,16 +79,24 @@ def affine_names(module: Any) -> tuple[str, ...]:
     return getattr(module, "param_names", ("gamma", "beta"))
 
 
-def is_plain(module: Any, kinds: tuple[Any, ...]) -> bool:
-    """Whether a call of a module is that of one of the classes, not one of a subclass's own."""
-    call = inspect.unwrap(type(module).__call__)
-    return any(call is inspect.unwrap(kind.__call__) for kind in kinds)
+def override(kind: Any, wrap: Callable[[Any], Any], method: str = "__call__") -> tuple[Any, ...]:
+    """Returns bases of a class like `kind`, with wrap(call) for the call of the norm or layer.
+
+    That is, for what `super().__call__` of a subclass with a call of its own ends in. It is a
+    class that stands just before that of the norm in the order in which methods are looked up.
+    """
+    for base in kind.__mro__:
+        if inspect.unwrap(getattr(base, method, None)) in _KNOWN_CALLS:
+            if base is kind:
+                break
+            own = {method: wrap(getattr(base, method))}
+            return (kind, type(base.__name__, (base,), own))
+    return (kind,)
 
 
-def arguments(module: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
-    """Returns the arguments of a call of `module`, by name, those left out as well."""
-    call = inspect.signature(type(module).__call__)
-    bound = call.bind(module, *args, **kwargs)
+def arguments(function: Any, module: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """Returns the arguments of a call by `function`, by name, those left out as well."""
+    bound = inspect.signature(function).bind(module, *args, **kwargs)
     bound.apply_defaults()
     return dict(list(bound.arguments.items())[1:])
 
@@ -82,21 +114,54 @@ def boolean(mask: Any) -> Any:
 
 
 def can_normalize_by_batch(module: Any, x: Any, mask: Any) -> bool:
-    """Whether the batch's statistics can normalize in a batch norm of jaxnorm.
+    """Whether the batch's statistics can normalize in a batch norm.
 
     A batch of one value per channel, as the last may be, is normalized by the statistics there are.
     """
-    return BatchLayer.of(module).can_normalize_by_batch(np.shape(x), mask)
-
-
-def run_with(module: Any, run: Any, args: tuple, kwargs: dict[str, Any], evaluate: bool) -> Any:
-    """Calls a batch norm so that it normalizes by running statistics, or by the batch's."""
+    shape = np.shape(x)
     if isinstance(module, OWN_BATCH):
-        return run(*args, **{**kwargs, "use_running_average": evaluate})
-    # Flax's own take it from one place only.
-    given = {**arguments(module, args, kwargs), "use_running_average": evaluate}
-    with instead(module, {"use_running_average": None}):
-        return run(given.pop("x"), **given)
+        return BatchLayer.of(module).can_normalize_by_batch(shape, mask)
+    return math.prod(shape[a] for a in batch_axes(module, shape)) > 1
+
+
+def run_with(module: Any, run: Any, given: dict[str, Any], by_batch: bool) -> Any:
+    """Calls a batch norm so that it normalizes by the batch, if it can, or by running statistics.
+
+    These stay as they are, so that they need not be mutable.
+
+    Args:
+      module: the norm.
+      run: its own call.
+      given: the arguments of the call, by name.
+      by_batch: whether the batch's statistics shall normalize.
+    """
+    x, mask = given["x"], given["mask"]
+    by_batch = by_batch and can_normalize_by_batch(module, x, mask)
+    rest = {name: value for name, value in given.items() if name != "x"}
+    if isinstance(module, OWN_BATCH):
+        return run(x, **{**rest, "use_running_average": not by_batch, "update_running": False})
+    # Flax's own take it from one place only, and would keep what normalizes by the batch.
+    fields: dict[str, Any] = {"use_running_average": None}
+    if by_batch:
+        mapped = {name: getattr(module, name) for name in ("axis_name", "axis_index_groups")}
+        axes = batch_axes(module, jnp.shape(x))
+        found = moments(_axes.check_input(x), axes, mask=boolean(mask), **mapped)
+        fields |= _as_running(module, found.mean, found.var)
+    with instead(module, fields):
+        return run(x, **{**rest, "use_running_average": True})
+
+
+def _as_running(module: Any, mean: Any, var: Any) -> dict[str, Any]:
+    """Returns attributes by which moments are the running ones of a batch norm of flax's."""
+    values = {"mean": mean, "var": var}
+    if isinstance(module, nnx.Module):
+        return {name: nnx.BatchStat(value) for name, value in values.items()}
+
+    def variable(collection: str, name: str, *_: Any, **__: Any) -> Any:
+        del collection
+        return types.SimpleNamespace(value=values[name])
+
+    return {"variable": variable}
 
 
 @contextlib.contextmanager

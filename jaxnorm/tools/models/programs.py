@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import numpy as np
 from flax import errors, nnx
+
+from jaxnorm.tools.models.norms import instead, override
+from jaxnorm.tools.models.same import same
 
 Path = tuple[str, ...]
 Call = Callable[..., Any]  # (model, *arguments) -> output
@@ -27,10 +32,13 @@ class Visit(NamedTuple):
     Attributes:
       module: it; of linen bound to its variables.
       path: its place in the model.
+      function: what is called: its class's own `__call__`, or a further one that this calls by
+        `super()`.
     """
 
     module: Any
     path: Path
+    function: Any
 
     @property
     def name(self) -> str:
@@ -55,6 +63,14 @@ class Program:
 
     state: Any
     label: str
+    rngs: Any = None
+    key: Any  # equal for programs that are the same but for their state
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Program) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
 
     def run(self, state: Any, args: tuple, hook: Hook, key: Any = None) -> Any:
         """Returns the model's output; `key` says which runs are the same but for the arguments."""
@@ -91,13 +107,17 @@ class LinenProgram(Program):
     def __init__(self, model: nn.Module, variables: Mapping[str, Any], call: Call | None, rngs):
         self.model, self.state, self.rngs = model, dict(variables), rngs
         self.label = type(model).__name__
+        self.key = same(model), same(call)
         self._apply = nn.apply(call or _call, model, mutable=["batch_stats"])
 
     def run(self, state: Any, args: tuple, hook: Hook, key: Any = None) -> Any:
         def intercept(run, args, kwargs, context):
-            if context.method_name != "__call__":
-                return run(*args, **kwargs)
-            return hook(Visit(context.module, context.module.path), run, args, kwargs)
+            module = context.module
+            with _evaluating(module):
+                if context.method_name != "__call__":
+                    return run(*args, **kwargs)
+                function = inspect.unwrap(context.orig_method.func)
+                return hook(Visit(module, module.path, function), run, args, kwargs)
 
         with nn.intercept_methods(intercept), _hooked(key):
             return self._apply(state, *args, rngs=self.rngs)[0]
@@ -120,6 +140,7 @@ class NnxProgram(Program):
                 path = tuple(map(str, place))
                 object.__setattr__(module, "__class__", _watched(type(module), path))
         self.graph, self.state = nnx.split(watched)
+        self.key = same(self.graph), same(call)
         self._call = call or _call
 
     def run(self, state: Any, args: tuple, hook: Hook, key: Any = None) -> Any:
@@ -169,15 +190,58 @@ def take_model(
     )
 
 
-def split_arrays(tree: Any) -> tuple[dict[int, Any], Callable[[dict[int, Any]], Any]]:
-    """Returns the arrays of a tree, and what puts others in their place; flags stay as they are."""
+class Rebuild:
+    """Puts arrays back into the tree that they were taken from, beside its other leaves.
+
+    Those that come from trees alike but for arrays and texts, such as names of files, are equal.
+    """
+
+    def __init__(self, structure: Any, rest: dict[int, Any]):
+        self._structure, self._rest = structure, rest
+        texts = (str, bytes, np.ndarray)
+        self._key = tuple(
+            (i, type(leaf), None if isinstance(leaf, texts) else leaf) for i, leaf in rest.items()
+        )
+
+    def __call__(self, arrays: Mapping[int, Any]) -> Any:
+        leaves = {**self._rest, **arrays}
+        return self._structure.unflatten([leaves[i] for i in range(len(leaves))])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Rebuild):
+            return False
+        return (self._structure, self._key) == (other._structure, other._key)
+
+    def __hash__(self) -> int:
+        return hash((self._structure, self._key))
+
+
+def split_arrays(tree: Any, *, numbers: bool = False) -> tuple[dict[int, Any], Rebuild]:
+    """Returns the arrays of a tree, and what puts others in their place.
+
+    Flags and texts stay as they are, arrays of texts, too; and numbers, if they are not wanted.
+    """
     leaves, structure = jax.tree.flatten(tree)
-    arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")}
 
-    def rebuild(arrays):
-        return structure.unflatten([arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
+    def is_array(leaf: Any) -> bool:
+        if isinstance(leaf, int | float | complex):
+            return numbers and not isinstance(leaf, bool)
+        return hasattr(leaf, "dtype") and getattr(leaf.dtype, "kind", "") not in "OSUM"
 
-    return arrays, rebuild
+    arrays = {i: leaf for i, leaf in enumerate(leaves) if is_array(leaf)}
+    rest = {i: leaf for i, leaf in enumerate(leaves) if i not in arrays}
+    return arrays, Rebuild(structure, rest)
+
+
+def one_iterable(tool: str, model: Any, rest: tuple) -> Any:
+    """Returns the iterable of batches, of the arguments behind a model and its variables."""
+    if len(rest) != 1:
+        variables = "" if isinstance(model, nnx.Module) else " and its variables"
+        raise TypeError(
+            f"{tool} takes one iterable of batches after the model{variables}, got {len(rest)} "
+            "more arguments."
+        )
+    return rest[0]
 
 
 def as_it_is(visit: Visit, run: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
@@ -200,6 +264,18 @@ def _first_line(error: Exception) -> str:
     return line if line.endswith(".") else f"{line}."
 
 
+def _evaluating(module: nn.Module) -> Any:
+    """Lets the code of a module find `batch_stats` immutable, as it is in evaluation.
+
+    It is mutable, for calls that are to train: models that tell by this evaluate.
+    """
+
+    def is_mutable(name: str) -> bool:
+        return name != "batch_stats" and type(module).is_mutable_collection(module, name)
+
+    return instead(module, {"is_mutable_collection": is_mutable})
+
+
 @contextlib.contextmanager
 def _hooking(hook: Hook) -> Iterator[None]:
     before = getattr(_hooks, "hook", None)
@@ -214,10 +290,14 @@ def _hooking(hook: Hook) -> Iterator[None]:
 def _watched(base: Any, path: Path) -> Any:
     """Returns a class of NNX modules that hands its calls over, as linen's interceptors do."""
 
-    @functools.wraps(base.__call__)
-    def call(self, *args, **kwargs):
-        run = functools.partial(base.__call__, self)
-        hook = getattr(_hooks, "hook", None)
-        return run(*args, **kwargs) if hook is None else hook(Visit(self, path), run, args, kwargs)
+    def watch(call):
+        @functools.wraps(call)
+        def watched(self, *args, **kwargs):
+            run = functools.partial(call, self)
+            hook = getattr(_hooks, "hook", None)
+            visit = Visit(self, path, inspect.unwrap(call))
+            return run(*args, **kwargs) if hook is None else hook(visit, run, args, kwargs)
 
-    return type(base.__name__, (base,), {"__call__": call})
+        return watched
+
+    return type(base.__name__, override(base, watch), {"__call__": watch(base.__call__)})

@@ -19,8 +19,8 @@ from jaxnorm.tools.statistics.running import (
     accumulators,
     is_running,
     map_running,
+    nodes,
     wide,
-    with_accumulators,
 )
 
 
@@ -76,11 +76,28 @@ def accumulate(batch_stats: Any) -> Any:
     """
     if isinstance(batch_stats, nnx.Module):
         _check_accumulate(batch_stats)
-        return with_accumulators(batch_stats, always=False)
+        return _with_accumulators(batch_stats)
     return map_running(
-        with_accumulators(batch_stats, always=False),
+        _with_accumulators(batch_stats),
         lambda path, node: node | {"mean": Resting(node["mean"], path)},
     )
+
+
+def _with_accumulators(stats: Any) -> Any:
+    found = False
+
+    def add(path: str, node: Node) -> Node:
+        del path
+        nonlocal found
+        found = True
+        mean, var = (wide(node[name]) for name in ("mean", "var"))
+        zeros = (jnp.zeros_like(mean), jnp.zeros_like(var), jnp.zeros_like(var))
+        return node | dict(zip(ACCUMULATORS, zeros, strict=True))
+
+    result = map_running(stats, add)
+    if not found:
+        raise ValueError("batch_stats holds no running mean and var to accumulate for.")
+    return result
 
 
 class Resting(struct.PyTreeNode, nn.meta.AxisMetadata):
@@ -120,11 +137,10 @@ class Resting(struct.PyTreeNode, nn.meta.AxisMetadata):
 
 def _check_accumulate(model: nnx.Module) -> None:
     """Refuses running statistics that would go on moving."""
-    for place, module in nnx.iter_modules(model):
-        if is_running(module) and not accumulates(module):
-            path = "/".join(map(str, place)) or "the top"
+    for (path, node), (_, module) in zip(nodes(model), nnx.iter_modules(model), strict=True):
+        if is_running(node) and not accumulates(module):
             raise ValueError(
-                f"{type(module).__name__} at {path} has a running mean and variance and cannot "
+                f"{type(module).__name__} at {path or 'the top'} has a running mean and variance and cannot "
                 "accumulate: norms of jaxnorm.nnx and jaxnorm.drop_in.nnx do. Pass the model "
                 "through jaxnorm.drop_in.nnx.replace, which makes such of flax's; a class that "
                 "derives from flax's BatchNorm can derive from jaxnorm.drop_in.nnx.BatchNorm."

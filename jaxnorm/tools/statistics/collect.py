@@ -1,142 +1,176 @@
-"""The moments of all that reaches each batch norm of a model in one batch, by its path."""
+"""The moments of all that reaches each batch norm of a model in one batch, by its path.
+
+They are read from the program of the model, whose state stays as it is: a layer may be frozen,
+shared by the steps of a scan, or evaluate where its state is not mutable.
+"""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import nnx
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
-import jaxnorm.linen
-import jaxnorm.nnx
+from jaxnorm._core import axes as _axes
 from jaxnorm._core.moments import Moments, moments
-from jaxnorm._layers.running import ACCUMULATORS, accumulated
+from jaxnorm._core.pool import compute_dtype
+from jaxnorm._layers.batch import BatchLayer
+from jaxnorm._layers.layer import Context
+from jaxnorm._layers.running import ACCUMULATORS
 from jaxnorm.tools.models.norms import (
-    PLAIN_BATCH,
+    BATCH,
+    NORM_CALLS,
+    OWN_BATCH,
     arguments,
     batch_axes,
     boolean,
-    can_normalize_by_batch,
-    is_plain,
     run_with,
 )
-from jaxnorm.tools.statistics.running import accumulators, with_accumulators
+from jaxnorm.tools.models.programs import Program, Visit, names_of, split_arrays
+from jaxnorm.tools.models.reap import reap
+from jaxnorm.tools.statistics.population import Population
 
-Call = Callable[[Any, Any], Any]
-Collect = Callable[[Any], dict[str, Moments]]  # of a batch
+_TAG = "jaxnorm collect "
+# What is tagged of a call, along the last axis: the moments of each statistic, and its running
+# mean, by which it is found in the state.
+_COLUMNS = 5
 
-
-def linen_collector(
-    model: nn.Module, variables: Mapping[str, Any], call: Call | None, rngs: Any
-) -> Callable[[Any, bool], Collect]:
-    """Returns what makes, of statistics and whether to normalize by the batch, a function."""
-    collect = jax.jit(functools.partial(_collect_linen, model, call, rngs), static_argnums=2)
-
-    def prepare(stats: Any, by_batch: bool) -> Collect:
-        current = {**variables, "batch_stats": stats}
-        return lambda batch: collect(current, batch, by_batch)
-
-    return prepare
+Rows = dict[str, Any]  # by path
 
 
-def nnx_collector(call: Call | None) -> Callable[[Any, bool], Collect]:
-    """Returns what makes, of a model and whether to normalize by the batch, a function."""
-    collect = jax.jit(functools.partial(_collect_nnx, call), static_argnums=0)
+class Collector:
+    """Collects the moments of one batch after the other.
 
-    def prepare(model: Any, by_batch: bool) -> Collect:
-        evaluated = with_accumulators(nnx.clone(model), always=True)
-        evaluated.eval()
-        for _, module in list(nnx.iter_modules(evaluated)):
-            if isinstance(module, nnx.BatchNorm) and is_plain(module, PLAIN_BATCH):
-                object.__setattr__(module, "__class__", _flax_class(type(module), by_batch))
-            elif by_batch and isinstance(module, jaxnorm.nnx.BatchNorm):
-                object.__setattr__(module, "__class__", _by_batch_class(type(module)))
-        graph, state = nnx.split(evaluated)
-        return lambda batch: collect(graph, state, batch)
-
-    return prepare
-
-
-def _collect_linen(model, call, rngs, variables, batch, by_batch: bool):
-    variables = {
-        **variables,
-        "batch_stats": with_accumulators(variables["batch_stats"], always=True),
-    }
-    apply = nn.apply(call or _call, model, mutable=["batch_stats"])
-    with nn.intercept_methods(functools.partial(_collecting, by_batch)):
-        _, updates = apply(variables, batch, rngs=rngs)
-    return dict(accumulators(updates["batch_stats"]))
-
-
-def _collect_nnx(call, graph, state, batch):
-    model = nnx.merge(graph, state, copy=True)
-    (call or _call)(model, batch)
-    return dict(accumulators(model))
-
-
-def _call(model, batch):
-    return model(batch)
-
-
-def _collecting(by_batch: bool, next_function, args, kwargs, context):
-    """Lets batch norm alone work as in training, if asked; what else the call says stays as it is.
-
-    Flax's own does not accumulate: what reaches it is added here. What a subclass's own call does
-    with it is not known.
+    Args:
+      program: the model.
+      shapes: of the running mean of each layer, by path.
+      by_batch: whether batches are normalized by their own statistics, as in training.
     """
-    module = context.module
-    if context.method_name != "__call__":
-        return next_function(*args, **kwargs)
-    if isinstance(module, nn.BatchNorm) and is_plain(module, PLAIN_BATCH):
-        given = arguments(module, args, kwargs)
-        state = {name: module.get_variable("batch_stats", name) for name in ACCUMULATORS}
-        new, many = _add(module, state, given["x"], given["mask"])
-        y = run_with(module, next_function, args, kwargs, evaluate=not (by_batch and many))
-        # Last: a drop-in accumulates too.
-        for name, value in new.items():
-            module.put_variable("batch_stats", name, value)
-        return y
-    if by_batch and isinstance(module, jaxnorm.linen.BatchNorm):
-        x = args[0] if args else kwargs["x"]
-        many = can_normalize_by_batch(module, x, kwargs.get("mask"))
-        return run_with(module, next_function, args, kwargs, evaluate=not many)
-    return next_function(*args, **kwargs)
+
+    def __init__(self, program: Program, shapes: dict[str, tuple[int, ...]], by_batch: bool):
+        self.population = Population(self._moments)
+        self._shapes = shapes
+        self._program, self._state, self._numbers = program, *_states(program, shapes)
+        # Without state, so that what is compiled does not hold it.
+        bare: Any = copy.copy(program)
+        bare.state = bare.rngs = None
+        self._compiled = _compile(bare, by_batch)
+        self._places: dict[Any, dict[str, np.ndarray]] = {}
+
+    @property
+    def seen(self) -> bool:
+        """Whether there was a batch."""
+        return bool(self._places)
+
+    def add(self, batch: Any) -> None:
+        """Adds what reaches the layers in a batch."""
+        arrays, rebuild = split_arrays(batch, numbers=True)
+
+        def run(state: Any) -> Rows:
+            return self._compiled(rebuild, state, arrays, getattr(self._program, "rngs", None))
+
+        key = (rebuild, *((jnp.shape(a), jnp.result_type(a)) for a in arrays.values()))
+        if key not in self._places:
+            found = jax.device_get(run(self._numbers))
+            self._places[key] = {path: rows[:, -1] for path, rows in found.items()}
+        self.population.add((run(self._state), self._places[key]))
+
+    def _moments(self, found: tuple[Rows, Rows]) -> dict[str, Moments]:
+        rows, places = found
+        return {path: _group(rows[path], places[path], self._shapes[path]) for path in rows}
 
 
-def _add(module: Any, state: Any, x: Any, mask: Any) -> tuple[Any, bool]:
-    """Returns accumulators with what reaches a batch norm of flax's, and if that is several."""
-    axes = batch_axes(module, jnp.shape(x))
-    pooled = moments(x, axes, mask=boolean(mask))
-    return accumulated(state, pooled), math.prod(jnp.shape(x)[a] for a in axes) > 1
+@functools.lru_cache(maxsize=8)
+def _compile(program: Any, by_batch: bool) -> Callable[..., Rows]:
+    """Returns the compiled function of a model, the same when it is asked for again."""
+
+    def look(visit: Visit, run: Any, args: tuple, kwargs: dict) -> Any:
+        if not isinstance(visit.module, BATCH) or visit.function not in NORM_CALLS:
+            return run(*args, **kwargs)
+        given = arguments(visit.function, visit.module, args, kwargs)
+        running = visit.value("mean")
+        if running is not None:
+            checkpoint_name(_rows(visit.module, given, running), f"{_TAG}{visit.name}")
+        return run_with(visit.module, run, given, by_batch)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def collect(rebuild: Any, state: Any, arrays: Any, rngs: Any) -> Rows:
+        live = copy.copy(program)
+        live.state, live.rngs = state, rngs
+        closed = live.trace(look, (rebuild(arrays),))
+        arrays, _ = split_arrays(rebuild(arrays))
+        _, found = reap(closed, _TAG, branches=True)(*jax.tree.leaves((state, arrays)))
+        return {
+            name.removeprefix(_TAG): jnp.concatenate([v.reshape(-1, _COLUMNS) for v in values])
+            for name, values in found.items()
+        }
+
+    return collect
 
 
-@functools.cache
-def _flax_class(base: Any, by_batch: bool) -> Any:
-    """Returns a batch norm of flax's for NNX that does as `_collecting` says for linen."""
+def _rows(module: Any, given: dict[str, Any], running: jax.Array) -> jax.Array:
+    """Returns the moments of a call, with the running mean beside them.
 
-    def call(self, x, use_running_average=None, *, mask=None):
-        del use_running_average
-        state = {name: getattr(self, name)[...] for name in ACCUMULATORS}
-        new, many = _add(self, state, x, mask)
-        y = base.__call__(self, x, use_running_average=not (by_batch and many), mask=mask)
-        for name, value in new.items():
-            getattr(self, name).set_value(value)
-        return y
-
-    return type(base.__name__, (base,), {"__call__": call})
+    One array, so that scan and vmap stack all alike.
+    """
+    found = _moments_of(module, given)
+    mean = found.mean
+    columns = (jnp.real(mean), jnp.imag(mean), found.var, found.count, jnp.real(running))
+    dtype = jnp.real(running).dtype
+    whole = [jnp.broadcast_to(column.astype(dtype), running.shape) for column in columns]
+    return jnp.stack(whole, -1)
 
 
-@functools.cache
-def _by_batch_class(base: Any) -> Any:
-    """Returns a batch norm for NNX that works as in training, as `_collecting` says for linen."""
+def _moments_of(module: Any, given: dict[str, Any]) -> Moments:
+    """Returns the moments of what reaches a batch norm in a call, of each domain if it has any."""
+    x, mask = _axes.check_input(given["x"]), boolean(given["mask"])
+    if not isinstance(module, OWN_BATCH) or module.num_domains is None:
+        return moments(x, batch_axes(module, x.shape), mask=mask)
+    plain = {"train_statistics": "running", "eval_statistics": "running", "frozen": None}
+    alone = {"axis_name": None, "axis_index_groups": None, "num_virtual_batches": 1}
+    layer = dataclasses.replace(BatchLayer.of(module), **plain, **alone)
+    context = Context(type(module).__name__, accumulates=True)
+    decisions = layer.decide(True, True, context)
+    state = {name: make() for name, make in layer.first_state(x, decisions, context).items()}
+    own: dict[str, Any] = {}
+    _, new = layer.apply(x, state, own, decisions, context, mask=mask, domain=given["domain"])
+    assert new is not None
+    return Moments(*(new[name] for name in ACCUMULATORS))
 
-    def call(self, x, **kwargs):
-        evaluate = not can_normalize_by_batch(self, x, kwargs.get("mask"))
-        return base.__call__(self, x, **{**kwargs, "use_running_average": evaluate})
 
-    return type(base.__name__, (base,), {"__call__": call})
+def _states(program: Program, shapes: dict[str, tuple[int, ...]]) -> tuple[Any, Any]:
+    """Returns the state with running means that hold any number, and with those numbered."""
+    paths = {path: tuple(path.split("/")) if path else () for path in shapes}
+    means = {program.leaf_path(path, "mean") for path in paths.values()}
+
+    def change(value: Callable[[Any], Any]) -> Any:
+        def one(path: Any, leaf: Any) -> Any:
+            names = names_of(path)
+            # One in a box lies a step further down.
+            is_mean = names in means or names[:-1] in means
+            return value(leaf).astype(compute_dtype(leaf.dtype)) if is_mean else leaf
+
+        return jax.tree_util.tree_map_with_path(one, program.state)
+
+    return change(jnp.asarray), change(lambda a: jnp.arange(a.size).reshape(a.shape))
+
+
+def _group(rows: np.ndarray, places: np.ndarray, shape: tuple[int, ...]) -> Moments:
+    """Returns the moments of each place in the state, of all rows that belong there."""
+    real, imaginary, var, count, _ = np.asarray(rows, np.float64).T
+    at, size = places.astype(np.int64), int(np.prod(shape))
+    mean = real + 1j * imaginary if imaginary.any() else real
+    # A set without elements may hold anything, even NaN.
+    mean, var = (np.where(count > 0, value, 0) for value in (mean, var))
+    total = np.bincount(at, count, size)
+    weight = count / np.maximum(total, 1)[at]
+    center, spread = np.zeros(size, mean.dtype), np.zeros(size)
+    np.add.at(center, at, weight * mean)
+    np.add.at(spread, at, weight * (var + np.abs(mean - center[at]) ** 2))
+    return Moments._make(value.reshape(shape) for value in (center, spread, total))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,14 +17,16 @@ _FETCHED_TOGETHER = 64
 class Population:
     """Merges moments exactly, by count; float64 on the host, where a device may have none."""
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[Any], dict[str, Moments]] | None = None) -> None:
+        self._read = read
         self._merged: dict[str, Moments] = {}
-        self._pending: list[dict[str, Moments]] = []
+        self._pending: list[Any] = []
 
-    def add(self, moments: dict[str, Moments]) -> None:
+    def add(self, moments: Any) -> None:
         """Adds the moments of a batch, by name; they may still be under way on a device.
 
-        A mean may be given as a pair of float32 arrays to add up in float64.
+        Or what `read` makes them of, on the host. A mean may be given as a pair of float32 arrays
+        to add up in float64.
         """
         self._pending.append(moments)
         if len(self._pending) == _FETCHED_TOGETHER:
@@ -36,7 +38,8 @@ class Population:
         return self._merged
 
     def _merge(self) -> None:
-        for moments in jax.device_get(self._pending):
+        for item in jax.device_get(self._pending):
+            moments = item if self._read is None else self._read(item)
             for name, value in moments.items():
                 parts = [self._merged[name], value] if name in self._merged else [value]
                 self._merged[name] = _merge_wide(parts)

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxnorm._core.pool import compute_dtype
-from jaxnorm.tools.statistics.collect import linen_collector, nnx_collector
-from jaxnorm.tools.statistics.population import Population, track
-from jaxnorm.tools.statistics.running import map_running, nodes
+from jaxnorm.tools.models.programs import one_iterable, take_model
+from jaxnorm.tools.statistics.collect import Collector
+from jaxnorm.tools.statistics.population import track
+from jaxnorm.tools.statistics.running import is_running, map_running, nodes
 
 
 @overload
@@ -100,15 +101,9 @@ def recalibrate(
     References: Ioffe & Szegedy 2015, Batch Normalization (algorithm 2), arXiv:1502.03167; Wu &
     Johnson 2021, Rethinking "Batch" in BatchNorm (precise statistics), arXiv:2105.07576.
     """
-    if isinstance(model, nnx.Module):
-        if rngs is not None:
-            raise ValueError("rngs is for linen modules; an NNX model holds its own.")
-        batches = variables if batches is None else batches
-        stats, prepare = model, nnx_collector(call)
-    else:
-        if not variables.get("batch_stats"):
-            raise ValueError("variables has no batch_stats to recalibrate.")
-        stats, prepare = variables["batch_stats"], linen_collector(model, variables, call, rngs)
+    given = tuple(value for value in (variables, batches) if value is not None)
+    program, rest = take_model("recalibrate", model, given, call, rngs)
+    batches = one_iterable("recalibrate", model, rest)
     if passes < 1:
         raise ValueError(f"passes must be at least 1, got {passes!r}.")
     if passes > 1 and isinstance(batches, Iterator):
@@ -116,13 +111,24 @@ def recalibrate(
             f"passes={passes} goes through the batches more than once, but they are an iterator, "
             "which ends; give a list or another iterable that starts anew."
         )
+    if isinstance(model, nnx.Module):
+        stats = model
+    else:
+        stats = program.state.get("batch_stats")
+        if not stats:
+            raise ValueError("variables has no batch_stats to recalibrate.")
     _check_known(stats)
     for number in range(passes):
-        population = Population()
-        collect = prepare(stats, number == 0)
+        if number:
+            given = () if stats is model else ({**program.state, "batch_stats": stats},)
+            program, _ = take_model("recalibrate", model, given, call, rngs)
+        shapes = {path: jnp.shape(node["mean"]) for path, node in nodes(stats) if is_running(node)}
+        collector = Collector(program, shapes, number == 0)
         for batch in track(batches, f"recalibrating, pass {number + 1} of {passes}", progress):
-            population.add(collect(batch))
-        stats = _replace(stats, population.result())
+            collector.add(batch)
+        if not collector.seen:
+            raise ValueError("batches is empty; recalibration needs at least one batch.")
+        stats = _replace(stats, collector.population.result())
     return stats
 
 
@@ -140,9 +146,9 @@ def _check_known(stats: Any) -> None:
 
 def _replace(stats, population):
     """Returns `stats` with the population's mean and variance, where it has elements."""
-    if not population:
-        raise ValueError("batches is empty; recalibration needs at least one batch.")
-    missing = [path for path, moments in population.items() if not moments.count.any()]
+    running = [path for path, node in nodes(stats) if is_running(node)]
+    reached = {path for path, moments in population.items() if moments.count.any()}
+    missing = [path for path in running if path not in reached]
     if missing:
         raise ValueError(
             "no elements reached the statistics at "

@@ -12,7 +12,7 @@ from flax import nnx
 
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import compute_dtype
-from jaxnorm._layers.running import ACCUMULATORS, COLLECTS
+from jaxnorm._layers.running import ACCUMULATORS
 
 Stats = Mapping[str, Any]  # the collection batch_stats of a linen model
 Node = dict[str, Any]  # the statistics of one module, by name
@@ -37,30 +37,6 @@ def accumulators(stats: Stats | nnx.Module) -> Iterator[tuple[str, Moments]]:
             yield path, Moments(*(node[name] for name in ACCUMULATORS))
 
 
-def with_accumulators(stats: Any, *, always: bool) -> Any:
-    """Adds an empty accumulator beside each running mean and variance.
-
-    Args:
-      stats: the collection, of which a new one is returned, or an NNX model, which is changed.
-      always: whether all calls are to be merged, those too that would update nothing.
-    """
-    found = False
-
-    def add(path: str, node: Node) -> Node:
-        del path
-        nonlocal found
-        found = True
-        mean, var = (wide(node[name]) for name in ("mean", "var"))
-        zeros = (jnp.zeros_like(mean), jnp.zeros_like(var), jnp.zeros_like(var))
-        new = node | dict(zip(ACCUMULATORS, zeros, strict=True))
-        return new | {COLLECTS: jnp.zeros_like(var)} if always else new
-
-    result = map_running(stats, add)
-    if not found:
-        raise ValueError("batch_stats holds no running mean and var to accumulate for.")
-    return result
-
-
 def wide(value: Any) -> jax.Array:
     """Returns a statistic in float32 or wider, whatever a model keeps it in."""
     value = jnp.asarray(nn.meta.unbox(value))
@@ -77,19 +53,14 @@ def map_running(
     if isinstance(stats, nnx.Module):
         for place, module in list(nnx.iter_modules(stats)):
             node = _node(module)
-            if _is_running(node):
+            if is_running(node):
                 _keep(module, node, function("/".join(map(str, place)), node))
         return stats
     node = {
         name: map_running(value, function, (*path, name)) if isinstance(value, Mapping) else value
         for name, value in stats.items()
     }
-    return function("/".join(path), node) if _is_running(node) else node
-
-
-def is_running(module: nnx.Module) -> bool:
-    """Whether a module itself has a running mean and variance."""
-    return _is_running(_node(module))
+    return function("/".join(path), node) if is_running(node) else node
 
 
 def _node(module: nnx.Module) -> Node:
@@ -107,6 +78,6 @@ def _keep(module: nnx.Module, old: Node, new: Node) -> None:
             setattr(module, name, nnx.BatchStat(value))
 
 
-def _is_running(node: Stats) -> bool:
+def is_running(node: Stats) -> bool:
     """Whether the variables are those of a running mean and variance."""
     return all(name in node and not isinstance(node[name], Mapping) for name in ("mean", "var"))
