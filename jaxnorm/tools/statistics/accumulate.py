@@ -140,10 +140,10 @@ def _check_accumulate(model: nnx.Module) -> None:
     for (path, node), (_, module) in zip(nodes(model), nnx.iter_modules(model), strict=True):
         if is_running(node) and not accumulates(module):
             raise ValueError(
-                f"{type(module).__name__} at {path or 'the top'} has a running mean and variance and cannot "
-                "accumulate: norms of jaxnorm.nnx and jaxnorm.drop_in.nnx do. Pass the model "
-                "through jaxnorm.drop_in.nnx.replace, which makes such of flax's; a class that "
-                "derives from flax's BatchNorm can derive from jaxnorm.drop_in.nnx.BatchNorm."
+                f"{type(module).__name__} at {path or 'the top'} has a running mean and variance "
+                "and cannot accumulate: norms of jaxnorm.nnx and jaxnorm.drop_in.nnx do. Pass the "
+                "model through jaxnorm.drop_in.nnx.replace, which makes such of flax's; a class "
+                "that derives from flax's BatchNorm can derive from jaxnorm.drop_in.nnx.BatchNorm."
             )
 
 
