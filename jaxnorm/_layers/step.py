@@ -162,6 +162,17 @@ def batch_norm_step(
     Reference: Ioffe & Szegedy 2015, Batch Normalization, arXiv:1502.03167.
     """
     x = _axes.check_input(x)
+    _check_static(
+        axis=axis,
+        feature_axes=feature_axes,
+        debias=debias,
+        unbiased=unbiased,
+        epsilon=epsilon,
+        batch_axis=batch_axis,
+        num_virtual_batches=num_virtual_batches,
+        num_domains=num_domains,
+        affine_per_domain=affine_per_domain,
+    )
     layer = BatchLayer(
         epsilon=epsilon,
         dtype=dtype,
@@ -195,6 +206,21 @@ def batch_norm_step(
     own = {"gamma": gamma, "beta": beta}
     y, new = layer.apply(x, state, own, decisions, context, mask=mask, domain=domain)
     return y, running if new is None else Moments(**new)
+
+
+def _check_static(**options: Any) -> None:
+    """Checks that options which shape the program are none of its inputs."""
+    traced = [
+        name
+        for name, value in options.items()
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+    ]
+    if traced:
+        raise TypeError(
+            f"{', '.join(traced)} must be known when batch_norm_step is traced, got traced values: "
+            f"jax.jit(batch_norm_step, static_argnames={(*traced, 'training')!r}), or call it in a "
+            "jitted function of your own."
+        )
 
 
 def _evaluates(training: Any) -> bool | jax.Array:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,9 +17,29 @@ Read = Callable[[str], Any]
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are `UserError`: one line instead of usage and error."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore
+        """Reads what it knows; an option that it does not know is an error at once.
+
+        Here and not by the parser around it, which does not know this command's options.
+        """
+        parsed, rest = super().parse_known_args(args, namespace)
+        unknown = [each for each in rest if each.startswith("--")]
+        if unknown:
+            names = [each.partition("=")[0] for each in unknown]
+            options = [name for name in self._option_string_actions if name.startswith("--")]
+            meant = [nearest(name, options) for name in names]
+            self.error(f"unrecognized arguments: {' '.join(rest)}{''.join(meant)}")
+        return parsed, rest
+
     def error(self, message: str) -> NoReturn:
         """Reports a wrong command line."""
         raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns a question after the known name that is most like an unknown one, if one is."""
+    found = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 def _reader(convert: Read, fits: Callable[[Any], bool], expected: str) -> Read:
@@ -49,7 +70,9 @@ def one_of(*names: str) -> Read:
 
     def read(text: str) -> str:
         if text not in names:
-            raise argparse.ArgumentTypeError(f"unknown {text!r}, expected {', '.join(names)}")
+            raise argparse.ArgumentTypeError(
+                f"unknown {text!r}, expected {', '.join(names)}{nearest(text, names)}"
+            )
         return text
 
     return read

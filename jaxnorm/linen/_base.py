@@ -38,6 +38,24 @@ class LayerModule(nn.Module, kw_only=True):
         return context_of(self, type(self).__name__, collection)
 
 
+def check_name(module: nn.Module, name: str) -> None:
+    """Checks that a parameter is not there by another name, as in flax's checkpoints."""
+    if module.has_variable("params", name) or module.is_mutable_collection("params"):
+        return
+    found = sorted({"scale", "bias", "gamma", "beta"} & set(module.variables.get("params", {})))
+    if not found:
+        return  # flax says that it is missing
+    path = "/".join(module.path) or "(top level)"
+    remedy = ""
+    if hasattr(module, "param_names"):
+        names = ("scale", "bias") if {"scale", "bias"} & set(found) else ("gamma", "beta")
+        remedy = f" Make it with param_names={names!r} to use such a checkpoint as it is."
+    raise ValueError(
+        f"{type(module).__name__} {path} has no parameter {name!r}; its parameters are called "
+        f"{', '.join(map(repr, found))}.{remedy}"
+    )
+
+
 class ParametricModule(LayerModule, kw_only=True):
     """Base of the modules with parameters.
 
@@ -61,6 +79,7 @@ class ParametricModule(LayerModule, kw_only=True):
             if parameter is not None and name not in values:
                 shape, option, first = parameter
                 init = getattr(self, option) or nn.initializers.constant(first)
+                check_name(self, self.called(name))
                 values[name] = self.param(self.called(name), init, shape, self.param_dtype)
         return values
 

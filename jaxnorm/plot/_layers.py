@@ -50,6 +50,7 @@ def activations(
 
     Raises:
       ValueError: there is no layer, the names differ, or an array holds no finite number.
+      TypeError: `before` or `after` is no dict.
 
     Example:
       >>> import numpy as np
@@ -61,6 +62,12 @@ def activations(
     """
     import matplotlib.pyplot as plt
 
+    for name, layers in (("before", before), ("after", after)):
+        if not (layers is None or isinstance(layers, Mapping)):
+            raise TypeError(
+                f"{name} must be a dict of arrays by the names of layers, as plot.record returns "
+                f"it, got a {type(layers).__name__}; of one array: {{'layer': array}}."
+            )
     if not before:
         raise ValueError("before must hold at least one layer, got none.")
     columns = [(before, labels[0], BEFORE)]

@@ -256,3 +256,19 @@ def test_an_output_file_that_is_there_is_left_as_it_is(tmp_path):
     (tmp_path / "result.csv").write_text("old")
     outputs.prepare_folder(tmp_path, "result.csv")
     assert (tmp_path / "result.csv").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("compare --seedz 3", "unrecognized arguments: --seedz 3; did you mean --seeds?"),
+        ("exact --markdwn", "unrecognized arguments: --markdwn; did you mean --markdown?"),
+        ("axes --zzz=1", "unrecognized arguments: --zzz=1 (see"),
+        ("bench --norms bach", "instance; did you mean batch?"),
+    ],
+)
+def test_what_was_meant_by_a_misspelt_option(line, meant, capsys):
+    assert __main__.main(line.split()) == 2
+    error = capsys.readouterr().err
+    assert meant in error
+    assert error.count("\n") == 1

@@ -114,9 +114,9 @@ def test_classes_that_derive_from_norms(x):
 
 def test_norms_inside_layers_of_flax_are_found(x, monkeypatch):
     seen, body = [], drop_in._layer_norm
-    method = next(m for m, f in drop_in._BODIES.items() if f is body)
+    method = next(m for m, f in drop_in.BODIES.items() if f is body)
     watch = lambda module, x, **options: seen.append(module.name) or body(module, x, **options)  # noqa: E731
-    monkeypatch.setitem(drop_in._BODIES, method, watch)
+    monkeypatch.setitem(drop_in.BODIES, method, watch)
     with drop_in.everywhere():
         jax.eval_shape(Net(within_attention).init, KEY, x)
     assert seen == ["query_ln", "key_ln"]

@@ -166,3 +166,9 @@ def test_record_needs_values():
         "one, and its apply as it is: a jitted function that is compiled already runs no Python "
         "code."
     )
+
+
+def test_one_array_is_no_dict_of_layers():
+    for given in ([np.ones(3)], [{"layer": np.ones(3)}, np.ones(3)]):
+        with pytest.raises(TypeError, match=r"must be a dict of arrays by the names of layers, as"):
+            plot.activations(*given)

@@ -179,8 +179,8 @@ def test_errors():
         tools.norm_params(model, variables["params"], x)
     assert str(error.value) == (
         "norm_params: variables must hold the collections params and batch_stats, as model.init "
-        "returns them, got ['layers_0']. They come right after a linen module; an NNX model needs "
-        "none."
+        "returns them, got ['layers_0']. If these are parameters: "
+        '{"params": ..., "batch_stats": ...}.'
     )
     with pytest.raises(TypeError, match=r"takes a flax\.linen module and its"):
         tools.norm_params(lambda x: x, variables, x)

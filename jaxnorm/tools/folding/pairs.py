@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import flax.linen as nn
 import jax.numpy as jnp
+from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxnorm._core import axes as _axes
@@ -43,7 +45,8 @@ def find_pairs(program: Any, args: tuple) -> tuple[list[Pair], list[tuple[Path, 
         module, number = visit.module, len(calls)
         if isinstance(module, LAYERS) and visit.function in LAYER_CALLS:
             axis = -2 if getattr(module, "transpose_kernel", False) else -1
-            calls.append(LayerCall(visit.path, axis, _tag_values(visit, number, LAYER_VALUES)))
+            ranks = _tag_values(visit, number, LAYER_VALUES)
+            calls.append(LayerCall(visit.path, axis, ranks, _is_circular(module)))
             return _tag(run(*args, **kwargs), number, "out")
         if not isinstance(module, BATCH):
             return run(*args, **kwargs)
@@ -76,6 +79,11 @@ def find_pairs(program: Any, args: tuple) -> tuple[list[Pair], list[tuple[Path, 
     flow = Flow.of(program.trace(look, args))
     pairs, kept = Search(program, flow, calls).result()
     return pairs, [*kept, *foreign.items()]
+
+
+def _is_circular(module: Any) -> bool:
+    transposed = isinstance(module, nn.ConvTranspose | nnx.ConvTranspose)
+    return transposed and module.padding == "CIRCULAR"
 
 
 def _tag(value: Any, number: int, end: str) -> Any:

@@ -21,11 +21,13 @@ class LayerCall(NamedTuple):
       path: of the layer.
       feature_axis: of its kernel.
       ranks: of its parameters in the call, by name; outside they may be stacked.
+      is_circular: whether it is a transposed convolution that adds up what it makes, in circles.
     """
 
     path: Path
     feature_axis: int
     ranks: dict[str, int]
+    is_circular: bool = False
 
 
 class NormCall(NamedTuple):
@@ -129,6 +131,8 @@ class Search:
         known: list[Step | None] = []
         for step in self.tagged[layer.path, "out"]:
             product, added = self.product(step.inputs[0], bias if "bias" in layer.ranks else None)
+            if layer.is_circular:
+                return f"{name} is a ConvTranspose with CIRCULAR padding, which adds its parts up"
             if product is None or self.flow.source(product.inputs[1], RESHAPED) != kernel:
                 return (
                     f"{name} is no plain product with its kernel; weights that WeightNorm, "

@@ -17,6 +17,7 @@ from jaxnorm._layers.batch import BatchLayer
 from jaxnorm.tools.inspection.findings import findings_of, metric_finding
 from jaxnorm.tools.inspection.layers import SMALL, InspectedLayer, Inspection
 from jaxnorm.tools.inspection.survey import ROWS, Traits, measure, merge, traits
+from jaxnorm.tools.models.batches import one_iterable, split_arrays
 from jaxnorm.tools.models.norms import (
     BATCH,
     NORM_CALLS,
@@ -25,18 +26,18 @@ from jaxnorm.tools.models.norms import (
     is_norm,
     run_with,
 )
+from jaxnorm.tools.models.places import number_means, running_means
 from jaxnorm.tools.models.programs import (
     Call,
     Path,
     Visit,
     as_it_is,
-    one_iterable,
-    split_arrays,
     take_model,
 )
 from jaxnorm.tools.models.reap import reap
 
 _TAG = "jaxnorm inspect "
+Rows = dict[str, list[np.ndarray]]  # of the calls of each layer, by path
 Metric = Callable[[Any, Any], Any]  # of the output and the batch
 
 
@@ -122,7 +123,7 @@ class _Survey:
     def __init__(self, program: Any, metric: Metric | None):
         self.program, self.metric = program, metric
         self.traits: dict[str, Traits] = {}
-        self.rows: dict[str, list[np.ndarray]] = {}
+        self.rows: Rows = {}
         self.values: list[tuple[int, float, float]] = []
         self._compiled: dict[Any, Any] = {}
         self._measured: list[Path] = []
@@ -134,14 +135,38 @@ class _Survey:
         if key not in self._compiled:
             self._compiled[key] = self._compile(batch, rebuild)
         found, values = self._compiled[key](self.program.state, arrays)
-        for name, calls in jax.device_get(found).items():
-            path = name.removeprefix(_TAG)
-            for rows in calls:
-                self.rows.setdefault(path, []).append(rows.reshape(-1, len(ROWS)))
+        rows = {
+            name.removeprefix(_TAG): [one.reshape(-1, len(ROWS)) for one in calls]
+            for name, calls in jax.device_get(found).items()
+        }
+        for path, calls in self._apart(rows, key, arrays).items():
+            self.rows.setdefault(path, []).extend(calls)
         if self.metric is not None:
             size = max((s[0][0] for s in shapes.values() if s[0]), default=1)
             evaluation, batch_value = map(float, values)
             self.values.append((size, evaluation, batch_value))
+
+    def _apart(self, rows: Rows, key: Any, arrays: Any) -> Rows:
+        """Returns the rows with the steps of a scan that share a layer as calls of their own."""
+        batch = [path for path in rows if self.traits[path].is_batch]
+        sizes = {p: leaf.size for p, leaf in running_means(self.program, batch).items()}
+        shared = [p for p in batch if any(len(call) > sizes[p] for call in rows[p])]
+        if not shared:
+            return rows
+        _, numbered = number_means(self.program, batch, wide=False)
+        found = jax.device_get(self._compiled[key](numbered, arrays)[0])
+        apart = dict(rows)
+        for path in shared:
+            size, column = sizes[path], ROWS.index("running_mean")
+            apart[path] = []
+            for call, seen in zip(rows[path], found[f"{_TAG}{path}"], strict=True):
+                place = seen.reshape(-1, len(ROWS))[:, column]
+                if np.unique(place).size != size:
+                    # Half precision does not count that far; a scan's steps come first.
+                    place = np.resize(np.arange(size), len(call))
+                steps = call[np.argsort(place, kind="stable")].reshape(size, -1, len(ROWS))
+                apart[path].extend(np.moveaxis(steps, 1, 0))
+        return apart
 
     def _compile(self, batch: Any, rebuild: Any) -> Any:
         closed = self.program.trace(self._look, (batch,), self._finish)

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import numpy as np
 from flax import errors, nnx
 
+from jaxnorm.tools.models.batches import split_arrays
 from jaxnorm.tools.models.norms import instead, override
 from jaxnorm.tools.models.same import same
 
@@ -64,6 +64,7 @@ class Program:
     state: Any
     label: str
     rngs: Any = None
+    is_called: bool  # whether `call` was given
     key: Any  # equal for programs that are the same but for their state
 
     def __eq__(self, other: object) -> bool:
@@ -92,12 +93,24 @@ class Program:
 
         try:
             return jax.make_jaxpr(run)(self.state, arrays)
-        except (TypeError, errors.FlaxError) as error:
+        except Exception as error:
+            self._explain(error, args)
+            raise
+
+    def _explain(self, error: Exception, args: tuple) -> None:
+        """Raises an error that says what to do about another, if that is known."""
+        line = f"{self.label} cannot be run on the arguments given: {_first_line(error)} "
+        (first, *more) = args or (None,)
+        if not (self.is_called or more) and isinstance(first, tuple | list | Mapping):
+            raise TypeError(
+                f"{line}It was called with {_describe(first)}; say which part of that the model "
+                f"takes: call=lambda model, batch: model(batch[{_first_key(first)!r}])."
+            ) from error
+        if isinstance(error, TypeError | errors.FlaxError):
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(
-                f"{self.label} cannot be run on the arguments given: {_first_line(error)} Give the "
-                "variables of this very model, and its arguments; what else the call needs is "
-                "said by call=lambda net, *args: net(*args, train=False)."
+                f"{line}Give the variables of this very model, and its arguments; what else the "
+                "call needs is said by call=lambda net, *args: net(*args, train=False)."
             ) from error
 
 
@@ -106,21 +119,36 @@ class LinenProgram(Program):
 
     def __init__(self, model: nn.Module, variables: Mapping[str, Any], call: Call | None, rngs):
         self.model, self.state, self.rngs = model, dict(variables), rngs
-        self.label = type(model).__name__
+        self.label, self.is_called = type(model).__name__, call is not None
         self.key = same(model), same(call)
-        self._apply = nn.apply(call or _call, model, mutable=["batch_stats"])
+        self._call = call or _call
 
     def run(self, state: Any, args: tuple, hook: Hook, key: Any = None) -> Any:
+        root: Any = None
+        evaluated: list[bool] = []  # of the modules that are being called
+
+        def start(model: nn.Module, *args: Any) -> Any:
+            nonlocal root
+            root = model.scope and model.scope.root
+            return self._call(model, *args)
+
         def intercept(run, args, kwargs, context):
             module = context.module
-            with _evaluating(module):
-                if context.method_name != "__call__":
-                    return run(*args, **kwargs)
-                function = inspect.unwrap(context.orig_method.func)
-                return hook(Visit(module, module.path, function), run, args, kwargs)
+            # What `call` applies by itself is mutable as it says.
+            own = module.scope is not None and module.scope.root is root
+            evaluated.append(evaluated[-1] if evaluated else own)
+            try:
+                with _evaluating(module) if evaluated[-1] else contextlib.nullcontext():
+                    if context.method_name != "__call__":
+                        return run(*args, **kwargs)
+                    function = inspect.unwrap(context.orig_method.func)
+                    return hook(Visit(module, module.path, function), run, args, kwargs)
+            finally:
+                evaluated.pop()
 
+        apply = nn.apply(start, self.model, mutable=["batch_stats"])
         with nn.intercept_methods(intercept), _hooked(key):
-            return self._apply(state, *args, rngs=self.rngs)[0]
+            return apply(state, *args, rngs=self.rngs)[0]
 
     def leaf_path(self, path: Path, name: str) -> Path:
         collection = "batch_stats" if name in ("mean", "var", "count") else "params"
@@ -131,7 +159,7 @@ class NnxProgram(Program):
     """An NNX model."""
 
     def __init__(self, model: nnx.Module, call: Call | None, evaluate: bool):
-        self.label = type(model).__name__
+        self.label, self.is_called = type(model).__name__, call is not None
         watched = nnx.clone(model)
         if evaluate:
             watched.eval()
@@ -177,71 +205,31 @@ def take_model(
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"{tool} takes a flax.linen module and its variables, or a flax.nnx model, got "
-            f"{type(model).__name__}."
+            f"{_describe(model)}.{_remedy_of_model(model)}"
         )
     variables = given[0] if given else None
     known = {"params", "batch_stats"}
     if isinstance(variables, Mapping) and (not variables or known & set(variables)):
         return LinenProgram(model, variables, call, rngs), given[1:]
-    got = sorted(variables) if isinstance(variables, Mapping) else type(variables).__name__
+    got = sorted(variables) if isinstance(variables, Mapping) else _describe(variables)
+    remedy = "They come right after a linen module; an NNX model needs none."
+    if hasattr(variables, "params"):
+        remedy = 'Give {"params": state.params, "batch_stats": state.batch_stats}.'
+    elif isinstance(variables, Mapping):
+        remedy = 'If these are parameters: {"params": ..., "batch_stats": ...}.'
     raise TypeError(
         f"{tool}: variables must hold the collections params and batch_stats, as model.init "
-        f"returns them, got {got}. They come right after a linen module; an NNX model needs none."
+        f"returns them, got {got}. {remedy}"
     )
 
 
-class Rebuild:
-    """Puts arrays back into the tree that they were taken from, beside its other leaves.
-
-    Those that come from trees alike but for arrays and texts, such as names of files, are equal.
-    """
-
-    def __init__(self, structure: Any, rest: dict[int, Any]):
-        self._structure, self._rest = structure, rest
-        texts = (str, bytes, np.ndarray)
-        self._key = tuple(
-            (i, type(leaf), None if isinstance(leaf, texts) else leaf) for i, leaf in rest.items()
-        )
-
-    def __call__(self, arrays: Mapping[int, Any]) -> Any:
-        leaves = {**self._rest, **arrays}
-        return self._structure.unflatten([leaves[i] for i in range(len(leaves))])
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Rebuild):
-            return False
-        return (self._structure, self._key) == (other._structure, other._key)
-
-    def __hash__(self) -> int:
-        return hash((self._structure, self._key))
-
-
-def split_arrays(tree: Any, *, numbers: bool = False) -> tuple[dict[int, Any], Rebuild]:
-    """Returns the arrays of a tree, and what puts others in their place.
-
-    Flags and texts stay as they are, arrays of texts, too; and numbers, if they are not wanted.
-    """
-    leaves, structure = jax.tree.flatten(tree)
-
-    def is_array(leaf: Any) -> bool:
-        if isinstance(leaf, int | float | complex):
-            return numbers and not isinstance(leaf, bool)
-        return hasattr(leaf, "dtype") and getattr(leaf.dtype, "kind", "") not in "OSUM"
-
-    arrays = {i: leaf for i, leaf in enumerate(leaves) if is_array(leaf)}
-    rest = {i: leaf for i, leaf in enumerate(leaves) if i not in arrays}
-    return arrays, Rebuild(structure, rest)
-
-
-def one_iterable(tool: str, model: Any, rest: tuple) -> Any:
-    """Returns the iterable of batches, of the arguments behind a model and its variables."""
-    if len(rest) != 1:
-        variables = "" if isinstance(model, nnx.Module) else " and its variables"
-        raise TypeError(
-            f"{tool} takes one iterable of batches after the model{variables}, got {len(rest)} "
-            "more arguments."
-        )
-    return rest[0]
+def _remedy_of_model(model: Any) -> str:
+    owner = getattr(model, "__self__", None)
+    if isinstance(owner, nn.Module | nnx.Module):
+        return " Give the model itself, not its method."
+    if isinstance(model, type) and issubclass(model, nn.Module | nnx.Module):
+        return f" Give a model: {model.__name__}(...)."
+    return ""
 
 
 def as_it_is(visit: Visit, run: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
@@ -253,6 +241,26 @@ def as_it_is(visit: Visit, run: Callable[..., Any], args: tuple, kwargs: dict) -
 def names_of(path: Any) -> Path:
     """Returns the names in a path of `jax.tree_util`."""
     return tuple(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def _describe(value: Any) -> str:
+    """Returns what errors call a value that was given in the place of another."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(getattr(value, "__self__", None), nn.Module | nnx.Module):
+        return f"the method {value.__name__} of {type(value.__self__).__name__}"
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} of {sorted(map(str, value))}"
+    size = f" of {len(value)}" if isinstance(value, tuple | list) else ""
+    return f"a {type(value).__name__}{size}"
+
+
+def _first_key(batch: Any) -> Any:
+    if not isinstance(batch, Mapping):
+        return 0
+    return next((key for key, value in batch.items() if hasattr(value, "dtype")), "x")
 
 
 def _call(model, *args):

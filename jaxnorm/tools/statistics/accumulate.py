@@ -5,22 +5,25 @@ from __future__ import annotations
 from typing import Any, overload
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 from flax.nnx import bridge
 
 from jaxnorm._core.average import update_moments
 from jaxnorm._core.moments import Moments
+from jaxnorm._core.pool import compute_dtype
 from jaxnorm._layers.running import ACCUMULATORS
+from jaxnorm.tools.models.bridges import ToLinen, ToNNX
 from jaxnorm.tools.models.norms import accumulates
 from jaxnorm.tools.statistics.running import (
     Node,
     Stats,
     accumulators,
+    check_stats,
     is_running,
     map_running,
     nodes,
-    wide,
 )
 
 
@@ -74,6 +77,7 @@ def accumulate(batch_stats: Any) -> Any:
       ...     variables, x, mutable=["batch_stats"])[1]["batch_stats"]["mean"]
       (Array([2.5], dtype=float32), Array([2.5], dtype=float32))
     """
+    check_stats("accumulate", batch_stats)
     if isinstance(batch_stats, nnx.Module):
         _check_accumulate(batch_stats)
         return _with_accumulators(batch_stats)
@@ -90,7 +94,7 @@ def _with_accumulators(stats: Any) -> Any:
         del path
         nonlocal found
         found = True
-        mean, var = (wide(node[name]) for name in ("mean", "var"))
+        mean, var = (_wide(node[name]) for name in ("mean", "var"))
         zeros = (jnp.zeros_like(mean), jnp.zeros_like(var), jnp.zeros_like(var))
         return node | dict(zip(ACCUMULATORS, zeros, strict=True))
 
@@ -112,7 +116,7 @@ class Resting(struct.PyTreeNode, nn.meta.AxisMetadata):
     path: str = struct.field(pytree_node=False)
 
     def unbox(self) -> Any:
-        if isinstance(bridge.wrappers.current_linen_module(), bridge.ToLinen):
+        if isinstance(bridge.wrappers.current_linen_module(), ToLinen):
             raise self._error("It lies behind flax.nnx.bridge.to_linen")
         return self.value
 
@@ -138,6 +142,12 @@ class Resting(struct.PyTreeNode, nn.meta.AxisMetadata):
 def _check_accumulate(model: nnx.Module) -> None:
     """Refuses running statistics that would go on moving."""
     for (path, node), (_, module) in zip(nodes(model), nnx.iter_modules(model), strict=True):
+        if isinstance(module, ToNNX) and nnx.to_flat_state(nnx.state(module, nnx.BatchStat)):
+            raise ValueError(
+                f"the linen model at {path or 'the top'}, behind flax.nnx.bridge.ToNNX, has running "
+                "statistics, which cannot accumulate there. Accumulate by hand: keep its "
+                "batch_stats as a collection, and call tools.accumulate on that."
+            )
         if is_running(node) and not accumulates(module):
             raise ValueError(
                 f"{type(module).__name__} at {path or 'the top'} has a running mean and variance "
@@ -180,6 +190,7 @@ def settle(
 
     Example: see `accumulate`.
     """
+    check_stats("settle", batch_stats)
     if not any(True for _ in accumulators(batch_stats)):
         raise ValueError("batch_stats holds no accumulators; put them there with accumulate.")
 
@@ -190,8 +201,8 @@ def settle(
             return node
         if isinstance(node["mean"], Resting):
             rest["mean"] = node["mean"].value
-        mean, var = (wide(node[name]) for name in ("mean", "var"))
-        running = Moments(mean, var, wide(node.get("count", jnp.zeros_like(var))))
+        mean, var = (_wide(node[name]) for name in ("mean", "var"))
+        running = Moments(mean, var, _wide(node.get("count", jnp.zeros_like(var))))
         batch = Moments(*(node[name] for name in ACCUMULATORS))
         new = update_moments(running, batch, momentum=momentum, unbiased=unbiased, debias=debias)
         # Boxes of a model's own stay.
@@ -199,3 +210,9 @@ def settle(
         return rest | {k: nn.meta.replace_boxed(rest[k], v) for k, v in kept.items()}
 
     return map_running(batch_stats, update)
+
+
+def _wide(value: Any) -> jax.Array:
+    """Returns a statistic in float32 or wider, whatever a model keeps it in."""
+    value = jnp.asarray(nn.meta.unbox(value))
+    return value.astype(compute_dtype(value.dtype))

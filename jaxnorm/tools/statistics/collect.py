@@ -19,10 +19,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.moments import Moments, moments
-from jaxnorm._core.pool import compute_dtype
 from jaxnorm._layers.batch import BatchLayer
 from jaxnorm._layers.layer import Context
 from jaxnorm._layers.running import ACCUMULATORS
+from jaxnorm.tools.models.batches import split_arrays
 from jaxnorm.tools.models.norms import (
     BATCH,
     NORM_CALLS,
@@ -32,14 +32,15 @@ from jaxnorm.tools.models.norms import (
     boolean,
     run_with,
 )
-from jaxnorm.tools.models.programs import Program, Visit, names_of, split_arrays
+from jaxnorm.tools.models.places import number_means
+from jaxnorm.tools.models.programs import Program, Visit
 from jaxnorm.tools.models.reap import reap
 from jaxnorm.tools.statistics.population import Population
 
 _TAG = "jaxnorm collect "
 # What is tagged of a call, along the last axis: the moments of each statistic, and its running
 # mean, by which it is found in the state.
-_COLUMNS = 5
+_COLUMNS, _COUNT = 5, 3
 
 Rows = dict[str, Any]  # by path
 
@@ -51,22 +52,25 @@ class Collector:
       program: the model.
       shapes: of the running mean of each layer, by path.
       by_batch: whether batches are normalized by their own statistics, as in training.
+
+    Attributes:
+      population: the moments of all batches.
+      seen: whether there was a batch.
     """
 
     def __init__(self, program: Program, shapes: dict[str, tuple[int, ...]], by_batch: bool):
         self.population = Population(self._moments)
         self._shapes = shapes
-        self._program, self._state, self._numbers = program, *_states(program, shapes)
+        self._program, self._state, self._numbers = (
+            program,
+            *number_means(program, shapes, wide=True),
+        )
         # Without state, so that what is compiled does not hold it.
         bare: Any = copy.copy(program)
         bare.state = bare.rngs = None
         self._compiled = _compile(bare, by_batch)
         self._places: dict[Any, dict[str, np.ndarray]] = {}
-
-    @property
-    def seen(self) -> bool:
-        """Whether there was a batch."""
-        return bool(self._places)
+        self.seen = False
 
     def add(self, batch: Any) -> None:
         """Adds what reaches the layers in a batch."""
@@ -76,10 +80,15 @@ class Collector:
             return self._compiled(rebuild, state, arrays, getattr(self._program, "rngs", None))
 
         key = (rebuild, *((jnp.shape(a), jnp.result_type(a)) for a in arrays.values()))
-        if key not in self._places:
+        self.seen = True
+        places = self._places.get(key)
+        if places is None:
             found = jax.device_get(run(self._numbers))
-            self._places[key] = {path: rows[:, -1] for path, rows in found.items()}
-        self.population.add((run(self._state), self._places[key]))
+            places = {path: rows[:, -1] for path, rows in found.items()}
+            # A branch that this batch does not take says nothing of where its layers lie.
+            if all(rows[:, _COUNT].all() for rows in found.values()):
+                self._places[key] = places
+        self.population.add((run(self._state), places))
 
     def _moments(self, found: tuple[Rows, Rows]) -> dict[str, Moments]:
         rows, places = found
@@ -142,23 +151,6 @@ def _moments_of(module: Any, given: dict[str, Any]) -> Moments:
     _, new = layer.apply(x, state, own, decisions, context, mask=mask, domain=given["domain"])
     assert new is not None
     return Moments(*(new[name] for name in ACCUMULATORS))
-
-
-def _states(program: Program, shapes: dict[str, tuple[int, ...]]) -> tuple[Any, Any]:
-    """Returns the state with running means that hold any number, and with those numbered."""
-    paths = {path: tuple(path.split("/")) if path else () for path in shapes}
-    means = {program.leaf_path(path, "mean") for path in paths.values()}
-
-    def change(value: Callable[[Any], Any]) -> Any:
-        def one(path: Any, leaf: Any) -> Any:
-            names = names_of(path)
-            # One in a box lies a step further down.
-            is_mean = names in means or names[:-1] in means
-            return value(leaf).astype(compute_dtype(leaf.dtype)) if is_mean else leaf
-
-        return jax.tree_util.tree_map_with_path(one, program.state)
-
-    return change(jnp.asarray), change(lambda a: jnp.arange(a.size).reshape(a.shape))
 
 
 def _group(rows: np.ndarray, places: np.ndarray, shape: tuple[int, ...]) -> Moments:

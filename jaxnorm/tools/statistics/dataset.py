@@ -14,6 +14,7 @@ from jaxnorm._core import statistics
 from jaxnorm._core.axes import Axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import Pool
+from jaxnorm.tools.models.batches import check_batches
 from jaxnorm.tools.statistics.population import Population, track
 
 
@@ -52,13 +53,35 @@ def dataset_moments(batches: Iterable[Any], *, axis: Axes, progress: bool = Fals
     """
     axis = axis if isinstance(axis, int) else tuple(axis)
     population = Population()
+    check_batches("dataset_moments", batches)
     for batch in track(batches, "moments of the data", progress):
-        x, mask = batch if isinstance(batch, tuple) else (batch, None)
+        x, mask = _take(batch)
         population.add({"": _batch_moments(x, mask, axis)})
     result = population.result()
     if not result:
         raise ValueError("batches is empty; a data set's moments need at least one batch.")
     return result[""]
+
+
+def _take(batch: Any) -> tuple[Any, Any]:
+    """Returns the array of a batch, and the mask if it is a pair."""
+    pair = batch if isinstance(batch, tuple) and len(batch) == 2 else (batch, None)
+    x, mask = pair
+    if isinstance(x, dict | tuple | list | str):
+        is_dict = isinstance(x, dict)
+        got = f"a dict of {sorted(map(str, x))}" if is_dict else f"a {type(x).__name__}"
+        part = next(iter(x), "x") if is_dict else 0
+        raise TypeError(
+            f"a batch must be an array, or a pair (array, mask), got {got}; choose what to "
+            f"measure: dataset_moments((batch[{part!r}] for batch in batches), axis=...)."
+        )
+    if mask is not None and jnp.asarray(mask).dtype != jnp.bool_:
+        raise TypeError(
+            "a batch that is a pair must be (array, mask) with a boolean mask, got a second entry "
+            f"of dtype {jnp.asarray(mask).dtype}; leave labels out: dataset_moments((x for x, y in "
+            "batches), axis=...)."
+        )
+    return x, mask
 
 
 @functools.partial(jax.jit, static_argnums=2)

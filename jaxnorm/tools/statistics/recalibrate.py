@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxnorm._core.pool import compute_dtype
-from jaxnorm.tools.models.programs import one_iterable, take_model
+from jaxnorm.tools.models.batches import one_iterable
+from jaxnorm.tools.models.programs import take_model
 from jaxnorm.tools.statistics.collect import Collector
 from jaxnorm.tools.statistics.population import track
 from jaxnorm.tools.statistics.running import is_running, map_running, nodes

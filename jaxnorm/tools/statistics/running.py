@@ -5,17 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from jaxnorm._core.moments import Moments
-from jaxnorm._core.pool import compute_dtype
 from jaxnorm._layers.running import ACCUMULATORS
 
 Stats = Mapping[str, Any]  # the collection batch_stats of a linen model
 Node = dict[str, Any]  # the statistics of one module, by name
+
+
+def check_stats(tool: str, stats: Any) -> None:
+    """Checks that these are the statistics of a model, or an NNX model."""
+    if isinstance(stats, Mapping | nnx.Module):
+        return
+    remedy = "; of a linen model that is variables['batch_stats']"
+    if hasattr(stats, "batch_stats"):
+        remedy = ": give state.batch_stats"
+    got = f"the class {stats.__name__}" if isinstance(stats, type) else type(stats).__name__
+    raise TypeError(
+        f"{tool} takes the collection batch_stats of a linen model, or an NNX model, got "
+        f"{got}{remedy}."
+    )
 
 
 def nodes(stats: Stats | nnx.Module, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Node]]:
@@ -35,12 +45,6 @@ def accumulators(stats: Stats | nnx.Module) -> Iterator[tuple[str, Moments]]:
     for path, node in nodes(stats):
         if ACCUMULATORS[0] in node:
             yield path, Moments(*(node[name] for name in ACCUMULATORS))
-
-
-def wide(value: Any) -> jax.Array:
-    """Returns a statistic in float32 or wider, whatever a model keeps it in."""
-    value = jnp.asarray(nn.meta.unbox(value))
-    return value.astype(compute_dtype(value.dtype))
 
 
 def map_running(
