@@ -23,7 +23,7 @@ from jaxnorm.tools.statistics.running import (
     check_stats,
     is_running,
     map_running,
-    nodes,
+    node_of,
 )
 
 
@@ -141,14 +141,15 @@ class Resting(struct.PyTreeNode, nn.meta.AxisMetadata):
 
 def _check_accumulate(model: nnx.Module) -> None:
     """Refuses running statistics that would go on moving."""
-    for (path, node), (_, module) in zip(nodes(model), nnx.iter_modules(model), strict=True):
+    for place, module in nnx.iter_modules(model):
+        path = "/".join(map(str, place))
         if isinstance(module, ToNNX) and nnx.to_flat_state(nnx.state(module, nnx.BatchStat)):
             raise ValueError(
-                f"the linen model at {path or 'the top'}, behind flax.nnx.bridge.ToNNX, has running "
-                "statistics, which cannot accumulate there. Accumulate by hand: keep its "
+                f"the linen model at {path or 'the top'}, behind flax.nnx.bridge.ToNNX, has "
+                "running statistics, which cannot accumulate there. Accumulate by hand: keep its "
                 "batch_stats as a collection, and call tools.accumulate on that."
             )
-        if is_running(node) and not accumulates(module):
+        if is_running(node_of(module)) and not accumulates(module):
             raise ValueError(
                 f"{type(module).__name__} at {path or 'the top'} has a running mean and variance "
                 "and cannot accumulate: norms of jaxnorm.nnx and jaxnorm.drop_in.nnx do. Pass the "
