@@ -174,7 +174,7 @@ def in_parts(model, variables, x, context=contextlib.nullcontext, **options):
         {"norm": jnn.SwitchableNorm, "context": lambda: tools.freeze("*")},
         {"norm": jnn.BatchInstanceNorm, "use_running_average": True},
     ],
-    ids=str,
+    ids=lambda options: " ".join(f"{k}={getattr(v, '__name__', v)}" for k, v in options.items()),
 )
 def test_what_is_frozen_stays_as_it_is(x, options):
     options = {"norm": jnn.BatchNorm, "use_running_average": False, **options}

@@ -83,6 +83,13 @@ def test_nnx_within_linen_is_seen(linen):
     assert [layer.path for layer in found.layers] == ["inner/norm", "inner/layer", "alone", "outer"]
 
 
+def test_fold_keeps_what_lies_behind_a_bridge(linen, net):
+    with tools.freeze("*"):
+        kept = dict(tools.fold(*linen, X).kept)
+    assert kept["inner/norm"] == kept["alone"] == "it lies behind flax.nnx.bridge"
+    assert dict(tools.fold(net, X).kept)["inner/norm"] == "it lies behind flax.nnx.bridge"
+
+
 def test_nnx_within_linen_is_recalibrated(linen):
     net, variables = linen
     stats = tools.recalibrate(net, variables, BATCHES, passes=3)

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from flax import nnx
-from flax.nnx import bridge
+from flax.nnx.bridge import ToLinen as ToLinen
+from flax.nnx.bridge import ToNNX as ToNNX
 
 from jaxnorm.tools.models.norms import instead
-
-ToLinen, ToNNX = bridge.ToLinen, bridge.ToNNX
 
 
 @contextlib.contextmanager

@@ -113,7 +113,7 @@ def recalibrate(
             "which ends; give a list or another iterable that starts anew."
         )
     if isinstance(model, nnx.Module):
-        stats = model
+        boxed = stats = model
     else:
         boxed = program.state.get("batch_stats")
         stats = nn.meta.unbox(boxed)
