@@ -18,18 +18,18 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are `UserError`: one line instead of usage and error."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore
-        """Reads what it knows; an option that it does not know is an error at once.
+        """Reads what it knows; of options that it does not know it says which were meant.
 
-        Here and not by the parser around it, which does not know this command's options.
+        Before anything is missed, as the option that was meant may be. A parser of commands leaves
+        what stands behind one to the command's.
         """
-        parsed, rest = super().parse_known_args(args, namespace)
-        unknown = [each for each in rest if each.startswith("--")]
-        if unknown:
-            names = [each.partition("=")[0] for each in unknown]
-            options = [name for name in self._option_string_actions if name.startswith("--")]
-            meant = [nearest(name, options) for name in names]
-            self.error(f"unrecognized arguments: {' '.join(rest)}{''.join(meant)}")
-        return parsed, rest
+        options = [name for name in self._option_string_actions if name.startswith("--")]
+        names = [each.partition("=")[0] for each in args or () if each.startswith("--")]
+        unknown = [each for each in names if not any(o.startswith(each) for o in options)]
+        if unknown and self._subparsers is None:
+            meant = "".join(nearest(each, options) for each in unknown)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Reports a wrong command line."""

@@ -261,9 +261,10 @@ def test_an_output_file_that_is_there_is_left_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("line", "meant"),
     [
-        ("compare --seedz 3", "unrecognized arguments: --seedz 3; did you mean --seeds?"),
+        ("compare --seedz 3", "unrecognized arguments: --seedz; did you mean --seeds?"),
+        ("axes --shpae 3 4", "unrecognized arguments: --shpae; did you mean --shape?"),
         ("exact --markdwn", "unrecognized arguments: --markdwn; did you mean --markdown?"),
-        ("axes --zzz=1", "unrecognized arguments: --zzz=1 (see"),
+        ("axes --zzz=1", "unrecognized arguments: --zzz (see"),
         ("bench --norms bach", "instance; did you mean batch?"),
     ],
 )
