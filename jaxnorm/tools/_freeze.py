@@ -40,8 +40,9 @@ def freeze(*patterns: Any, affine: bool = False) -> Iterator[None]:
     ever.
 
     Of an NNX model it holds for the model, and for copies that are made of it inside, until the
-    block ends: then these train again as the model does. What was made of it before is not frozen:
-    copies, and functions with a copy, by `nnx.split` or `nnx.cached_partial`; make them inside.
+    block ends: then these train again as the model does. (In a later block with the same patterns
+    they rest again.) What was made of it before is not frozen: copies, and functions with a copy,
+    by `nnx.split` or `nnx.cached_partial`; make them inside.
 
     Args:
       *patterns: shell-style patterns of paths such as `encoder/BatchNorm_0`; "*" also stands for

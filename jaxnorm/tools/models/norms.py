@@ -67,9 +67,9 @@ def is_norm(module: Any) -> bool:
 
 def accumulates(module: Any) -> bool:
     """Whether a module of NNX merges batches into accumulators: a norm of jaxnorm, or a drop-in."""
-    drop_in = jaxnorm.drop_in.nnx.BatchNorm.__call__
+    drop_in = inspect.unwrap(jaxnorm.drop_in.nnx.BatchNorm.__call__)
     calls = (vars(kind).get("__call__") for kind in type(module).__mro__)
-    return isinstance(module, OWN) or drop_in in calls
+    return isinstance(module, OWN) or drop_in in map(inspect.unwrap, filter(None, calls))
 
 
 def affine_names(module: Any) -> tuple[str, ...]:
