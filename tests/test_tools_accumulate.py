@@ -1,5 +1,6 @@
 """Microbatches whose statistics, or whose whole step, equal those of the full batch."""
 
+import contextlib
 import functools
 
 import chex
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import jaxnorm
+import jaxnorm.drop_in.linen as dnn
 import jaxnorm.linen as jnn
 from jaxnorm import tools
 from tests.same import drawn, initialized
@@ -146,6 +148,131 @@ def test_domains_accumulate_in_their_own_rows(x):
         for part in np.split(x * (domain + 1), 2):
             stats = step(norm, variables, stats, part, domain=domain)
     chex.assert_trees_all_close(tools.settle(stats, momentum=0.99), expected, **CLOSE)
+
+
+def in_parts(model, variables, x, context=contextlib.nullcontext, **options):
+    """Returns the statistics after two microbatches, settled."""
+    stats = tools.accumulate(variables["batch_stats"])
+    with context():
+        for part in jnp.split(x, 2):
+            stats = step(model, variables, stats, part)
+    return tools.settle(stats, momentum=0.9, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"frozen": "all"},
+        {"frozen": "statistics"},
+        {"update_running": False},
+        {"use_running_average": True},
+        {"context": lambda: tools.freeze("*")},
+        {"norm": dnn.BatchNorm, "use_running_average": True},
+        {"norm": dnn.BatchNorm, "context": lambda: tools.freeze("*")},
+        {"norm": nn.BatchNorm, "context": lambda: tools.freeze("*")},
+        {"norm": nn.BatchNorm, "use_running_average": True},
+        {"norm": jnn.SwitchableNorm, "context": lambda: tools.freeze("*")},
+        {"norm": jnn.BatchInstanceNorm, "use_running_average": True},
+    ],
+    ids=lambda options: " ".join(f"{k}={getattr(v, '__name__', v)}" for k, v in options.items()),
+)
+def test_what_is_frozen_stays_as_it_is(x, options):
+    options = {"norm": jnn.BatchNorm, "use_running_average": False, **options}
+    norm, context = options.pop("norm"), options.pop("context", contextlib.nullcontext)
+    x = x.reshape(4, 3, 3)
+    variables = initialized(norm(use_running_average=True), x)
+    chex.assert_trees_all_equal(
+        in_parts(norm(**options), variables, x, context), variables["batch_stats"]
+    )
+
+
+def test_traced_flags_say_which_microbatches_count(x):
+    norm = jnn.BatchNorm(momentum=0.9)
+    variables = initialized(norm, x, use_running_average=True)
+
+    def update(stats, x, train):
+        flags = {"use_running_average": jnp.asarray(not train)}
+        return step(norm, variables, stats, x, **flags)
+
+    stats = tools.accumulate(variables["batch_stats"])
+    for part, train in zip(jnp.split(x, 3), (True, False, True), strict=True):
+        stats = update(stats, part, train)
+    counted = jnp.concatenate([x[:4], x[8:]])
+    expected = update(variables["batch_stats"], counted, True)
+    chex.assert_trees_all_close(tools.settle(stats, momentum=0.9), expected, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("norm", "context"),
+    [(dnn.BatchNorm, contextlib.nullcontext), (nn.BatchNorm, dnn.everywhere)],
+    ids=["drop-in", "everywhere"],
+)
+def test_drop_ins_accumulate(x, norm, context):
+    norm = norm(momentum=0.9, use_running_average=False)
+    variables = initialized(norm, x)
+    with context():
+        expected = step(norm, variables, variables["batch_stats"], x)
+    stats = in_parts(norm, variables, x, context, unbiased=False)
+    chex.assert_trees_all_close(stats, expected, **CLOSE)
+
+
+class Foreign(nn.Module):
+    """A batch norm of one's own."""
+
+    @nn.compact
+    def __call__(self, x):
+        mean = self.variable("batch_stats", "mean", lambda: jnp.zeros(3))
+        var = self.variable("batch_stats", "var", lambda: jnp.ones(3))
+        if not self.is_initializing():
+            mean.value = x.mean(0)
+        return (x - mean.value[None]) / var.value[None]
+
+
+class Around(nn.Module):
+    """Norms in places that are made by transformations."""
+
+    norm: nn.Module
+
+    @nn.compact
+    def __call__(self, x):
+        split = {"variable_axes": {"params": 0, "batch_stats": 0}, "split_rngs": {"params": True}}
+
+        def body(norm, x, _):
+            return norm(x), None
+
+        norm = nn.scan(body, length=2, metadata_params={nn.PARTITION_NAME: "layers"}, **split)
+        return norm(self.norm, x, None)[0]
+
+
+@pytest.mark.parametrize("around", [False, True])
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm(use_running_average=False), Foreign()], ids=["flax", "own"]
+)
+def test_a_layer_that_cannot_accumulate_is_an_error(x, norm, around):
+    model = Around(norm) if around else nn.Sequential((nn.Dense(3), norm))
+    variables = drawn(model, x)
+    place = "norm" if around else "layers_1"
+    with pytest.raises(ValueError) as error:
+        in_parts(model, variables, x)
+    assert str(error.value).startswith(
+        f"the layer of the running mean at batch_stats/{place} cannot accumulate: norms of "
+        "jaxnorm.linen and jaxnorm.drop_in.linen do. Norms of flax's do so inside `with "
+        "jaxnorm.drop_in.linen.everywhere():`"
+    )
+
+
+def test_boxes_of_a_model_stay(x):
+    """Partitioned statistics, under a scan: the accumulated mean is that of the whole batch."""
+    model = Around(jnn.BatchNorm(use_running_average=False, momentum=0.9))
+    variables = drawn(model, x)
+    boxed = nn.Partitioned(variables["batch_stats"]["norm"]["mean"], ("layers", "d"))
+    stats = {"norm": {**variables["batch_stats"]["norm"], "mean": boxed}}
+    expected = step(model, variables, stats, x)
+    new = in_parts(model, {**variables, "batch_stats": stats}, x)
+    assert new["norm"]["mean"].names == ("layers", "d")
+    np.testing.assert_allclose(
+        new["norm"]["mean"].value[0], expected["norm"]["mean"].value[0], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_nothing_to_accumulate():

@@ -42,7 +42,7 @@ class Decisions(NamedTuple):
                     "evaluate, or update_running=False to leave them as they are."
                 )
             return False
-        return self.update is not False or context.accumulates
+        return self.update is not False
 
     @classmethod
     def make(

@@ -47,11 +47,11 @@ def moments_of(state: State) -> Moments:
 
 def track(state: State, batch: Moments, update: bool | jax.Array, **options: Any) -> State:
     """Returns the state that has been updated by a batch, or has accumulated it."""
-    if ACCUMULATORS[0] in state:
-        return accumulated(state, batch)
     if isinstance(update, jax.Array):
         # Moments of no elements change nothing.
         batch = batch._replace(count=jnp.where(update, batch.count, 0))
+    if ACCUMULATORS[0] in state:
+        return accumulated(state, batch)
     new = update_moments(moments_of(state), batch, **options)
     return {name: value for name, value in new._asdict().items() if name in state}
 

@@ -18,6 +18,7 @@ from flax.linen.dtypes import canonicalize_dtype
 
 from jaxnorm._core.axes import ArrayLike
 from jaxnorm._layers.layer import Context
+from jaxnorm._layers.running import ACCUMULATORS
 from jaxnorm.drop_in import _shared
 from jaxnorm.drop_in._shared import Norm
 
@@ -109,7 +110,10 @@ def _batch_norm(
     wide = module.force_float32_reductions
     first = _shared.first_statistics(norm, jnp.float32 if wide else module.param_dtype)
     variables = {name: module.variable("batch_stats", name, make) for name, make in first.items()}
-    context = _context_of(module)
+    accumulates = module.has_variable("batch_stats", ACCUMULATORS[0])
+    if accumulates:
+        variables |= {name: module.variable("batch_stats", name) for name in ACCUMULATORS}
+    context = _context_of(module)._replace(accumulates=accumulates)
     state = {name: variable.value for name, variable in variables.items()}
     y, new = _shared.batch_norm(norm, state, evaluate, context)
     for name, value in (new or {}).items():

@@ -16,6 +16,7 @@ from flax.nnx.nn import dtypes
 
 from jaxnorm._core.axes import ArrayLike
 from jaxnorm._layers.layer import Context
+from jaxnorm._layers.running import ACCUMULATORS
 from jaxnorm.drop_in import _shared
 from jaxnorm.drop_in._shared import Norm
 
@@ -115,7 +116,11 @@ class BatchNorm(nnx.BatchNorm):
         """Normalizes `x`; elements where `mask` is False are not pooled and give 0."""
         evaluate = self.use_running_average if use_running_average is None else use_running_average
         norm, state = _norm_of(self, x, self.axis, mask, "mean", "var")
-        context = Context(label=f"BatchNorm(num_features={self.num_features})")
+        accumulates = hasattr(self, ACCUMULATORS[0])
+        if accumulates:
+            state |= {name: getattr(self, name)[...] for name in ACCUMULATORS}
+        label = f"BatchNorm(num_features={self.num_features})"
+        context = Context(label=label, accumulates=accumulates)
         y, new = _shared.batch_norm(norm, state, evaluate, context)
         for name, value in (new or {}).items():
             getattr(self, name)[...] = value

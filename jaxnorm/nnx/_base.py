@@ -64,6 +64,20 @@ def check_sizes(given: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(_axes.check_int(size, "num_features") for size in sizes)
 
 
+class Moded:
+    """A part of the modules that have a mode, `use_running_average`."""
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Sets the mode of a view, as `nnx.view` asks its modules to.
+
+        Args:
+          use_running_average: evaluation or training; None leaves it as it is.
+        """
+        # `nnx.view` gives what the signature names, and counts as used what it names.
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+
 @module
 class LayerModule(nnx.Module):
     """Base of the modules: their options as a layer takes them, no arithmetic and no decision.

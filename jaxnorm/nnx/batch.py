@@ -12,19 +12,19 @@ from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._layers.batch import BatchLayer
 from jaxnorm._layers.sources import Limit, Statistics
-from jaxnorm.nnx._base import AffineModule, module
+from jaxnorm.nnx._base import AffineModule, Moded, module
 from jaxnorm.nnx._state import keep, make_state, state_of
 
 
 @module
-class BatchNorm(AffineModule):
+class BatchNorm(Moded, AffineModule):
     """Batch normalization; see `jaxnorm.batch_norm` and `jaxnorm.standardize`.
 
     In training (`model.train()`, as models are made) the batch's statistics normalize, and the
     running mean and variance, of the kind `nnx.BatchStat`, move towards them. In evaluation
-    (`model.eval()`) the running ones normalize and nothing changes. Each part of that can be
-    decided by itself, as the twin for linen says; the options that are not listed are those of
-    `jaxnorm.linen.BatchNorm`.
+    (`model.eval()`, or a view: `nnx.view(model, use_running_average=True)`) the running ones
+    normalize and nothing changes. Each part of that can be decided by itself, as the twin for linen
+    says; the options that are not listed are those of `jaxnorm.linen.BatchNorm`.
 
     Attributes:
       num_features: size of gamma and beta; sizes where they have several axes, ascending.

@@ -13,14 +13,14 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm._layers.mixture import BatchInstanceNormLayer, EvoNormB0Layer, SwitchableNormLayer
 from jaxnorm._layers.stacked import BatchChannelNormLayer
-from jaxnorm.nnx._base import AffineModule, Initializer, SizedModule, module
+from jaxnorm.nnx._base import AffineModule, Initializer, Moded, SizedModule, module
 from jaxnorm.nnx._state import keep, make_state, state_of
 from jaxnorm.nnx.batch import BatchNorm
 from jaxnorm.nnx.group import GroupNorm
 
 
 @module
-class _Mixture(AffineModule):
+class _Mixture(Moded, AffineModule):
     """Base of the norms with running moments, which are of the kind `nnx.BatchStat`.
 
     Attributes:
@@ -141,7 +141,7 @@ class BatchInstanceNorm(_Mixture):
 
 
 @module
-class BatchChannelNorm(SizedModule):
+class BatchChannelNorm(Moded, SizedModule):
     """Batch norm, then group norm of its result, each with gamma and beta of its own.
 
     They are its attributes `batch` and `channel`. The options that are not listed are those of

@@ -17,7 +17,7 @@ from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.moments import Moments
 from jaxnorm._layers.population import PopulationLayer
 from jaxnorm._layers.reversible import RevINLayer
-from jaxnorm.nnx._base import AffineModule, LayerModule, check_sizes, module
+from jaxnorm.nnx._base import AffineModule, LayerModule, Moded, check_sizes, module
 from jaxnorm.nnx._state import keep, make_state, state_of
 
 
@@ -125,7 +125,7 @@ class RevIN(AffineModule):
 
 
 @module
-class InputNorm(LayerModule):
+class InputNorm(Moded, LayerModule):
     """Normalization of raw inputs by the moments of all that were ever seen.
 
     In training the batch's moments are merged into those of the population, exactly, by their

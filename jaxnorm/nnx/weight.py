@@ -18,7 +18,7 @@ from jaxnorm._layers.weight import (
     WeightNormLayer,
     own_name,
 )
-from jaxnorm.nnx._base import Initializer, draw, module
+from jaxnorm.nnx._base import Initializer, Moded, draw, module
 from jaxnorm.nnx._state import keep
 from jaxnorm.nnx._wrapper import WeightWrapper
 
@@ -84,7 +84,7 @@ class WeightNorm(WeightWrapper):
 
 
 @module
-class SpectralNorm(WeightWrapper):
+class SpectralNorm(Moded, WeightWrapper):
     """Calls a layer with its weights divided by their largest singular value; see `spectral_norm`.
 
     In training (`model.train()`, as models are made) a step of power iteration is taken, and u and

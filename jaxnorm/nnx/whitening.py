@@ -11,12 +11,12 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._layers.whitening import Method, WhiteningLayer
-from jaxnorm.nnx._base import AffineModule, module
+from jaxnorm.nnx._base import AffineModule, Moded, module
 from jaxnorm.nnx._state import keep, make_state, state_of
 
 
 @module
-class DecorrelatedBatchNorm(AffineModule):
+class DecorrelatedBatchNorm(Moded, AffineModule):
     """Batch normalization that removes the correlations between units too; see `jaxnorm.whiten`.
 
     In training (`model.train()`, as models are made) the batch's mean and covariance whiten, and

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copyreg
 import fnmatch
 import functools
 import inspect
@@ -13,6 +14,8 @@ import flax.linen as nn
 import jax
 from flax import nnx
 
+from jaxnorm.tools.models.bridges import ToLinen, ToNNX, linen_paths, making
+from jaxnorm.tools.models.calls import watching
 from jaxnorm.tools.models.norms import OWN_BATCH, affine_names, instead, is_norm, override
 
 # What makes a call use the running statistics and leave them as they are.
@@ -21,6 +24,8 @@ _FLAGS = {"use_running_average": True, "update_stats": False}
 _METHODS = ("__call__", "normalize", "denormalize")
 # Part of what JAX looks traced functions up by: what was traced outside is not used inside.
 _frozen = jax.make_user_context(())
+# The contexts in which layers were called: what was traced there is run again unseen.
+_met: set[Any] = set()
 
 
 @contextlib.contextmanager
@@ -30,7 +35,14 @@ def freeze(*patterns: Any, affine: bool = False) -> Iterator[None]:
     Inside, each layer whose path matches a pattern normalizes by its running statistics and does
     not update them; all others work as ever. For fine-tuning: on small batches, or where a part of
     a pretrained model shall stay what it was. It holds for what is traced inside, also under jit:
-    a step that was compiled outside is compiled anew. Layers are made (`init`) as ever.
+    a step that `jax.jit` or `nnx.jit` compiled outside is compiled anew; a program that was
+    compiled ahead of time (`lower(...).compile()`) stays what it is. Layers are made (`init`) as
+    ever.
+
+    Of an NNX model it holds for the model, and for copies that are made of it inside, until the
+    block ends: then these train again as the model does. (In a later block with the same patterns
+    they rest again.) What was made of it before is not frozen: copies, and functions with a copy,
+    by `nnx.split` or `nnx.cached_partial`; make them inside.
 
     Args:
       *patterns: shell-style patterns of paths such as `encoder/BatchNorm_0`; "*" also stands for
@@ -42,7 +54,8 @@ def freeze(*patterns: Any, affine: bool = False) -> Iterator[None]:
 
     Raises:
       ValueError: there is no pattern, or one matches none of the layers that were called inside
-        (of an NNX model: that it has); the error lists their paths.
+        (of an NNX model: that it has); the error lists their paths. No layer of linen was called
+        inside, and no NNX model is given.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnn
@@ -65,59 +78,166 @@ def freeze(*patterns: Any, affine: bool = False) -> Iterator[None]:
             f"patterns must be strings, at least one, such as 'encoder/*' or '*Norm_1', got "
             f"{patterns!r}. '*' freezes all layers; an NNX model comes before its patterns."
         )
-    seen: set[str] = set()
-    with _frozen((*_frozen.value, patterns, affine)):
-        frozen = _nnx(models[0], patterns, affine) if models else _linen(patterns, affine, seen)
-        with frozen:
-            yield
-    if not models:
-        _check_matched(patterns, seen)
+    with _nnx(models[0], patterns, affine) if models else _linen(patterns, affine):
+        yield
 
 
-def _linen(patterns, affine: bool, seen: set[str]) -> Any:
-    def intercept(run, args, kwargs, context):
-        module = context.module
-        if context.method_name not in _METHODS or not _can_rest(module, affine):
-            return run(*args, **kwargs)
-        path = "/".join(module.path)
-        seen.add(path)
-        if module.is_initializing() or not _matches(path, patterns):
-            return run(*args, **kwargs)
-        return _run_frozen(run, module, context.orig_method.func, args, kwargs, affine)
+class _Freezing:
+    """What a block of `freeze` asks of layers, as long as it is entered.
 
-    return nn.intercept_methods(intercept)
+    Attributes:
+      patterns: of the paths of the layers.
+      affine: whether gamma and beta rest, too.
+      blocks: how many such blocks are entered now. Frozen copies of a model rest in these alone.
+    """
+
+    def __init__(self, patterns: tuple[str, ...], affine: bool):
+        self.patterns, self.affine, self.blocks = patterns, affine, 0
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.patterns, self.affine)
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[Any]:
+        """Is in force inside; yields what JAX looks traced functions up by."""
+        self.blocks += 1
+        try:
+            with _frozen((*_frozen.value, self)):
+                yield _frozen.value
+        finally:
+            self.blocks -= 1
+
+
+@functools.cache
+def _freezing(patterns: tuple[str, ...], affine: bool, layers: Any) -> _Freezing:
+    """Returns the same for models with the same layers, which can share what is compiled."""
+    del layers
+    return _Freezing(patterns, affine)
 
 
 @contextlib.contextmanager
-def _nnx(model: nnx.Module, patterns, affine: bool) -> Iterator[None]:
-    modules = {
-        "/".join(map(str, place)): module
-        for place, module in nnx.iter_modules(model)
-        if _can_rest(module, affine)
-    }
-    _check_matched(patterns, set(modules) or {""})
-    chosen = [module for path, module in modules.items() if _matches(path, patterns)]
-    classes = [type(module) for module in chosen]
-    for module, kind in zip(chosen, classes, strict=True):
-        object.__setattr__(module, "__class__", _frozen_class(kind, affine))
+def _linen(patterns: tuple[str, ...], affine: bool) -> Iterator[None]:
+    freezing, seen = _freezing(patterns, affine, None), set()
+    with freezing.entered() as key:
+
+        def note(path: str) -> None:
+            seen.add(path)
+            _met.add(key)
+
+        with watching() as strangers, nn.intercept_methods(_interceptor(freezing, (), note)):
+            yield
+    if key not in _met or (strangers and not seen):
+        raise ValueError(
+            f"freeze({', '.join(map(repr, patterns))}): no layer of linen that can be frozen was "
+            "called inside. An NNX model comes before its patterns: freeze(model, '*'). A program "
+            "that was compiled ahead of time stays what it is. Layers without running statistics "
+            "are frozen with affine=True."
+        )
+    _check_matched(patterns, seen)
+
+
+def _interceptor(freezing: _Freezing, start: tuple[str, ...], note: Callable[[str], Any]) -> Any:
+    """Returns what freezes the layers of a linen model that lies at `start`."""
+
+    def intercept(run, args, kwargs, context):
+        module, name = context.module, context.method_name
+        place = (*start, *module.path)
+        if isinstance(module, ToLinen) and name == "__call__":
+            resting = not module.is_initializing()
+            with making(module, lambda model: _rest(model, freezing, place, note, resting)):
+                return run(*args, **kwargs)
+        if name not in _METHODS or not _can_rest(module, freezing.affine):
+            return run(*args, **kwargs)
+        note("/".join(place))
+        if module.is_initializing() or not _matches("/".join(place), freezing.patterns):
+            return run(*args, **kwargs)
+        method = context.orig_method.func
+        return _run_frozen(run, module, method, args, kwargs, freezing.affine)
+
+    return intercept
+
+
+@contextlib.contextmanager
+def _nnx(model: nnx.Module, patterns: tuple[str, ...], affine: bool) -> Iterator[None]:
+    layers = tuple((*where, type(module)) for *where, module in _layers_of(model, affine))
+    freezing, seen = _freezing(patterns, affine, layers), set()
+    classes = [(module, type(module)) for _, module in nnx.iter_modules(model)]
     try:
-        yield
+        _rest(model, freezing, (), seen.add)
+        _check_matched(patterns, seen or {""})
+        with freezing.entered():
+            yield
     finally:
-        for module, kind in zip(chosen, classes, strict=True):
+        for module, kind in classes:
+            object.__setattr__(module, "__class__", kind)
+
+
+def _layers_of(
+    model: nnx.Module, affine: bool
+) -> Iterator[tuple[tuple[str, ...], frozenset[tuple[str, ...]], nnx.Module]]:
+    """Yields the modules of an NNX model that can rest, or have a linen model that can.
+
+    Each after its path, and those from it to the layers: of itself, or within a linen model.
+    """
+    for place, module in nnx.iter_modules(model):
+        path = tuple(map(str, place))
+        if isinstance(module, ToNNX):
+            within = linen_paths(module, (nnx.BatchStat, nnx.Param) if affine else nnx.BatchStat)
+            yield path, within, module
+        elif _can_rest(module, affine):
+            yield path, frozenset([()]), module
+
+
+def _rest(
+    model: nnx.Module,
+    freezing: _Freezing,
+    start: tuple[str, ...],
+    note: Callable[[str], Any],
+    resting: bool = True,
+) -> None:
+    """Makes the layers of an NNX model, which lies at `start`, ones that are frozen."""
+    for path, within, module in list(_layers_of(model, freezing.affine)):
+        place = (*start, *path)
+        paths = ["/".join((*place, *rest)) for rest in within]
+        for one in paths:
+            note(one)
+        if resting and any(_matches(one, freezing.patterns) for one in paths):
+            kind = _frozen_class(type(module), freezing, place)
             object.__setattr__(module, "__class__", kind)
 
 
 @functools.cache
-def _frozen_class(base: Any, affine: bool) -> Any:
+def _frozen_class(base: Any, freezing: _Freezing, place: tuple[str, ...]) -> Any:
+    """Returns the class of a frozen module; copies of that have it, too, as long as they live."""
+
     def frozen(method: Any) -> Any:
         @functools.wraps(method)
         def call(self, *args, **kwargs):
-            return _run_frozen(functools.partial(method, self), self, method, args, kwargs, affine)
+            run = functools.partial(method, self)
+            if not freezing.blocks:
+                return run(*args, **kwargs)
+            if isinstance(self, ToNNX):
+                with nn.intercept_methods(_interceptor(freezing, place, lambda path: None)):
+                    return run(*args, **kwargs)
+            return _run_frozen(run, self, method, args, kwargs, freezing.affine)
 
         return call
 
     own = {name: frozen(getattr(base, name)) for name in _METHODS if hasattr(base, name)}
-    return type(base.__name__, override(base, frozen), own)
+    own |= {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return _kind(type(base))(base.__name__, override(base, frozen), {**own, "thawed": base})
+
+
+@functools.cache
+def _kind(metaclass: Any) -> Any:
+    """Returns a metaclass of frozen classes, which are pickled as what they are made of."""
+    kind = type(metaclass.__name__, (metaclass,), {})
+    copyreg.pickle(kind, lambda frozen: (_same, (frozen.thawed,)))
+    return kind
+
+
+def _same(kind: Any) -> Any:
+    return kind
 
 
 def _can_rest(module: Any, affine: bool) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, overload
 
 import flax.linen as nn
 import jax
 from flax import nnx
 
+from jaxnorm.tools.models.bridges import ToLinen, ToNNX, making
 from jaxnorm.tools.models.norms import affine_names, is_norm
 from jaxnorm.tools.models.programs import Call, as_it_is, names_of, take_model
 
@@ -23,19 +24,29 @@ def norm_params(
     rngs: Any = ...,
 ) -> Any: ...
 @overload
-def norm_params(model: nnx.Module, /) -> Any: ...
+def norm_params(model: nnx.Module, /, *args: Any, call: Call | None = ...) -> Any: ...
 def norm_params(model: Any, /, *args: Any, call: Call | None = None, rngs: Any = None) -> Any:
     """Says of each parameter of a model whether it is the gamma or beta of a normalization.
 
     For optax: no weight decay on normalizations (`optax.adamw(..., mask=...)` of the others), or
-    training them alone (`optax.masked`), as TENT and BitFit do. The weights of other layers count
-    as such also where `WeightNorm` or `SpectralNorm` is around them, and so does a bias.
+    training them alone, as TENT does: `optax.partition` with `optax.set_to_zero`, as below.
+    (`optax.masked` hands on the raw gradients of all others, which are then added to them.) And
+    muon makes any parameter of rank 2 orthogonal, a gamma over two axes or a bank of gammas too:
+    `optax.partition({True: optax.adamw(1e-3), False: optax.contrib.muon(1e-2)}, is_norm)` keeps
+    norms out of it.
+
+    True are gamma and beta of all normalizations, whatever their names, and nothing else: not the
+    parameters that some have besides (the alpha of `DynamicTanh`, the weights of
+    `SwitchableNorm`), not the weights of other layers, also where `WeightNorm` or `SpectralNorm` is
+    around them, and not their biases, which BitFit trains as well.
 
     Args:
       model: a linen module, or an NNX model.
       *args: of a linen module its variables, and an example of the arguments that it is called
-        with, of which only shapes and dtypes matter. Of an NNX model nothing.
-      call: (model, *args) -> anything: calls the bound linen module. Default: `model(*args)`.
+        with, of which only shapes and dtypes matter. Of an NNX model nothing, or where linen
+        models are within it (`flax.nnx.bridge.ToNNX`) such arguments.
+      call: (model, *args) -> anything: calls the model, a linen module bound to its variables.
+        Default: `model(*args)`.
       rngs: passed to `apply` of a linen module.
 
     Returns:
@@ -56,12 +67,13 @@ def norm_params(model: Any, /, *args: Any, call: Call | None = None, rngs: Any =
       ({'bias': False, 'kernel': False}, {'bias': True, 'scale': True})
       >>> decayed = jax.tree.map(lambda norm: not norm, is_norm)
       >>> optimizer = optax.adamw(1e-3, weight_decay=0.1, mask=decayed)
+      >>> alone = optax.partition({True: optax.adam(1e-3), False: optax.set_to_zero()}, is_norm)
 
     References: Wang et al. 2020, Tent, arXiv:2006.10726; Ben Zaken, Goldberg & Ravfogel 2021,
     BitFit, arXiv:2106.10199.
     """
     if isinstance(model, nnx.Module):
-        return _nnx_mask(model)
+        return _nnx_mask(model, args, call, rngs)
     program, args = take_model("norm_params", model, args, call, rngs)
     found = set()
 
@@ -70,7 +82,10 @@ def norm_params(model: Any, /, *args: Any, call: Call | None = None, rngs: Any =
         module = context.module
         if is_norm(module):
             found.update((*module.path, name) for name in affine_names(module))
-        return run(*args, **kwargs)
+        if not isinstance(module, ToLinen) or context.method_name != "__call__":
+            return run(*args, **kwargs)
+        with making(module, lambda made: found.update(_affine_paths(made, module.path))):
+            return run(*args, **kwargs)
 
     with nn.intercept_methods(note):
         program.trace(as_it_is, args)
@@ -85,16 +100,46 @@ def norm_params(model: Any, /, *args: Any, call: Call | None = None, rngs: Any =
     return _checked(jax.tree_util.tree_map_with_path(is_found, params), model)
 
 
-def _nnx_mask(model: nnx.Module) -> Any:
-    copy = nnx.clone(model)
-    for _, node in nnx.iter_graph(copy):
-        if isinstance(node, nnx.Param):
-            node.set_raw_value(False)
-    for _, module in nnx.iter_modules(copy):
+def _nnx_mask(model: nnx.Module, args: tuple, call: Call | None, rngs: Any) -> Any:
+    found = set(_affine_paths(model, ()))
+    unclear = [path for path, module in nnx.iter_modules(model) if _may_hold_norms(module)]
+    if unclear and not args:
+        where = ", ".join("/".join(map(str, path)) or "the top" for path in unclear)
+        raise ValueError(
+            f"norm_params: the linen models behind flax.nnx.bridge.ToNNX at {where} show which "
+            "norms they have when they are called: give an example of the model's arguments, "
+            "norm_params(model, x)."
+        )
+    if unclear:
+
+        def note(visit, run, args, kwargs):
+            if isinstance(visit.module, nn.Module) and is_norm(visit.module):
+                found.update((*visit.path, name) for name in affine_names(visit.module))
+            return run(*args, **kwargs)
+
+        program, args = take_model("norm_params", model, args, call, rngs)
+        program.trace(note, args)
+    variables = nnx.to_flat_state(nnx.state(nnx.clone(model), nnx.Param))
+    for path, variable in variables:
+        variable.set_raw_value(tuple(map(str, path)) in found)
+    return _checked(nnx.as_pure(nnx.from_flat_state(variables)), model)
+
+
+def _affine_paths(model: nnx.Module, start: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yields where gamma and beta are in an NNX model that lies at `start`."""
+    for place, module in nnx.iter_modules(model):
         for name in affine_names(module) if is_norm(module) else ():
             if isinstance(getattr(module, name, None), nnx.Param):
-                getattr(module, name).set_raw_value(True)
-    return _checked(nnx.as_pure(nnx.state(copy, nnx.Param)), model)
+                yield (*start, *map(str, place), name)
+
+
+def _may_hold_norms(module: nnx.Module) -> bool:
+    """Whether it is a linen model with parameters beside which there is no kernel."""
+    if not isinstance(module, ToNNX):
+        return False
+    names = [tuple(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(module, nnx.Param))]
+    plain = {path[:-1] for path in names if path[-1] in ("kernel", "embedding")}
+    return any(path[:-1] not in plain for path in names)
 
 
 def _checked(mask: Any, model: Any) -> Any:

@@ -1,5 +1,6 @@
 """The tools on Flax NNX models: what they give for their twins of linen."""
 
+import contextlib
 import re
 
 import chex
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import jaxnorm.drop_in.nnx
 import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnx
 from jaxnorm import tools
@@ -103,6 +105,52 @@ def test_accumulated_microbatches_make_the_update_of_the_full_batch(rng):
     chex.assert_trees_all_close(values(parts), values(whole), atol=1e-6)
     assert nnx.split(parts)[0] == nnx.split(whole)[0]
     step(parts, x)
+
+
+@pytest.mark.parametrize("kind", [jaxnorm.drop_in.nnx.BatchNorm, nnx.BatchNorm], ids=str)
+def test_drop_ins_accumulate(rng, kind):
+    class Mine(kind):
+        pass
+
+    x = draw(rng, (16, 4))
+    net, whole = (
+        nnx.Sequential(*(k(4, momentum=MOMENTUM, rngs=nnx.Rngs(0)) for k in (kind, Mine)))
+        for _ in range(2)
+    )
+    if kind is nnx.BatchNorm:
+        with pytest.raises(ValueError) as error:
+            tools.accumulate(net)
+        assert str(error.value).startswith(
+            "BatchNorm at layers/0 has a running mean and variance and cannot accumulate: norms of "
+            "jaxnorm.nnx and jaxnorm.drop_in.nnx do. Pass the model through "
+        )
+        jaxnorm.drop_in.nnx.replace(net)
+    tools.accumulate(net)
+    for part in np.split(np.asarray(x), 4):
+        net.layers[0](part)
+        net.layers[1](part)
+    tools.settle(net, momentum=MOMENTUM, unbiased=False)
+    for norm in whole.layers:
+        norm(x)
+    chex.assert_trees_all_close(values(net), values(whole), atol=1e-6)
+
+
+@pytest.mark.parametrize("way", ["eval", "frozen", "update_running", "freeze"])
+def test_frozen_norms_do_not_accumulate(rng, way):
+    x = draw(rng, (8, 4))
+    options = {"frozen": {"frozen": "all"}, "update_running": {"update_running": False}}
+    net = Net(**options.get(way, {}))
+    before = values(net, nnx.BatchStat)
+    tools.accumulate(net)
+    if way == "eval":
+        net.eval()
+    with tools.freeze(net, "*") if way == "freeze" else contextlib.nullcontext():
+        net(x)
+    tools.settle(net, momentum=0.0)
+    chex.assert_trees_all_equal(values(net, nnx.BatchStat), before)
+    # What is asked for by name is computed, frozen or not.
+    tools.recalibrate(net, [x])
+    assert not np.array_equal(net.norm_1.mean[...], before["norm_1"]["mean"])
 
 
 def test_stacked_models_accumulate(rng):

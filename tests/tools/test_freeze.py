@@ -1,7 +1,9 @@
 """Freezing layers from outside: statistics, gradients, caches, and every library's layers."""
 
 import contextlib
+import copy
 import functools
+import pickle
 
 import chex
 import flax.linen as nn
@@ -15,6 +17,7 @@ import jaxnorm.drop_in.nnx
 import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnx
 from jaxnorm import tools
+from jaxnorm.tools._freeze import _met
 from tests.same import drawn
 
 X = np.random.default_rng(0).normal(2.0, 3.0, (8, 4)).astype(np.float32)
@@ -188,6 +191,98 @@ def test_series_that_are_called_by_other_methods_rest():
         second = jax.device_get(nnx.to_pure_dict(second))
     for grads, dense in (first, "Dense_0"), (second, "dense"):
         assert not any(g.any() for g in grads["revin"].values()) and grads[dense]["kernel"].any()
+
+
+def moved(norm, call):
+    """Returns whether a call moves the running mean of a norm."""
+    before = norm.mean[...]
+    call()
+    return not np.array_equal(norm.mean[...], before)
+
+
+@pytest.mark.parametrize("kind", [jnx.BatchNorm, nnx.BatchNorm, jaxnorm.drop_in.nnx.BatchNorm])
+def test_copies_made_inside_rest_inside_and_train_after(kind):
+    model = nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), kind(4, rngs=nnx.Rngs(0)))
+    run = nnx.jit(lambda model, x: model(x))
+    other = nnx.clone(model)
+    with tools.freeze(model, "*"):
+        copies = [nnx.clone(model), copy.deepcopy(model), nnx.merge(*nnx.split(model))]
+        pickled, split = pickle.dumps((model, nnx.graphdef(model))), nnx.split(model)
+        for one in (model, *copies):
+            assert not moved(one.layers[1], lambda one=one: run(one, X))
+        assert moved(other.layers[1], lambda: run(other, X))
+    copies += [nnx.merge(*split, copy=True), pickle.loads(pickled)[0]]
+    for one in (model, *copies):
+        assert moved(one.layers[1], lambda one=one: one(X))
+        assert moved(one.layers[1], lambda one=one: run(one, X))
+    # Nothing of it is in what was written.
+    assert type(copies[-1].layers[1]) is kind
+    assert pickle.loads(pickled)[1] == nnx.graphdef(model)
+    # A copy is frozen as any other model is.
+    with tools.freeze(copies[0], "*"):
+        assert not moved(copies[0].layers[1], lambda: run(copies[0], X))
+
+
+def test_models_alike_share_what_is_compiled_inside():
+    traced = []
+
+    @nnx.jit
+    def run(model, x):
+        traced.append(model)
+        return model(x)
+
+    models = [jnx.BatchNorm(4), jnx.BatchNorm(4)]
+    for model in 2 * models:
+        with tools.freeze(model, "*"):
+            assert not moved(model, lambda model=model: run(model, X))
+    assert len(traced) == 1
+
+
+def test_of_a_norm_by_itself_and_within_a_trace():
+    norm = jnx.BatchNorm(4)
+
+    @nnx.jit
+    def run(norm, x):
+        with tools.freeze(norm, "*"):
+            y = norm(x)
+        return y, norm(x)
+
+    y, _ = run(norm, X)
+    np.testing.assert_allclose(y, X / np.sqrt(1 + 1e-5), rtol=1e-6)
+    np.testing.assert_allclose(norm.mean[...], 0.01 * X.mean(0), rtol=1e-5)
+
+
+def test_nothing_called_inside_is_an_error():
+    """As where the model is forgotten, or its program was compiled ahead of time."""
+    norm = jnx.BatchNorm(4)
+    message = r"freeze\('\*'\): no layer of linen that can be frozen was called inside\. An NNX m"
+    linen = nn.BatchNorm(use_running_average=False, momentum=0.5)
+    variables = drawn(linen, X)
+
+    def apply(variables):
+        return linen.apply(variables, X, mutable=["batch_stats"])
+
+    program = jax.jit(apply).lower(variables).compile()
+    layer = nn.LayerNorm()
+    with tools.freeze("*"):
+        apply(variables)
+    for forgotten in (norm, nnx.Sequential(nnx.BatchNorm(4, rngs=nnx.Rngs(0)))):
+        with pytest.raises(ValueError, match=message), tools.freeze("*"):
+            nnx.jit(lambda model: model(X))(forgotten)
+    assert "watched" not in nnx.BatchNorm.__call__.__code__.co_name
+    for call in (
+        lambda: program(variables),
+        lambda: layer.apply(layer.init(jax.random.key(0), X), X),
+        lambda: None,
+    ):
+        _met.clear()
+        with pytest.raises(ValueError, match=message), tools.freeze("*"):
+            call()
+    # What is compiled inside is called again: nothing is seen then, and all is as it should be.
+    jitted = jax.jit(apply)
+    for _ in range(2):
+        with tools.freeze("*"):
+            assert is_equal(jitted(variables)[1]["batch_stats"], variables["batch_stats"])
 
 
 def test_errors(variables):

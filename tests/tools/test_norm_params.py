@@ -1,5 +1,8 @@
 """The mask of gammas and betas: which parameters it finds, however a model is made."""
 
+import re
+from pathlib import Path
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,6 +16,9 @@ import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnx
 from jaxnorm import tools
 from tests.same import drawn
+
+ROOT = Path(__file__).parent.parent.parent
+X = np.random.default_rng(0).normal(1.0, 2.0, (8, 4)).astype(np.float32)
 
 
 class Block(nn.Module):
@@ -73,6 +79,70 @@ def test_decay_passes_over_the_norms():
     updates, _ = jax.jit(optimizer.update)(zeros, optimizer.init(params), params)
     assert not any(map(np.any, jax.tree.leaves(updates["layers_1"])))
     assert (updates["layers_0"]["kernel"] == -0.5 * params["layers_0"]["kernel"]).all()
+
+
+def shown_line():
+    """Returns the line that trains norms alone, as the documents show it, all the same."""
+    start = "alone = optax.partition("
+    files = ["README.md", "notebooks/09_from_elsewhere.ipynb", "jaxnorm/tools/_norm_params.py"]
+    lines = set()
+    for file in files:
+        text = (ROOT / file).read_text(encoding="utf-8")
+        (line,) = re.findall(re.escape(start) + r"[^\\\n]*", text)
+        lines.add(line)
+    (line,) = lines
+    return line
+
+
+def run_shown_line(is_norm):
+    names = {"optax": optax, "is_norm": is_norm}
+    exec(shown_line(), names)
+    return names["alone"]
+
+
+@jax.numpy_dtype_promotion("standard")  # optax adds numbers of several kinds
+def test_as_documented_the_norms_are_trained_alone_in_linen():
+    model, x = nn.Sequential([nn.Dense(4), jnn.LayerNorm(), nn.Dense(1)]), X
+    params = first = drawn(model, x)["params"]
+    optimizer = run_shown_line(tools.norm_params(model, {"params": params}, x))
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state):
+        def loss(params):
+            return jnp.square(model.apply({"params": params}, x) - 1).mean()
+
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    losses = []
+    for _ in range(5):
+        params, state, value = step(params, state)
+        losses.append(value)
+    assert losses == sorted(losses, reverse=True)
+    same = jax.tree.map(np.array_equal, params, first)
+    assert paths(same) == {f"layers_{i}/{name}" for i in (0, 2) for name in ("kernel", "bias")}
+
+
+@pytest.mark.parametrize("rest", ["set_to_zero", "muon"])
+@jax.numpy_dtype_promotion("standard")
+def test_norms_of_an_nnx_model_have_an_optimizer_of_their_own(rest):
+    """The line shown; and muon, which is for matrices, leaves a gamma over two axes to adam."""
+    rngs = nnx.Rngs(0)
+    norm = jnx.LayerNorm((2, 4), reduction_axes=(-2, -1), feature_axes=(-2, -1))
+    model = nnx.Sequential(nnx.Linear(4, 4, rngs=rngs), norm)
+    is_norm = tools.norm_params(model)
+    alone = run_shown_line(is_norm)
+    if rest == "muon":
+        alone = optax.partition({True: optax.adam(1e-3), False: optax.contrib.muon(1e-2)}, is_norm)
+    optimizer = nnx.Optimizer(model, alone, wrt=nnx.Param)
+    kernel, gamma = model.layers[0].kernel[...], norm.gamma[...]
+    loss = nnx.grad(lambda model: jnp.square(model(X.reshape(-1, 2, 4)) - 1).mean())
+    optimizer.update(model, loss(model))
+    assert np.array_equal(model.layers[0].kernel[...], kernel) == (rest == "set_to_zero")
+    # The first step of adam is the rate, up or down.
+    np.testing.assert_allclose(np.abs(norm.gamma[...] - gamma), 1e-3, rtol=1e-3)
 
 
 def test_of_an_nnx_model_the_mask_fits_its_optimizer():

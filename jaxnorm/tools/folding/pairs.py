@@ -31,7 +31,7 @@ from jaxnorm.tools.models.norms import (
     affine_names,
     arguments,
 )
-from jaxnorm.tools.models.programs import Path, Visit
+from jaxnorm.tools.models.programs import NnxProgram, Path, Visit
 
 STATISTICS = ("mean", "var")
 
@@ -43,7 +43,9 @@ def find_pairs(program: Any, args: tuple) -> tuple[list[Pair], list[tuple[Path, 
 
     def look(visit, run, args, kwargs):
         module, number = visit.module, len(calls)
-        if isinstance(module, LAYERS) and visit.function in LAYER_CALLS:
+        # The other library's, whose state is not where it is looked for.
+        is_bridged = isinstance(module, nnx.Module) != isinstance(program, NnxProgram)
+        if isinstance(module, LAYERS) and visit.function in LAYER_CALLS and not is_bridged:
             axis = -2 if getattr(module, "transpose_kernel", False) else -1
             ranks = _tag_values(visit, number, LAYER_VALUES)
             calls.append(LayerCall(visit.path, axis, ranks, _is_circular(module)))
@@ -68,6 +70,8 @@ def find_pairs(program: Any, args: tuple) -> tuple[list[Pair], list[tuple[Path, 
         extras = [n for n in ("mask", "domain", "gamma", "beta") if given.get(n) is not None]
         reason = _why_not_own(visit, given) if own else _why_not_flax(visit, given)
         reason = f"the call gives it {extras[0]}" if extras and not reason else reason
+        if is_bridged:
+            reason = "it lies behind flax.nnx.bridge"
         ranks = _tag_values(visit, number, (*STATISTICS, *names))
         calls.append(NormCall(visit.path, reason, module.epsilon, names, None, ranks))
         x = _tag(jnp.asarray(given["x"]), number, "in")

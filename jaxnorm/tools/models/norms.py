@@ -19,9 +19,9 @@ import jaxnorm.drop_in.nnx
 import jaxnorm.linen
 import jaxnorm.nnx
 from jaxnorm._core import axes as _axes
-from jaxnorm._core.moments import moments
 from jaxnorm._layers.batch import BatchLayer
 from jaxnorm.drop_in.linen import BODIES
+from jaxnorm.functional.moments import moments
 
 FLAX_BATCH = (nn.BatchNorm, nnx.BatchNorm)
 FLAX = (
@@ -63,6 +63,13 @@ _KNOWN_CALLS = NORM_CALLS | LAYER_CALLS
 def is_norm(module: Any) -> bool:
     """Whether a module is a normalization of jaxnorm's or flax's."""
     return isinstance(module, FLAX + OWN)
+
+
+def accumulates(module: Any) -> bool:
+    """Whether a module of NNX merges batches into accumulators: a norm of jaxnorm, or a drop-in."""
+    drop_in = inspect.unwrap(jaxnorm.drop_in.nnx.BatchNorm.__call__)
+    calls = (vars(kind).get("__call__") for kind in type(module).__mro__)
+    return isinstance(module, OWN) or drop_in in map(inspect.unwrap, filter(None, calls))
 
 
 def affine_names(module: Any) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import jax
 from flax import errors, nnx
 
 from jaxnorm.tools.models.batches import split_arrays
+from jaxnorm.tools.models.bridges import ToLinen, ToNNX, making
 from jaxnorm.tools.models.norms import instead, override
 from jaxnorm.tools.models.same import same
 
@@ -125,27 +126,17 @@ class LinenProgram(Program):
 
     def run(self, state: Any, args: tuple, hook: Hook, key: Any = None) -> Any:
         root: Any = None
-        evaluated: list[bool] = []  # of the modules that are being called
 
         def start(model: nn.Module, *args: Any) -> Any:
             nonlocal root
             root = model.scope and model.scope.root
             return self._call(model, *args)
 
-        def intercept(run, args, kwargs, context):
-            module = context.module
+        def is_own(module: nn.Module) -> bool:
             # What `call` applies by itself is mutable as it says.
-            own = module.scope is not None and module.scope.root is root
-            evaluated.append(evaluated[-1] if evaluated else own)
-            try:
-                with _evaluating(module) if evaluated[-1] else contextlib.nullcontext():
-                    if context.method_name != "__call__":
-                        return run(*args, **kwargs)
-                    function = inspect.unwrap(context.orig_method.func)
-                    return hook(Visit(module, module.path, function), run, args, kwargs)
-            finally:
-                evaluated.pop()
+            return module.scope is not None and module.scope.root is root
 
+        intercept = _interceptor(hook, (), is_own)
         apply = nn.apply(start, self.model, mutable=["batch_stats"])
         with nn.intercept_methods(intercept), _hooked(key):
             return apply(state, *args, rngs=self.rngs)[0]
@@ -163,10 +154,7 @@ class NnxProgram(Program):
         watched = nnx.clone(model)
         if evaluate:
             watched.eval()
-        for place, module in list(nnx.iter_modules(watched)):
-            if callable(module):
-                path = tuple(map(str, place))
-                object.__setattr__(module, "__class__", _watched(type(module), path))
+        _watch(watched, ())
         self.graph, self.state = nnx.split(watched)
         self.key = same(self.graph), same(call)
         self._call = call or _call
@@ -272,6 +260,37 @@ def _first_line(error: Exception) -> str:
     return line if line.endswith(".") else f"{line}."
 
 
+def _interceptor(hook: Hook, start: Path, is_own: Callable[[nn.Module], bool]) -> Any:
+    """Returns what hands over the calls of a linen model that lies at `start`.
+
+    Args:
+      hook: takes them.
+      start: the path of the model.
+      is_own: whether a module is to evaluate, with all that it calls.
+    """
+    evaluated: list[bool] = []  # of the modules that are being called
+
+    def intercept(run, args, kwargs, context):
+        module = context.module
+        path = (*start, *module.path)
+        evaluated.append(evaluated[-1] if evaluated else is_own(module))
+        try:
+            with contextlib.ExitStack() as stack:
+                if evaluated[-1]:
+                    stack.enter_context(_evaluating(module))
+                if context.method_name != "__call__":
+                    return run(*args, **kwargs)
+                if isinstance(module, ToLinen):
+                    stack.enter_context(making(module, lambda made: _watch(made, path)))
+                    stack.enter_context(_hooking(hook))
+                function = inspect.unwrap(context.orig_method.func)
+                return hook(Visit(module, path, function), run, args, kwargs)
+        finally:
+            evaluated.pop()
+
+    return intercept
+
+
 def _evaluating(module: nn.Module) -> Any:
     """Lets the code of a module find `batch_stats` immutable, as it is in evaluation.
 
@@ -294,6 +313,14 @@ def _hooking(hook: Hook) -> Iterator[None]:
         _hooks.hook = before
 
 
+def _watch(model: nnx.Module, start: Path) -> None:
+    """Makes the modules of a model, which lies at `start`, ones that hand their calls over."""
+    for place, module in list(nnx.iter_modules(model)):
+        if callable(module):
+            path = (*start, *map(str, place))
+            object.__setattr__(module, "__class__", _watched(type(module), path))
+
+
 @functools.cache
 def _watched(base: Any, path: Path) -> Any:
     """Returns a class of NNX modules that hands its calls over, as linen's interceptors do."""
@@ -303,8 +330,13 @@ def _watched(base: Any, path: Path) -> Any:
         def watched(self, *args, **kwargs):
             run = functools.partial(call, self)
             hook = getattr(_hooks, "hook", None)
+            if hook is None:
+                return run(*args, **kwargs)
             visit = Visit(self, path, inspect.unwrap(call))
-            return run(*args, **kwargs) if hook is None else hook(visit, run, args, kwargs)
+            if not isinstance(self, ToNNX):
+                return hook(visit, run, args, kwargs)
+            with nn.intercept_methods(_interceptor(hook, path, lambda module: True)):
+                return hook(visit, run, args, kwargs)
 
         return watched
 

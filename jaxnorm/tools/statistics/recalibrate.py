@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, overload
 
 import flax.linen as nn
@@ -120,9 +120,10 @@ def recalibrate(
             "which ends; give a list or another iterable that starts anew."
         )
     if isinstance(model, nnx.Module):
-        stats = model
+        boxed = stats = model
     else:
-        stats = program.state.get("batch_stats")
+        boxed = program.state.get("batch_stats")
+        stats = nn.meta.unbox(boxed)
         if not stats:
             raise ValueError("variables has no batch_stats to recalibrate.")
     _check_known(stats)
@@ -137,7 +138,14 @@ def recalibrate(
         if not collector.seen:
             raise ValueError("batches is empty; recalibration needs at least one batch.")
         stats = _replace(stats, collector.population.result())
-    return stats
+    return stats if stats is model else _boxed_as(boxed, stats)
+
+
+def _boxed_as(boxed: Any, stats: Any) -> Any:
+    """Returns statistics in the boxes of others, which norms behind `flax.nnx.bridge` have."""
+    if isinstance(stats, Mapping):
+        return {name: _boxed_as(boxed[name], value) for name, value in stats.items()}
+    return boxed.replace_boxed(stats) if nn.meta.is_axis_metadata(boxed) else stats
 
 
 def _check_known(stats: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -9,6 +11,7 @@ from flax import nnx
 
 from jaxnorm._core.moments import Moments
 from jaxnorm._layers.running import ACCUMULATORS
+from jaxnorm.tools.models.bridges import ToNNX, linen_paths
 
 Stats = Mapping[str, Any]  # the collection batch_stats of a linen model
 Node = dict[str, Any]  # the statistics of one module, by name
@@ -31,8 +34,7 @@ def check_stats(tool: str, stats: Any) -> None:
 def nodes(stats: Stats | nnx.Module, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Node]]:
     """Yields the path of each module, and its own statistics."""
     if isinstance(stats, nnx.Module):
-        for place, module in nnx.iter_modules(stats):
-            yield "/".join(map(str, place)), _node(module)
+        yield from ((place, node_of(holder)) for place, holder in _holders(stats))
         return
     yield "/".join(path), {k: v for k, v in stats.items() if not isinstance(v, Mapping)}
     for name, value in stats.items():
@@ -55,10 +57,10 @@ def map_running(
     Returns a new collection; or the NNX model itself, whose variables have changed.
     """
     if isinstance(stats, nnx.Module):
-        for place, module in list(nnx.iter_modules(stats)):
-            node = _node(module)
+        for place, holder in list(_holders(stats)):
+            node = node_of(holder)
             if is_running(node):
-                _keep(module, node, function("/".join(map(str, place)), node))
+                _keep(holder, node, function(place, node))
         return stats
     node = {
         name: map_running(value, function, (*path, name)) if isinstance(value, Mapping) else value
@@ -67,12 +69,28 @@ def map_running(
     return function("/".join(path), node) if is_running(node) else node
 
 
-def _node(module: nnx.Module) -> Node:
-    return {k: v[...] for k, v in vars(module).items() if isinstance(v, nnx.BatchStat)}
+def node_of(holder: nnx.Module | Mapping[str, Any]) -> Node:
+    """Returns the statistics of a module of NNX itself, or of one of linen within it."""
+    known = holder if isinstance(holder, Mapping) else vars(holder)
+    return {k: v[...] for k, v in known.items() if isinstance(v, nnx.BatchStat)}
 
 
-def _keep(module: nnx.Module, old: Node, new: Node) -> None:
+def _holders(model: nnx.Module) -> Iterator[tuple[str, Any]]:
+    """Yields the path of each module, and what holds its variables: it, or for linen a dict."""
+    for place, module in nnx.iter_modules(model):
+        yield "/".join(map(str, place)), module
+        if isinstance(module, ToNNX):
+            for within in sorted(linen_paths(module, nnx.BatchStat) - {()}):
+                holder = functools.reduce(operator.getitem, within, vars(module))
+                yield "/".join((*map(str, place), *within)), holder
+
+
+def _keep(module: Any, old: Node, new: Node) -> None:
     """Makes the statistics of a module those of `new`."""
+    if isinstance(module, Mapping):
+        for name, value in new.items():
+            module[name].set_value(value)
+        return
     for name in old.keys() - new.keys():
         delattr(module, name)
     for name, value in new.items():
