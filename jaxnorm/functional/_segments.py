@@ -46,8 +46,8 @@ class SegmentPool:
       ids: the segment of each example.
       number: how many segments there are.
       batch_axis: the axis of the examples.
-      route: where each example is added, and each of the rows that these sums give, and so on: of
-        shape (blocks, rows), and the number of rows of the sums.
+      route: the row that each example is added to, and for each row beyond `number` the one that it
+        is then added to; of shape (blocks, rows).
     """
 
     whole: Pool
@@ -83,9 +83,7 @@ class SegmentPool:
         x = jnp.moveaxis(sum_axes(x, self.axes, plan), self.batch_axis, 0)
         blocks = self.route[0].shape[0]
         x = x.reshape(blocks, x.shape[0] // blocks, *x.shape[1:])
-        sizes = (*(rows.shape[1] for rows in self.route[1:]), self.number)
-        for rows, size in zip(self.route, sizes, strict=True):
-            x = _of_each_block(functools.partial(_scatter, size=size), x, rows)
+        x = _of_each_block(functools.partial(_add_up, number=self.number), x, *self.route)
         return jnp.moveaxis(jnp.sum(x, 0), 0, self.batch_axis)
 
     def count_kept(
@@ -120,20 +118,24 @@ def _spread_jvp(primals, tangents):
     (statistic, pool), (tangent, _) = primals, tangents
     x = jnp.moveaxis(tangent, pool.batch_axis, 0)
     x = jnp.broadcast_to(x, (pool.route[0].shape[0], *x.shape))
-    for rows in reversed(pool.route):
-        x = _of_each_block(_gather, x, rows)
+    x = _of_each_block(_read, x, *pool.route)
     x = x.reshape(pool.ids.shape + x.shape[2:])
     return _spread(statistic, pool), jnp.moveaxis(x, 0, pool.batch_axis)
 
 
-def _of_each_block(function: Callable[..., jax.Array], x: jax.Array, rows: jax.Array) -> jax.Array:
-    if len(rows) == 1:
-        return function(x[0], rows[0])[None]
-    return jax.vmap(function)(x, rows)
+def _of_each_block(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    if len(arrays[0]) == 1:
+        return function(*(a[0] for a in arrays))[None]
+    return jax.vmap(function)(*arrays)
 
 
-def _scatter(x: jax.Array, rows: jax.Array, size: int) -> jax.Array:
-    return jax.ops.segment_sum(x, rows, size)
+def _add_up(x: jax.Array, rows: jax.Array, segments: jax.Array, number: int) -> jax.Array:
+    sums = jax.ops.segment_sum(x, rows, number + len(segments))
+    return sums[:number].at[segments].add(sums[number:], mode="drop")
+
+
+def _read(x: jax.Array, rows: jax.Array, segments: jax.Array) -> jax.Array:
+    return _gather(jnp.concatenate([x, _gather(x, segments)]), rows)
 
 
 def _gather(x: jax.Array, rows: jax.Array) -> jax.Array:
@@ -150,7 +152,7 @@ def _find_route(ids: jax.Array, number: int) -> tuple[jax.Array, ...]:
     ids = jnp.where(inside, ids, number)  # outside: dropped
     size = ids.shape[0]
     if is_plain() or not isinstance(size, int) or size <= LONGEST:
-        return (ids[None],)
+        return ids[None], jnp.zeros((1, 0), ids.dtype)
     # Where arrays may be divided over devices, each sums its examples before any are sent.
     blocks = 1 if is_manual(ids) else jax.device_count()
     if size % blocks or size <= LONGEST * number:
@@ -163,21 +165,24 @@ def _find_route(ids: jax.Array, number: int) -> tuple[jax.Array, ...]:
 
 
 def _divide(ids: jax.Array, number: int, longest: int) -> tuple[jax.Array, jax.Array]:
-    """Returns the part of its segment that each example belongs to, and the segment of each part.
+    """Returns the row that each example is added to, and the segment of each row beyond `number`.
 
-    A segment has one part for every `longest` examples, which are spread over them as by chance.
+    A segment has one row for every `longest` examples, the first of which is its own; its examples
+    are spread over them as by chance.
     """
     size = ids.shape[0]
-    most = number + size // longest
     counts = jax.ops.segment_sum(jnp.ones_like(ids), ids, number)
-    parts = (counts + (longest - 1)) // longest
-    start, parts = save(_sums_before(parts)), save(parts)
+    parts = save((counts + (longest - 1)) // longest)
+    start = save(number - 1 + _sums_before(jnp.maximum(parts - 1, 0)))
     # Multiples of the golden ratio: no stride of the segments' places falls in step with them.
     chance = jnp.arange(size, dtype=jnp.uint32) * np.uint32(0x9E3779B9) >> 16
     part = chance * _gather(parts, ids).astype(jnp.uint32) >> 16
-    rows = _gather(start, ids) + part.astype(start.dtype)
-    rows = jnp.where(ids < number, rows, most)
-    segments = jnp.full(most, number, ids.dtype).at[rows].set(ids, mode="drop")
+    further = part > 0
+    rows = jnp.where(further, _gather(start, ids) + part.astype(start.dtype), ids)
+    extra = size // longest
+    rows = jnp.where(ids < number, rows, number + extra)
+    segments = jnp.full(extra, number, ids.dtype)
+    segments = segments.at[jnp.where(further, rows - number, extra)].set(ids, mode="drop")
     return rows, save(segments)
 
 
