@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxnorm._core.plain import is_plain
-
 
 def window_sum(x: jax.Array, reach: Mapping[int, tuple[int, int]]) -> jax.Array:
     """Returns at each place the sum of `x` from so many places before it to so many after.
@@ -63,7 +61,7 @@ def _sum_along(x: jax.Array, axis: int, before: int, after: int) -> jax.Array:
         if size > 1 and before == after == size - 1:
             return jnp.broadcast_to(jnp.sum(x, axis, keepdims=True), x.shape)
     length = before + 1 + after
-    few, times, left = _divide(length)
+    few, times, _ = _divide(length)
     if times == 1:
         return _reduce(x, axis, length, 1, (before, after))
     whole = few * times
@@ -74,8 +72,7 @@ def _sum_along(x: jax.Array, axis: int, before: int, after: int) -> jax.Array:
         # A shifted copy needs no memory of its own, as a reduction does.
         sides = [(-shift, shift, 0) if a == axis else (0, 0, 0) for a in range(x.ndim)]
         total = total + lax.pad(x, np.zeros((), x.dtype), sides)
-    # In memory before its uses, each of which would have a shifted copy.
-    return total if left == 0 or is_plain() else lax.optimization_barrier(total)
+    return total
 
 
 def _divide(length: int) -> tuple[int, int, int]:
