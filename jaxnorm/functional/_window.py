@@ -85,9 +85,7 @@ def _divide(length: int) -> tuple[int, int, int]:
     )
 
 
-def _reduce(
-    x: jax.Array, axis: int, length: int, step: int, padding: tuple[int, int]
-) -> jax.Array:
+def _reduce(x: jax.Array, axis: int, length: int, step: int, padding: tuple[int, int]) -> jax.Array:
     """Returns sums of `length` elements that lie `step` apart along an axis."""
 
     def along(value, other):

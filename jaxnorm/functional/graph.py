@@ -16,7 +16,12 @@ from jaxnorm._core.normalize import statistics_of
 from jaxnorm._core.pool import Pool, abs2, keep, subtract
 from jaxnorm._core.residuals import recomputed
 from jaxnorm._core.statistics import Centered
-from jaxnorm.functional._segments import check_segments, affine_of_segments, find_statistics, make_pool
+from jaxnorm.functional._segments import (
+    check_segments,
+    affine_of_segments,
+    find_statistics,
+    make_pool,
+)
 
 
 def graph_norm(
