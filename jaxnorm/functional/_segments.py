@@ -92,7 +92,8 @@ class SegmentPool:
         """Returns how many elements of each segment a mask keeps, of size 1 where all are alike."""
         times = math.prod(shape[a] for a in self.axes if mask.shape[a] != shape[a])
         sizes = (
-            s if a == self.batch_axis else m for a, (m, s) in enumerate(zip(mask.shape, shape))
+            s if a == self.batch_axis else m
+            for a, (m, s) in enumerate(zip(mask.shape, shape, strict=True))
         )
         mask = jnp.broadcast_to(mask, tuple(sizes))
         return self.sum(mask.astype(dtype), plan) * jnp.asarray(times, dtype)

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, DTypeLike
-from jaxnorm._core.formula import Options, apply_affine, inverse_root
+from jaxnorm._core.formula import Options, inverse_root
 from jaxnorm._core.mesh import spec_of, without_explicit_axes
 from jaxnorm._core.normalize import statistics_of
 from jaxnorm._core.pool import Pool, abs2, keep, subtract
 from jaxnorm._core.residuals import recomputed
 from jaxnorm._core.statistics import Centered
 from jaxnorm.functional._segments import (
-    check_segments,
     affine_of_segments,
+    check_segments,
     find_statistics,
     make_pool,
 )
@@ -89,14 +89,14 @@ def _graph_norm(x, ids, alpha, gamma, beta, mask, number, epsilon, dtype):
     def compute(x, ids, alpha, gamma, beta, mask):
         pool, mask = _nodes(x, ids, mask, number)
         stats = _statistics(x, mask, pool, dtype)
-        var, bias = stats.var, None
+        var, left = stats.var, None
         if alpha is not None:
             # What is left of the mean: exact where alpha is near 1.
             mean = _mean(stats)
             left = (1 - alpha.astype(mean.dtype)) * mean
             var = var + abs2(left)
-            bias = left * inverse_root(var, epsilon).astype(left.dtype)
         scale = inverse_root(var, epsilon)
+        bias = None if left is None else left * scale.astype(left.dtype)
         y = affine_of_segments(x, mask, pool, stats, scale, bias, gamma, beta)
         return y.astype(dtype)
 

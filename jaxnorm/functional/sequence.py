@@ -37,8 +37,9 @@ def cumulative_norm(
 
     y_t = (x_t - mean_t) / sqrt(var_t + epsilon) * gamma + beta, with the mean and the biased
     variance over `axis` and all times up to t: of exactly those elements, by sums about the mean up
-    to each time (Welford's), none of which cancels another. No step sees a later one, so that a stream can be normalized
-    as it comes: give the moments that one chunk returned as `initial` of the next.
+    to each time (Welford's), none of which cancels another. No step sees a later one, so that a
+    stream can be normalized as it comes: give the moments that one chunk returned as `initial` of
+    the next.
 
     Args:
       x: floating-point or complex array of rank 1 or more.
