@@ -91,10 +91,8 @@ class SegmentPool:
     ) -> jax.Array:
         """Returns how many elements of each segment a mask keeps, of size 1 where all are alike."""
         times = math.prod(shape[a] for a in self.axes if mask.shape[a] != shape[a])
-        sizes = (
-            s if a == self.batch_axis else m
-            for a, (m, s) in enumerate(zip(mask.shape, shape, strict=True))
-        )
+        pairs = zip(mask.shape, shape, strict=True)
+        sizes = (s if a == self.batch_axis else m for a, (m, s) in enumerate(pairs))
         mask = jnp.broadcast_to(mask, tuple(sizes))
         return self.sum(mask.astype(dtype), plan) * jnp.asarray(times, dtype)
 
@@ -239,7 +237,7 @@ def find_statistics(x: jax.Array, mask: jax.Array | None, pool: SegmentPool):
     """Returns the statistics of each segment, marked to be kept, and the count."""
     function = _find if is_plain() else _found
     *stats, count = function(x, mask, pool)
-    return Centered(*map(save, stats)), count
+    return Centered(*stats), count
 
 
 def _find(x, mask, pool: SegmentPool):
