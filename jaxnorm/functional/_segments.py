@@ -237,7 +237,7 @@ def find_statistics(x: jax.Array, mask: jax.Array | None, pool: SegmentPool):
     """Returns the statistics of each segment, marked to be kept, and the count."""
     function = _find if is_plain() else _found
     *stats, count = function(x, mask, pool)
-    return Centered(*stats), count
+    return Centered(*map(save, stats)), count
 
 
 def _find(x, mask, pool: SegmentPool):
@@ -252,7 +252,8 @@ _found = jax.custom_jvp(_find)
 def _found_jvp(primals, tangents):
     """The tangents of offset and var are P(dx) and 2 P(Re((x - mean)* dx)), P the pool's mean."""
     x, mask, pool = primals
-    shift, offset, var, count = (save(v) for v in _found(x, mask, pool))
+    *stats, count = _found(x, mask, pool)
+    shift, offset, var = map(save, stats)
     dx = widen(tangents[0], mask)
     rest = keep(mask, subtract(x, mask, pool, shift, offset))
     product = (rest.conj() * dx).real if jnp.iscomplexobj(rest) else rest * dx
