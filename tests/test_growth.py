@@ -133,5 +133,6 @@ def test_devices_send_sums_of_segments_alone(rng):
 
     found = collectives(jax.grad(loss), x, ids)
     assert {kind for kind, _ in found} == {"all-reduce"}
-    # Means and counts; two sums; and of the gradient two more: of 40 segments and 2 features.
-    assert sum(size for _, size in found) <= 4 * 40 * (2 + 1 + 4 + 4) + 64
+    # Means and counts; two sums; of the gradient two more, and the counts again: of 40 segments and
+    # 2 features.
+    assert sum(size for _, size in found) <= 4 * 40 * (2 + 1 + 4 + 4 + 1) + 64
