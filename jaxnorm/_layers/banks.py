@@ -15,7 +15,7 @@ from jaxnorm._core.mesh import spec_of, undivided, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import Pool
 from jaxnorm.functional._batch_core import Batch
-from jaxnorm.functional._segments import SegmentPool, check_segments
+from jaxnorm.functional._segments import check_segments, make_pool
 
 
 def check_domain(domain: Any, number: int, x: jax.Array, batch_axis: int) -> jax.Array:
@@ -90,7 +90,7 @@ def parameter(
     ids, number = batch.segments
 
     def spread(rows, ids):
-        pool = SegmentPool(Pool((batch.axis,)), ids, number, batch.axis)
+        pool = make_pool(Pool((batch.axis,)), ids, number, batch.axis)
         return pool.spread(jnp.moveaxis(rows, 0, batch.axis), x.shape)
 
     varies = [size != 1 for size in rows.shape[1:]]

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxnorm._core import axes as _axes
-from jaxnorm._core import collectives, residuals, statistics
+from jaxnorm._core import collectives, residuals
 from jaxnorm._core import moments as _moments
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
-from jaxnorm._core.formula import Options, apply_affine, normalized
+from jaxnorm._core.formula import Options, apply_affine, inverse_root, normalized
 from jaxnorm._core.mesh import count_shards, is_manual, placed, spec_of, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.normalize import normalize, statistics_of
@@ -25,7 +25,12 @@ from jaxnorm._core.statistics import Centered
 from jaxnorm._core.sums import split_axis
 from jaxnorm.functional._corrections import Correction
 from jaxnorm.functional._restored import as_moments
-from jaxnorm.functional._segments import SegmentPool
+from jaxnorm.functional._segments import (
+    SegmentPool,
+    affine_of_segments,
+    find_statistics,
+    make_pool,
+)
 from jaxnorm.functional.merge import merge_moments
 
 
@@ -118,7 +123,7 @@ def normalize_by_running(inputs: Inputs, batch: Batch, options: Options) -> jax.
 
     def compute(inputs, ids):
         x, gamma, beta, mask, running = inputs
-        pool = SegmentPool(options.pool, ids, number, batch.axis)
+        pool = make_pool(options.pool, ids, number, batch.axis)
         mean, var = (pool.spread(value, x.shape) for value in running[:2])
         mask = _both(mask, pool.holds(x.ndim))
         return standardize_full(x, mean, var, gamma, beta, mask, *common)
@@ -133,9 +138,9 @@ def batch_moments(inputs: Inputs, batch: Batch, options: Options) -> Moments:
         return normalize(inputs.x, None, None, inputs.mask, options, _near(inputs))[1]
 
     def compute(x, mask, ids):
-        pool: Any = SegmentPool(options.pool, ids, number, batch.axis)
-        stats, count = statistics.find(x, _both(mask, pool.holds(x.ndim)), pool, None)
-        return _moments.to_moments(stats, count, pool.axes)
+        pool = make_pool(options.pool, ids, number, batch.axis)
+        stats, count = find_statistics(x, _both(mask, pool.holds(x.ndim)), pool)
+        return _segment_moments(stats, count, pool)
 
     ids, number = batch.segments
     out = _segment_specs(inputs.x, options.pool, batch.axis)
@@ -188,13 +193,12 @@ def _normalize_corrected(inputs: Inputs, correction: Correction, options: Option
 def _normalize_segments(inputs, ids, correction, number, batch_axis, options: Options):
     @residuals.recomputed
     def compute(inputs, ids, correction):
-        pool: Any = SegmentPool(options.pool, ids, number, batch_axis)
+        pool: Any = make_pool(options.pool, ids, number, batch_axis)
         inputs = inputs._replace(mask=_both(inputs.mask, pool.holds(inputs.x.ndim)))
         inputs = _widened(inputs)
-        stats, count = statistics.find(inputs.x, inputs.mask, pool, None)
-        stats = Centered(*map(residuals.save, stats))
-        y = _apply(correction, stats, inputs, options._replace(pool=pool))
-        return y, _moments.to_moments(stats, count, pool.axes)
+        stats, count = find_statistics(inputs.x, inputs.mask, pool)
+        y = _apply_to_segments(correction, stats, inputs, pool, options)
+        return y, _segment_moments(stats, count, pool)
 
     out = spec_of(inputs.x), _segment_specs(inputs.x, options.pool, batch_axis)
     return without_explicit_axes(compute, out)(inputs, ids, correction)
@@ -217,6 +221,32 @@ def _apply(
     scale, bias = (options.pool.spread(value, x.shape) for value in (scale, bias))
     y = apply_affine(y, scale, bias, 0.0)
     return keep(mask, apply_affine(y, gamma, beta, 0.0)).astype(options.dtype)
+
+
+def _apply_to_segments(
+    correction: Correction | None,
+    stats: Centered,
+    inputs: Inputs,
+    pool: SegmentPool,
+    options: Options,
+) -> jax.Array:
+    """Returns y, as `_apply`, with statistics of segments."""
+    x, gamma, beta, mask, running = inputs
+    bias = None
+    if correction is not None and running is not None:
+        stats, factor, bias = correction.apply(stats, running, options.epsilon)
+        scale = inverse_root(stats.var, options.epsilon)
+        scale = scale if factor is None else scale * factor
+    else:
+        scale = inverse_root(stats.var, options.epsilon)
+    y = affine_of_segments(x, mask, pool, stats, scale, bias, gamma, beta)
+    return y.astype(options.dtype)
+
+
+def _segment_moments(stats: Centered, count: jax.Array, pool: SegmentPool) -> Moments:
+    """Returns public moments, with a count for each mean."""
+    count = jnp.broadcast_to(count, stats.var.shape)
+    return _moments.to_moments(stats, count, pool.axes)
 
 
 def _segments_first(moments: Moments, options: Options, batch: Batch) -> Moments:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.flags import check_flag
-from jaxnorm._core.formula import Options, apply_affine, result
+from jaxnorm._core.formula import Options, apply_affine, inverse_root, result
 from jaxnorm._core.mesh import spec_of, without_explicit_axes
 from jaxnorm._core.normalize import statistics_of
 from jaxnorm._core.pool import Pool, abs2, compute_dtype, keep, real_dtype, widen
@@ -197,13 +197,15 @@ def _poly_norm(x, weights, bias, mask, axes, epsilon, dtype):
             unit = jnp.maximum(largest(widen(x, mask), axes), 1)
             part = widen(x, mask) / unit.astype(wide)
             count = jnp.maximum(local_count(part, mask, pool), 1)
+            square, factors = abs2(part), []
+            for power in (3, 2, 1):
+                total = pool.sum(square**power)
+                var = save(total / count + epsilon * (1 / unit) ** (2 * power))
+                factors.append(inverse_root(var, 0.0).astype(wide))
+            # By Horner's rule: no power is an array of its own.
             y = jnp.zeros_like(part)
-            for weight, power in zip(weights.astype(wide), (3, 2, 1), strict=True):
-                term = part**power
-                var = save(pool.sum(abs2(term)) / count + epsilon * (1 / unit) ** (2 * power))
-                positive = var > 0
-                scale = jnp.where(positive, jax.lax.rsqrt(jnp.where(positive, var, 1)), 0)
-                y = y + term * scale.astype(wide) * weight
+            for weight, factor in zip(weights.astype(wide), factors, strict=True):
+                y = part * (y + factor * weight)
             y = y if bias is None else y + bias.astype(wide)
             return keep(mask, y).astype(dtype)
 

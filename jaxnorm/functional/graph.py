@@ -9,14 +9,19 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm._core import axes as _axes
-from jaxnorm._core import statistics
 from jaxnorm._core.axes import ArrayLike, DTypeLike
-from jaxnorm._core.formula import apply_affine, inverse_root
+from jaxnorm._core.formula import Options, inverse_root
 from jaxnorm._core.mesh import spec_of, without_explicit_axes
+from jaxnorm._core.normalize import statistics_of
 from jaxnorm._core.pool import Pool, abs2, keep, subtract
-from jaxnorm._core.residuals import recomputed, save
+from jaxnorm._core.residuals import recomputed
 from jaxnorm._core.statistics import Centered
-from jaxnorm.functional._segments import NodePool, check_segments
+from jaxnorm.functional._segments import (
+    affine_of_segments,
+    check_segments,
+    find_statistics,
+    make_pool,
+)
 
 
 def graph_norm(
@@ -83,16 +88,17 @@ def _graph_norm(x, ids, alpha, gamma, beta, mask, number, epsilon, dtype):
     @recomputed
     def compute(x, ids, alpha, gamma, beta, mask):
         pool, mask = _nodes(x, ids, mask, number)
-        stats = _statistics(x, mask, pool)
-        rest = keep(mask, subtract(x, mask, pool, stats.shift, stats.offset))
-        var = stats.var
+        stats = _statistics(x, mask, pool, dtype)
+        var, left = stats.var, None
         if alpha is not None:
             # What is left of the mean: exact where alpha is near 1.
-            left = (1 - alpha.astype(rest.dtype)) * _mean(stats)
+            mean = _mean(stats)
+            left = (1 - alpha.astype(mean.dtype)) * mean
             var = var + abs2(left)
-            rest = rest + pool.spread(left, x.shape)
-        y = rest * pool.spread(inverse_root(var, epsilon), x.shape).astype(rest.dtype)
-        return keep(mask, apply_affine(y, gamma, beta, 0.0)).astype(dtype)
+        scale = inverse_root(var, epsilon)
+        bias = None if left is None else left * scale.astype(left.dtype)
+        y = affine_of_segments(x, mask, pool, stats, scale, bias, gamma, beta)
+        return y.astype(dtype)
 
     return without_explicit_axes(compute, spec_of(x))(x, ids, alpha, gamma, beta, mask)
 
@@ -152,7 +158,7 @@ def _pair_norm(x, ids, scale, mask, number, epsilon, dtype):
     @recomputed
     def compute(x, ids, scale, mask):
         pool, mask = _nodes(x, ids, mask, number)
-        stats = _statistics(x, mask, pool)
+        stats = _statistics(x, mask, pool, dtype)
         rest = keep(mask, subtract(x, mask, pool, stats.shift, stats.offset))
         var = jnp.sum(stats.var, tuple(range(1, x.ndim)), keepdims=True)
         inverse = inverse_root(var, epsilon)
@@ -167,14 +173,15 @@ def _nodes(x, ids, mask, number) -> tuple[Any, jax.Array | None]:
     """Returns the pool of each graph, and the mask of the elements that are in one."""
     if ids is None:
         return Pool((0,)), mask
-    pool = NodePool(Pool((0,)), ids, number, 0)
+    pool = make_pool(Pool((0,)), ids, number, 0)
     held = pool.holds(x.ndim)
     return pool, held if mask is None else mask & held
 
 
-def _statistics(x, mask, pool) -> Centered:
-    stats, _ = statistics.find(x, mask, pool, None)
-    return Centered(*map(save, stats))
+def _statistics(x, mask, pool, dtype) -> Centered:
+    if isinstance(pool, Pool):
+        return statistics_of(x, mask, Options(pool, 0.0, dtype))[0]
+    return find_statistics(x, mask, pool)[0]
 
 
 def _mean(stats: Centered) -> jax.Array:

@@ -17,7 +17,7 @@ from jaxnorm._core.plan import PORTABLE
 from jaxnorm._core.pool import Pool, abs2, keep, real_dtype, subtract, widen
 from jaxnorm._core.residuals import recomputed
 from jaxnorm._core.statistics import mean_of
-from jaxnorm.functional._window import window_sum
+from jaxnorm.functional._window import window_count, window_sum
 
 
 def local_response_norm(
@@ -175,8 +175,7 @@ def _divisive_norm(x, gamma, beta, sigma, mask, reach, center, dtype):
 
         @recomputed
         def divide(x, gamma, beta, sigma):
-            held = jnp.ones((1,) * x.ndim, real) if mask is None else mask.astype(real)
-            count = jnp.maximum(window_sum(jnp.broadcast_to(held, x.shape), windows), 1)
+            count = jnp.maximum(window_count(mask, x.shape, windows, real), 1)
 
             def mean(v):
                 return window_sum(keep(mask, v), windows) / count.astype(v.dtype)

@@ -14,7 +14,7 @@ from jaxnorm._core.formula import Options, apply_affine, inverse_root
 from jaxnorm._core.mesh import spec_of, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.normalize import statistics_of
-from jaxnorm._core.pool import Pool, compute_dtype, keep, real_dtype, widen
+from jaxnorm._core.pool import Pool, abs2, compute_dtype, keep, real_dtype, widen
 from jaxnorm._core.residuals import recomputed, save
 from jaxnorm._core.standardize import expand_moment
 from jaxnorm.functional._merged import rest_of
@@ -37,11 +37,11 @@ def cumulative_norm(
     """Normalizes each step of a sequence by the statistics of all steps up to it.
 
     y_t = (x_t - mean_t) / sqrt(var_t + epsilon) * gamma + beta, with the mean and the biased
-    variance over `axis` and all times up to t: of exactly those elements, by a scan that merges
-    moments (`jaxnorm.merge_moments`). No step sees a later one, so that a stream can be normalized
-    as it comes: give the moments that one chunk returned as `initial` of the next. Of a stream
-    without end a float32 count stops growing in the end (`jaxnorm.merge_moments` says where), and
-    the moments with it.
+    variance over `axis` and all times up to t: of exactly those elements, by sums about the mean up
+    to each time (Welford's), none of which cancels another. No step sees a later one, so that a
+    stream can be normalized as it comes: give the moments that one chunk returned as `initial` of
+    the next. Of a stream without end a float32 count stops growing in the end
+    (`jaxnorm.merge_moments` says where), and the moments with it.
 
     Args:
       x: floating-point or complex array of rank 1 or more.
@@ -114,7 +114,7 @@ def _cumulative_norm(x, gamma, beta, initial, mask, options: Options, time: int)
             count = jnp.broadcast_to(count, stats.var.shape)
             start = _start(stats.shift, count, initial, time)
             steps = Moments(rest_of(stats, start), stats.var, count)
-            past = lax.associative_scan(merge_moments, steps, axis=time)
+            past = _cumulate(steps, time)
             if initial is not None:
                 past = merge_moments(initial._replace(mean=initial.mean - start), past)
             past = Moments(*map(save, past))
@@ -132,6 +132,25 @@ def _cumulative_norm(x, gamma, beta, initial, mask, options: Options, time: int)
     rest = jax.sharding.PartitionSpec(*(spec[a] for a in range(x.ndim) if a not in axes))
     out = (spec, Moments(rest, rest, rest))  # pyright: ignore[reportArgumentType]
     return without_explicit_axes(compute, out)(x, gamma, beta, initial, mask)
+
+
+def _cumulate(steps: Moments, time: int) -> Moments:
+    """Returns the moments of all steps up to each: as if they were merged, by three running sums.
+
+    A step adds to the squares its own, and that of its distance from the mean before it.
+    """
+    mean, var, count = steps
+    kind, real = mean.dtype, var.dtype
+    mean = jnp.where(count > 0, mean, 0)
+    total = jnp.cumsum(count, time)
+    divisor = jnp.maximum(total, 1)
+    past = jnp.cumsum(mean * count.astype(kind), time) / divisor.astype(kind)
+    first = jnp.zeros_like(lax.slice_in_dim(past, 0, 1, axis=time))
+    earlier = lax.slice_in_dim(past, 0, past.shape[time] - 1, axis=time)
+    earlier = lax.concatenate([first, earlier], time)
+    apart = abs2(mean - earlier) * (count * ((total - count) / divisor))
+    squares = jnp.cumsum(var * count + apart, time, dtype=real)
+    return Moments(past, squares / divisor, total)
 
 
 def _start(shift, count, initial, time: int) -> jax.Array:
