@@ -29,6 +29,12 @@ from jaxnorm._core.residuals import recomputed, save
 from jaxnorm._core.statistics import Centered, find, is_narrow, local_count, two_pass_of_rows
 
 
+# A row of n elements is scaled by c = 1 / (4 n) or more. Squares vanish below 1e-38: those of
+# deviations that are less than 1e-19 / c. For n of a million that is 1e-12, whose square is nothing
+# beside this.
+SMALLEST_SCALED_EPSILON = 1e-12
+
+
 @functools.partial(jax.jit, static_argnames="options", inline=True)
 def normalize(x, gamma, beta, mask, options: Options, near=None) -> tuple[jax.Array, Moments]:
     """Normalizes `x` by its own statistics over `options.pool`.
@@ -96,9 +102,9 @@ def forward(x, gamma, beta, mask, near, *, options: Options, plan: Plan, alone: 
     """
     pool = options.pool
     plan = plan.of_pool(pool, x.shape, alone)
-    if mask is None and plan.is_one_kernel(pool, x.shape):
-        if options.center and alone:
-            return _rows_in_one_kernel(x, gamma, beta, options)
+    if mask is None and plan.is_one_kernel(pool, x.shape, alone):
+        if options.center and alone and options.epsilon >= SMALLEST_SCALED_EPSILON:
+            return _rows_in_one_kernel(x, gamma, beta, options, plan)
         if not options.center:
             plan = plan._replace(barrier=None)
     one_mean = is_narrow(x.dtype, options.dtype)
@@ -107,18 +113,18 @@ def forward(x, gamma, beta, mask, near, *, options: Options, plan: Plan, alone: 
     return (result(x, gamma, beta, mask, again, options), *stats)
 
 
-def _rows_in_one_kernel(x, gamma, beta, options: Options):
+def _rows_in_one_kernel(x, gamma, beta, options: Options, plan: Plan):
     """Normalizes c x with c^2 epsilon, which is the same: sums of small numbers do not overflow."""
     size, narrow = x.shape[-1], is_narrow(x.dtype, options.dtype)
     scale = 2.0 ** -(math.ceil(math.log2(size)) + 2)
     x = x.astype(compute_dtype(x.dtype)) * scale
     options = options._replace(epsilon=options.epsilon * scale**2)
-    stats = two_pass_of_rows(x)
-    stats = stats.with_one_mean() if narrow else stats
-    y = result(x, gamma, beta, None, stats, options)
-    # The compiler drops these, which nothing uses.
-    offset = None if narrow else stats.offset / scale
-    return y, stats.shift / scale, offset, stats.var / scale**2
+    stats = two_pass_of_rows(x, divided=plan.row_kernel == "divided")
+    one_mean = stats.with_one_mean() if narrow else stats
+    y = result(x, gamma, beta, None, one_mean if plan.row_kernel == "divided" else stats, options)
+    # The compiler drops the statistics, which nothing uses.
+    shift, offset, var = one_mean
+    return y, shift / scale, None if offset is None else offset / scale, var / scale**2
 
 
 def _statistics_shapes(x, options: Options) -> tuple[Shape | None, Shape | None, Shape]:

@@ -26,7 +26,10 @@ class Plan(NamedTuple):
       one_device: no array lies on several devices, so that a slice moves no data.
       merges_axes: axes that play the same part become one, as a reshape moves no data. One long sum
         is faster than one over several axes, and XLA on CPU divides it by itself.
-      fuses_rows: XLA makes one kernel of what is computed of many rows, if nothing stands between.
+      row_kernel: XLA makes one kernel of what is computed of rows, which reads each once. On GPU of
+        statistics that only y is made of, without a selection or comparison before x - mean. On CPU
+        of many rows, also of derivatives, without any selection, clamp or rounding of bits: there
+        the mean of a constant is exact by a division.
     """
 
     algorithm: Literal["shifted", "sampled_shift", "two_pass"] = "two_pass"
@@ -34,7 +37,7 @@ class Plan(NamedTuple):
     reduction: Literal["axes", "blocks"] | None = "axes"
     one_device: bool = False
     merges_axes: bool = False
-    fuses_rows: bool = False
+    row_kernel: Literal["rounded", "divided"] | None = None
 
     def of_pool(self, pool: Any, shape: tuple[int, ...], alone: bool) -> Plan:
         """Returns the plan for a pool; if `alone`, for statistics that only y is made of.
@@ -49,12 +52,13 @@ class Plan(NamedTuple):
             return self._replace(algorithm="sampled_shift")
         return self
 
-    def is_one_kernel(self, pool: Any, shape: tuple[int, ...]) -> bool:
+    def is_one_kernel(self, pool: Any, shape: tuple[int, ...], alone: bool = False) -> bool:
         """Whether all that is computed of the rows of an array of `shape` is one kernel."""
+        if self.row_kernel is None or not pool.is_row(shape) or not isinstance(shape[-1], int):
+            return False
         rows = math.prod(shape[:-1])
-        return (
-            self.fuses_rows and pool.is_row(shape) and isinstance(rows, int) and rows >= MANY_ROWS
-        )
+        many = isinstance(rows, int) and rows >= MANY_ROWS
+        return alone if self.row_kernel == "rounded" else many
 
     def next_pass(self, arrays: tuple[Any, ...], statistics: Any = ()) -> tuple[Any, ...]:
         """Returns the arrays and the statistics (None stays None) for the next pass over them."""
@@ -79,9 +83,9 @@ def plan_for(platform: str | None, one_device: bool) -> Plan:
         case "tpu":
             return Plan("shifted", reduction=None, one_device=one_device)
         case "gpu":
-            return Plan("sampled_shift", "statistics", "blocks", one_device)
+            return Plan("sampled_shift", "statistics", "blocks", one_device, row_kernel="rounded")
         case "cpu" if one_device:
-            return Plan(barrier="arrays", one_device=True, merges_axes=True, fuses_rows=True)
+            return Plan(barrier="arrays", one_device=True, merges_axes=True, row_kernel="divided")
         case "cpu":
             return Plan(barrier="arrays")
     return PORTABLE

@@ -145,20 +145,17 @@ def snap(offset: jax.Array, errors: int = 16) -> jax.Array:
 def bounded(mean: jax.Array, dropped_bits: int = 0) -> jax.Array:
     """Returns `mean`, rounded, nowhere so large that x - mean is infinite for a finite x.
 
-    Beyond that bound the rounding of x alone has squares that are not finite, so that whatever is
-    subtracted, the variance is infinite and the result 0.
+    And 0 where its sum was NaN: numbers of both signs have overflowed. Beyond the bound the
+    rounding of x alone has squares that are not finite, so that whatever is subtracted, the
+    variance is infinite and the result 0.
     """
     if jnp.iscomplexobj(mean):
-        return reduce_precision(mean, dropped_bits)
+        return reduce_precision(jnp.where(jnp.isfinite(mean), mean, 0), dropped_bits)
     largest = float(jnp.finfo(mean.dtype).max) * float(jnp.finfo(mean.dtype).eps) / 4
-    # With a clamp XLA on GPU would not compute rows in one kernel, so the rounding lies in between.
-    rounded = reduce_precision(jnp.maximum(mean, -largest), dropped_bits)
-    return jnp.minimum(rounded, largest)
-
-
-def finite(mean: jax.Array) -> jax.Array:
-    """Returns `mean` with 0 where its sum has overflowed, to an infinity or to NaN."""
-    return jnp.where(jnp.isfinite(mean), mean, 0)
+    # With a clamp XLA on GPU would not compute rows in one kernel, so the rounding lies in between;
+    # nor with `isfinite`.
+    mean = jnp.maximum(jnp.where(mean == mean, mean, 0), -largest)
+    return jnp.minimum(reduce_precision(mean, dropped_bits), largest)
 
 
 def abs2(x: jax.Array) -> jax.Array:

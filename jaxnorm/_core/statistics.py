@@ -27,7 +27,6 @@ from jaxnorm._core.pool import (
     abs2,
     bounded,
     compute_dtype,
-    finite,
     keep,
     real_dtype,
     snap,
@@ -110,21 +109,23 @@ def two_pass(
     return about(shift, count, x, mask, pool, plan, one_mean=one_mean)
 
 
-def two_pass_of_rows(x) -> Centered:
-    """Does the same for rows of numbers so small that no sum overflows, by few operations.
+def two_pass_of_rows(x, divided: bool) -> Centered:
+    """Does the same for rows of numbers so small that no sum overflows, by fewer operations.
 
-    XLA on CPU makes one kernel of these and of y, which reads each row once, unless there is a
-    selection or a rounding among them. A constant row leaves equal remainders of few bits, whose
-    sum is exact; so its mean is, by a division: XLA would multiply by the reciprocal of a number
-    that it knows. Nor can a quotient be contracted into the subtraction.
+    A constant row leaves equal remainders of few bits, whose sum is exact. If `divided` so is their
+    mean, by a division: XLA would multiply by the reciprocal of a number that it knows. Nor can a
+    quotient be contracted into the subtraction.
     """
-    size = lax.optimization_barrier(jnp.asarray(x.shape[-1], x.dtype))
+    size: Any = x.shape[-1]
+    if divided:
+        size = lax.optimization_barrier(jnp.asarray(size, x.dtype))
     shift = jnp.sum(x, -1, keepdims=True) / size
+    shift = shift if divided else reduce_precision(shift, 3)
     rest = x - shift
     offset = jnp.sum(rest, -1, keepdims=True) / size
     square = jnp.minimum(abs2(offset), jnp.finfo(x.dtype).max)
-    var = jnp.sum(abs2(rest), -1, keepdims=True) / x.shape[-1] - square
-    return Centered(shift, offset, jnp.maximum(var, 0))
+    var = jnp.maximum(jnp.sum(abs2(rest), -1, keepdims=True) / x.shape[-1] - square, 0)
+    return Centered(shift, offset if divided else _snapped(offset, var, square), var)
 
 
 def sampled_shift(
@@ -157,7 +158,7 @@ def shifted(x, mask, pool: Pool, near, plan: Plan, one_mean: bool = False):
         return jax.tree.map(lambda s: jnp.squeeze(s, unit_axes(shape)), statistics)
 
     def again(quick):
-        mean = finite(stats.shift + stats.offset)
+        mean = stats.shift + stats.offset
         if near is not None:
             # So far off `near` can be that x - near kept nothing of x, nor of its mean.
             lost = (stats.shift != 0) & ~_is_close(stats, 300)
@@ -208,15 +209,20 @@ def about(
     divisor = jnp.maximum(count, 1)
     offset = first / divisor.astype(first.dtype)
     if not plain:
-        offset = bounded(finite(offset))
+        offset = bounded(offset)
     # Where the squares overflow the variance is infinite, not inf - inf.
     square = jnp.minimum(abs2(offset), jnp.finfo(second.dtype).max)
     var = jnp.maximum(second / divisor - square, 0)
     if not plain:
-        is_constant = var <= 4 * SUM_ERRORS * jnp.finfo(var.dtype).eps * square
-        offset = jnp.where(is_constant, snap(offset, SUM_ERRORS), offset)
+        offset = _snapped(offset, var, square)
     stats = Centered(jnp.zeros_like(offset) if shift is None else shift, offset, var)
     return stats.with_one_mean() if one_mean else stats, count
+
+
+def _snapped(offset, var, square) -> jax.Array:
+    """Returns `offset`, without its rounding errors where the pool is a constant."""
+    is_constant = var <= 4 * SUM_ERRORS * jnp.finfo(var.dtype).eps * square
+    return jnp.where(is_constant, snap(offset, SUM_ERRORS), offset)
 
 
 def mean_square(x, mask, pool: Pool, plan: Plan) -> tuple[Centered, jax.Array]:
@@ -245,7 +251,7 @@ def mean_of(x, mask, pool: Pool, plan: Plan) -> tuple[jax.Array, jax.Array]:
     x = lax.stop_gradient(x)
     count = local_count(x, mask, pool, plan)
     (total,), count = _across((pool.sum(widen(x, mask), plan),), count, mask, pool)
-    mean = finite(total / jnp.maximum(count, 1).astype(total.dtype))
+    mean = total / jnp.maximum(count, 1).astype(total.dtype)
     # Saved where they are made: what follows needs them, and so do its derivatives.
     return save(lax.stop_gradient(bounded(mean, 3))), count if mask is None else save(count)
 
@@ -282,9 +288,10 @@ def _sample(x: jax.Array, pool: Pool, plan: Plan) -> jax.Array:
     # Arrays on several devices are commonly divided along their first axis.
     axes = [a for a in pool.axes if plan.one_device or a != 0]
     axis = max(axes, key=lambda a: x.shape[a], default=None)
-    if axis is None or not isinstance(x.size, int) or x.shape[axis] < 16:
+    if axis is None or not isinstance(x.size, int) or x.shape[axis] < 4:
         return x
+    size = x.shape[axis]
     if axis < x.ndim - 1:
-        return lax.slice_in_dim(x, 3, None, 8, axis)
+        return lax.slice_in_dim(x, 3, None, 4 if 8 < size < 16 else 8, axis)
     # Neighbours: memory is read in pieces.
-    return lax.slice_in_dim(x, 0, -(-x.shape[axis] // 8), axis=axis)
+    return lax.slice_in_dim(x, 0, -(-size // 8), axis=axis)
