@@ -46,7 +46,7 @@ def test_each_platform_has_its_plan():
         assert [plan.reduction for plan in plans] == [None, "blocks", "axes", "axes", "axes"]
         assert {plan.one_device for plan in plans[:3]} == {one_device}
         # A reshape moves no data on one device alone.
-        assert plans[2].merges_axes == plans[2].fuses_rows == one_device
+        assert plans[2].merges_axes == (plans[2].row_kernel is not None) == one_device
         assert plans[3] == plans[4] == PORTABLE
 
 
@@ -233,7 +233,7 @@ def test_samples_far_from_the_mean(axis, rng, planned):
         ((3, 30, 30, 4), (1, 2), (1, 6)),
         ((3, 14, 4), (1,), (1, 7)),
         ((3, 31, 4), (1,), (1, 31)),
-        ((2, 67, 15, 4), (1, 2), (2, 5)),  # of 67 there are none: the next axis
+        ((2, 67, 15, 4), (1, 2), (2, 5)),  # 67 has no divisors: the next axis
         ((2, 3, 8, 4), (1, 2), (2, 8)),
         ((2, 3, 2, 4), (1, 2), None),
         ((16, 5, 4), (0, 1), None),  # XLA cuts what goes through all examples

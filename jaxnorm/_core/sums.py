@@ -31,7 +31,8 @@ def sum_axes(x: jax.Array, axes: Sequence[int], plan: Plan = PORTABLE) -> jax.Ar
     axis, blocks = _find_blocks(x.shape, axes) if plan.reduction == "blocks" else (0, 1)
     if blocks == 1:
         return jnp.sum(x, tuple(axes), keepdims=True)
-    x = jnp.sum(split_axis(x, axis, blocks), tuple(a + 1 for a in axes), keepdims=True)
+    pooled = tuple(a + (a >= axis) for a in axes)
+    x = jnp.sum(split_axis(x, axis, blocks), pooled, keepdims=True)
     return jnp.sum(reduce_precision(x, 1), axis)
 
 
