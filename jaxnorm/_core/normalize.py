@@ -28,7 +28,6 @@ from jaxnorm._core.primitive import Operation, Shape
 from jaxnorm._core.residuals import recomputed, save
 from jaxnorm._core.statistics import Centered, find, is_narrow, local_count, two_pass_of_rows
 
-
 # A row of n elements is scaled by c = 1 / (4 n) or more. Squares vanish below 1e-38: those of
 # deviations that are less than 1e-19 / c. For n of a million that is 1e-12, whose square is nothing
 # beside this.

@@ -192,8 +192,8 @@ def about(
 ) -> tuple[Centered, jax.Array]:
     """Returns the statistics from sums of x - shift (None: 0) and of its square, and the count.
 
-    A `count` of None is found as well, with the sums. Nothing is multiplied inside the sums: XLA on
-    CPU hands those of x - shift and of its square to a library. If not `plain`, sums that overflow
+    A `count` of None is found as well, with the sums. Nothing is multiplied inside the sums: on CPU
+    that would cost nearly as much as they do. If not `plain`, sums that overflow
     leave a finite mean, and nothing remains of a constant.
     """
 
