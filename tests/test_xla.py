@@ -65,8 +65,8 @@ def test_a_nan_stays(rows, rng):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_no_copy_of_the_input(dtype):
     """Behind barriers each pass reads x as it is, instead of x in float32 or x - mean."""
-    x = jax.ShapeDtypeStruct((64, 900, 96), dtype)
-    norm = jax.jit(lambda x: jaxnorm.instance_norm(x, axis=1))
+    x = jax.ShapeDtypeStruct((64, 30, 30, 96), dtype)
+    norm = jax.jit(jaxnorm.instance_norm)
     temporary = norm.lower(x).compile().memory_analysis().temp_size_in_bytes
     assert temporary < x.size * x.dtype.itemsize / 4
 

@@ -7,6 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
+from jaxnorm._core.xla import LONG_SUMS_COPY
+
 # From how many rows on XLA on CPU makes one kernel of a normalization of rows.
 MANY_ROWS = 4096
 
@@ -85,7 +87,10 @@ def plan_for(platform: str | None, one_device: bool) -> Plan:
         case "gpu":
             return Plan("sampled_shift", "statistics", "blocks", one_device, row_kernel="rounded")
         case "cpu" if one_device:
-            return Plan(barrier="arrays", one_device=True, merges_axes=True, row_kernel="divided")
+            merges_axes = not LONG_SUMS_COPY
+            return Plan(
+                barrier="arrays", one_device=True, merges_axes=merges_axes, row_kernel="divided"
+            )
         case "cpu":
             return Plan(barrier="arrays")
     return PORTABLE

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
+
+# Before, what is added up along one long axis is written in float32 first, whatever stands between.
+LONG_SUMS_COPY = jax.version.__version_info__ < (0, 10, 2)
+
 
 class Behaviour(NamedTuple):
     """Something that XLA does.
@@ -34,7 +39,7 @@ BEHAVIOURS = (
     ),
     Behaviour(
         "CPU",
-        "a norm of 4,096 rows and more becomes one kernel, unless it selects, clamps or rounds bits",
+        "a norm of 4,096 rows or more becomes one kernel, unless it selects, clamps or rounds",
         "Plan.row_kernel, two_pass_of_rows",
         "0.12.0",
         "test_xla.test_rows_become_one_kernel",
@@ -51,6 +56,13 @@ BEHAVIOURS = (
         "a value that two loops use is computed once, in memory, bfloat16 input as float32",
         'Plan.barrier = "arrays"',
         "0.12.0",
+        "test_xla.test_no_copy_of_the_input",
+    ),
+    Behaviour(
+        "CPU",
+        "before 0.10.2 what is added up along one long axis is written in float32 first",
+        "LONG_SUMS_COPY: axes are not merged",
+        "0.10.0",
         "test_xla.test_no_copy_of_the_input",
     ),
     Behaviour(
@@ -92,7 +104,7 @@ BEHAVIOURS = (
     ),
     Behaviour(
         "GPU",
-        "few long columns get few threads, and x - mean of all is written in float32 before its sum",
+        "few long columns get few threads, and all of x - mean is written in float32 before its sum",
         'Plan.reduction = "blocks"',
         "0.12.0",
         "test_plans.test_sums_of_columns_in_blocks",
