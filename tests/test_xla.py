@@ -10,7 +10,7 @@ import pytest
 
 import jaxnorm
 from jaxnorm._core.plan import MANY_ROWS
-from jaxnorm._core.xla import BEHAVIOURS
+from jaxnorm._core.xla import BEHAVIOURS, SUMS_COPY
 
 # Before jaxlib 0.12 the library takes single sums alone.
 NEW = jax.version.__version_info__ >= (0, 12)
@@ -36,8 +36,9 @@ def test_sums_go_to_the_library():
     mean = jax.ShapeDtypeStruct((1, 96), jnp.float32)
     assert kernels(lambda x: jnp.sum(x, 0), x)[1] == 1
     assert kernels(lambda x, m: jnp.sum((x - m) ** 2, 0), x, mean)[1] == 1
-    # The mean, that of the remainder, and that of its square.
-    assert kernels(lambda x: jaxnorm.batch_norm(x, axis=0)[0], x)[1] == 3
+    if not SUMS_COPY:
+        # The mean, that of the remainder, and that of its square.
+        assert kernels(lambda x: jaxnorm.batch_norm(x, axis=0)[0], x)[1] == 3
 
 
 @pytest.mark.skipif(not NEW, reason="before jaxlib 0.12 rows are several kernels")
@@ -62,6 +63,7 @@ def test_a_nan_stays(rows, rng):
         assert np.isfinite(np.delete(y, 3, 0)).all()
 
 
+@pytest.mark.skipif(SUMS_COPY, reason="before jaxlib 0.10.2 barriers do not keep XLA from it")
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_no_copy_of_the_input(dtype):
     """Behind barriers each pass reads x as it is, instead of x in float32 or x - mean."""

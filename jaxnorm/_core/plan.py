@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from jaxnorm._core.xla import LONG_SUMS_COPY
+from jaxnorm._core.xla import SUMS_COPY
 
 # From how many rows on XLA on CPU makes one kernel of a normalization of rows.
 MANY_ROWS = 4096
@@ -86,11 +86,10 @@ def plan_for(platform: str | None, one_device: bool) -> Plan:
             return Plan("shifted", reduction=None, one_device=one_device)
         case "gpu":
             return Plan("sampled_shift", "statistics", "blocks", one_device, row_kernel="rounded")
+        case "cpu" if one_device and SUMS_COPY:
+            return Plan("shifted", "arrays", one_device=True)
         case "cpu" if one_device:
-            merges_axes = not LONG_SUMS_COPY
-            return Plan(
-                barrier="arrays", one_device=True, merges_axes=merges_axes, row_kernel="divided"
-            )
+            return Plan("two_pass", "arrays", "axes", True, merges_axes=True, row_kernel="divided")
         case "cpu":
             return Plan(barrier="arrays")
     return PORTABLE

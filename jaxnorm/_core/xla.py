@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import jax
 
-# Before, what is added up along one long axis is written in float32 first, whatever stands between.
-LONG_SUMS_COPY = jax.version.__version_info__ < (0, 10, 2)
+# Before, what is added up is written in float32 first, whatever stands between: each pass costs two.
+SUMS_COPY = jax.version.__version_info__ < (0, 10, 2)
 
 
 class Behaviour(NamedTuple):
@@ -60,8 +60,8 @@ BEHAVIOURS = (
     ),
     Behaviour(
         "CPU",
-        "before 0.10.2 what is added up along one long axis is written in float32 first",
-        "LONG_SUMS_COPY: axes are not merged",
+        "before 0.10.2 what is added up is written in float32 first",
+        "SUMS_COPY: sums about a value at hand, which take one pass of ordinary data",
         "0.10.0",
         "test_xla.test_no_copy_of_the_input",
     ),
