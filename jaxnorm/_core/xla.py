@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 
-# Before, what is added up is written in float32 first, whatever stands between: each pass costs two.
+# Before, what is added up is written in float32 first, whatever stands between; a pass costs two.
 SUMS_COPY = jax.version.__version_info__ < (0, 10, 2)
 
 
@@ -104,7 +104,7 @@ BEHAVIOURS = (
     ),
     Behaviour(
         "GPU",
-        "few long columns get few threads, and all of x - mean is written in float32 before its sum",
+        "few long columns get few threads, and x - mean is written in float32 before its sum",
         'Plan.reduction = "blocks"',
         "0.12.0",
         "test_plans.test_sums_of_columns_in_blocks",

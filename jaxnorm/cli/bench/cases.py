@@ -8,8 +8,12 @@ from collections.abc import Sequence
 from jaxnorm.cli.errors import UserError
 from jaxnorm.cli.peers.case import Case, Data
 
-# Batch norm in steady state, and in its first step: running mean 0 and variance 1.
-NORMS = ("layer", "rms", "batch", "batch-first", "group", "instance")
+# Behind a dash data of another kind. Rows of pixels, and one row that lies 5 deviations off; batch
+# norm in its first step, with running mean 0 and variance 1, else in steady state.
+NORMS = (
+    *("layer", "layer-pixels", "layer-odd", "rms"),
+    *("batch", "batch-first", "group", "instance"),
+)
 # Tokens (rows, features) and images (N, H, W, C), in float32: 8 kB; 1.5 to 3 MB; more than
 # 16 MB, so that the halves of bfloat16 are still large; and what fills a GPU or TPU.
 TOKENS = {
@@ -28,7 +32,7 @@ SIZES = tuple(TOKENS)
 LARGE_BYTES = 8e6  # inputs of this size and more count for the means
 # What --compile-for compiles for, and how many of them.
 CHIPS, MOST_DEVICES = ("v5e", "v5p", "v6e", "h100"), 8
-FEWEST_AXES = {"layer": 2, "rms": 2, "batch": 2, "batch-first": 2, "group": 2, "instance": 3}
+FEWEST_AXES = {"layer": 2, "rms": 2, "batch": 2, "group": 2, "instance": 3}
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -62,12 +66,13 @@ def list_cases(
     """
     cases = []
     for norm in norms:
-        named = TOKENS if norm in ("layer", "rms") else IMAGES
+        kind = norm.partition("-")[0]
+        named = TOKENS if kind in ("layer", "rms") else IMAGES
         for shape in shapes or [named[size] for size in sizes]:
             cases += [Case(norm, shape, dtype) for dtype in dtypes]
-            if len(shape) < FEWEST_AXES[norm]:
+            if len(shape) < FEWEST_AXES[kind]:
                 raise UserError(
-                    f"{norm} norm needs a shape of {FEWEST_AXES[norm]} or more sizes, batch "
+                    f"{norm} norm needs a shape of {FEWEST_AXES[kind]} or more sizes, batch "
                     f"first and channels last, got {cases[-1].shape_text}; see --norms"
                 )
     return cases
@@ -78,4 +83,5 @@ def make_data(case: Case) -> Data:
 
     Standard normal numbers would flatter whoever takes sums of squares and mends the rest.
     """
-    return Data(case, spread=1, steady=case.norm == "batch")
+    rows = case.norm.partition("-")[2] if case.kind == "layer" else ""
+    return Data(case, spread=1, steady=case.norm == "batch", rows=rows)

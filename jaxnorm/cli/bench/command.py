@@ -165,8 +165,12 @@ def check(args: argparse.Namespace) -> None:
     for name, where in unused.items():
         if getattr(args, name) not in (None, False):
             raise UserError(f"--{name} has no effect {where}; leave it out")
-    if "batch-first" in (args.norms or ()) and (args.models or args.compile_for):
-        where = "--compile-for" if args.compile_for else "--models"
-        raise UserError(f"--norms: batch-first is a matter of data; with {where} it is batch")
+    for norm in args.norms or ():
+        if "-" in norm and (args.models or args.compile_for):
+            where, kind = (
+                "--compile-for" if args.compile_for else "--models",
+                norm.partition("-")[0],
+            )
+            raise UserError(f"--norms: {norm} is a matter of data; with {where} it is {kind}")
     if args.devices and args.devices > MOST_DEVICES:
         raise UserError(f"--devices: expected at most {MOST_DEVICES}, got {args.devices}")

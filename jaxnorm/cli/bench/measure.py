@@ -22,6 +22,7 @@ class Measurement(NamedTuple):
       compile_seconds: of tracing and compiling; None if nothing is compiled.
       temp_bytes: of the compiled program, besides arguments and results; None if not known.
       kept_bytes: from the forward for the backward pass; None for the forward pass alone.
+      cpu_seconds: of tracing and compiling, of all cores together.
     """
 
     library: str
@@ -29,6 +30,7 @@ class Measurement(NamedTuple):
     compile_seconds: float | None
     temp_bytes: int | None
     kept_bytes: int | None = None
+    cpu_seconds: float | None = None
 
 
 class Cell(NamedTuple):
@@ -161,6 +163,7 @@ def make_rows(
             "copy_milliseconds": f"{1e3 * cell.copy_seconds:.6g}",
             "input_bytes": cell.case.input_bytes,
             "compile_seconds": None if m.compile_seconds is None else f"{m.compile_seconds:.4g}",
+            "cpu_seconds": None if m.cpu_seconds is None else f"{m.cpu_seconds:.4g}",
             "temp_bytes": m.temp_bytes,
             "kept_bytes": m.kept_bytes,
             "rounds": rounds,

@@ -28,7 +28,9 @@ CSV, PICTURE = "models.csv", "models.png"
 SHAPES = ((16, 64, 192), (32, 16, 16, 128))
 BLOCKS = 4
 # Of what a cell says, what there is of a model.
-COLUMNS = "shape dtype library milliseconds times_jaxnorm temp_bytes compile_seconds".split()
+COLUMNS = (
+    "shape dtype library milliseconds times_jaxnorm temp_bytes compile_seconds cpu_seconds".split()
+)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,7 +68,13 @@ def _job(case: Case, rounds: int) -> Job[Cell]:
         ]
         seconds = interleave(programs, rounds, tell)
         measurements = tuple(
-            Measurement(name, time, program.compile_seconds, program.temp_bytes)
+            Measurement(
+                name,
+                time,
+                program.compile_seconds,
+                program.temp_bytes,
+                cpu_seconds=program.compile_cpu_seconds,
+            )
             for name, program, time in zip(nets.PACKAGES, programs, seconds, strict=True)
         )
         return Cell(case, True, math.nan, measurements)
@@ -98,9 +106,11 @@ def make_grid(cells: Sequence[Cell]) -> Grid:
                 ratio(theirs.seconds / ours.seconds),
                 *(megabytes(m.temp_bytes) for m in cell.measurements),
                 *(ratio(m.compile_seconds) for m in cell.measurements),
+                *(ratio(m.cpu_seconds) for m in cell.measurements),
             )
         )
-    names = [f"{name}: {what}" for what in ("temp MB", "compile s") for name in nets.PACKAGES]
+    costs = ("temp MB", "compile s", "CPU s to first step")
+    names = [f"{name}: {what}" for what in costs for name in nets.PACKAGES]
     times = [f"{name}: ms" for name in nets.PACKAGES]
     return Grid(
         "One training step with the modules of jaxnorm and of flax.linen",

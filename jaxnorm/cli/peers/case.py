@@ -25,8 +25,8 @@ class Case(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """The norm, whatever its running statistics."""
-        return self.norm.removesuffix("-first")
+        """The norm, whatever its data."""
+        return self.norm.partition("-")[0]
 
     @property
     def input_bytes(self) -> int:
@@ -64,6 +64,8 @@ class Data:
       spread: deviation of the channels' own means. With some, beta is these means: short programs
         are given their last results for x, which should be like the first one.
       steady: whether batch norm's running mean is within 0.1 deviations of the batch's.
+      rows: "pixels", which are uniform in 0..1, or "odd": the last row lies 5 deviations off. Else
+        the rows are normal numbers.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Data:
         mean: float = 0.0,
         spread: float = 0.0,
         steady: bool = False,
+        rows: str = "",
     ):
         rng = np.random.default_rng(seed)
 
@@ -86,8 +89,14 @@ class Data:
         self.x = draw(case.shape, means, 1, jnp.dtype(case.dtype))
         self.dy = draw(case.shape, 0, 1, jnp.dtype(case.dtype))
         gamma, beta = (draw(case.shape[-1:], value, 0.1, np.float32) for value in (1, 0))
+        if rows == "pixels":
+            self.x = rng.random(case.shape, np.float32).astype(jnp.dtype(case.dtype))
+            # As they are, and so are results that are given as the next x.
+            gamma, beta = (np.full_like(gamma, value) for value in (12**-0.5, 0.5))
+        elif rows == "odd":
+            self.x.reshape(-1, case.shape[-1])[-1] += 5
         near, var = np.zeros_like(beta), np.ones_like(beta)
-        if spread:
+        if spread and not rows:
             pooled = self.x.reshape(-1, case.shape[-1]).astype(np.float32)
             beta = pooled.mean(0)
             if steady:

@@ -123,10 +123,10 @@ def compile_program(function: Callable[..., Any], *arguments: Any, **keywords: A
     """
     jax.clear_caches()
     with foreign_code():
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         lowered = jax.jit(function).lower(*arguments, **keywords)
         compiled = lowered.compile()
-        seconds = time.perf_counter() - start
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     first, result = arguments[0], jax.tree.leaves(lowered.out_info)[0]
     repeats = isinstance(first, jax.Array) and first.shape == result.shape
     repeats = repeats and first.dtype == result.dtype
@@ -144,5 +144,6 @@ def compile_program(function: Callable[..., Any], *arguments: Any, **keywords: A
         wait=jax.block_until_ready,
         queues=not on_cpu or (repeats and size < QUEUED_BYTES),
         compile_seconds=seconds,
+        compile_cpu_seconds=cpu_seconds,
         temp_bytes=None if memory is None else memory.temp_size_in_bytes,
     )

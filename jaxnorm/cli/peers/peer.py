@@ -21,6 +21,7 @@ class Program(NamedTuple):
       queues: whether calls may follow each other without waiting, if each is given the last
         one's results; else they could run at the same time, or fill the memory.
       compile_seconds: what tracing and compiling took, where there was any.
+      compile_cpu_seconds: the same of all cores together.
       temp_bytes: memory that the compiled program needs besides arguments and results.
     """
 
@@ -28,6 +29,7 @@ class Program(NamedTuple):
     wait: Callable[[Any], Any]
     queues: bool = False
     compile_seconds: float | None = None
+    compile_cpu_seconds: float | None = None
     temp_bytes: int | None = None
 
 

@@ -80,6 +80,7 @@ def test_models_compare_a_training_step(tmp_path, capsys, tiny_nets):
     ratio = float(theirs["milliseconds"]) / float(ours["milliseconds"])
     assert float(theirs["times_jaxnorm"]) == pytest.approx(ratio, rel=1e-3)
     assert int(ours["temp_bytes"]) > 0 and float(ours["compile_seconds"]) > 0
+    assert float(ours["cpu_seconds"]) > 0
     assert_is_a_picture(tmp_path / "models.png")
 
 
