@@ -93,15 +93,14 @@ class Data:
             self.x = rng.random(case.shape, np.float32).astype(jnp.dtype(case.dtype))
             # As they are, and so are results that are given as the next x.
             gamma, beta = (np.full_like(gamma, value) for value in (12**-0.5, 0.5))
-        elif rows == "odd":
-            self.x.reshape(-1, case.shape[-1])[-1] += 5
-        near, var = np.zeros_like(beta), np.ones_like(beta)
-        if spread and not rows:
+        if spread and rows != "pixels":
             pooled = self.x.reshape(-1, case.shape[-1]).astype(np.float32)
             beta = pooled.mean(0)
             if steady:
                 var = pooled.var(0)
                 near = beta + np.sqrt(var) * rng.uniform(-0.1, 0.1, var.shape).astype(np.float32)
+        if rows == "odd":
+            self.x.reshape(-1, case.shape[-1])[-1] += self.x.dtype.type(5)
         self.parameters = (gamma,) if case.norm == "rms" else (gamma, beta)
         self.running = (near, var) if case.kind == "batch" else ()
         self.on_device = functools.cache(self._on_device)

@@ -39,7 +39,8 @@ def find_mixing(
 
     Where there is none, the Jacobian of the outputs with respect to the inputs is zero between
     different examples, whatever the parameters: gradients can be clipped per example (DP-SGD), and
-    what is served does not depend on what else is in the batch. It is read from the operations of
+    what is served does not depend on what else is in the batch: jaxnorm's norms of single examples
+    to the bit, for batches of one size, in one program on one kind of chip. It is read from the operations of
     the model's program, each of which is followed by which example its elements depend on; numbers
     play no part. What is not known is taken to mix: an index that data decide, an operation that
     is not JAX's own, a loop whose end data decide.

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("reused")
 
 HEADER = (
     "norm,shape,dtype,direction,library,milliseconds,times_jaxnorm,times_copy,copy_milliseconds,"
-    "input_bytes,compile_seconds,temp_bytes,kept_bytes,rounds,pages,device,cpu,versions,date"
+    "input_bytes,compile_seconds,cpu_seconds,temp_bytes,kept_bytes,rounds,pages,device,cpu,versions,date"
 )
 
 
