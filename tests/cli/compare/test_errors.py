@@ -22,7 +22,8 @@ def assert_fails(capsys, arguments, message):
     [
         (
             "--norms batch,weights",
-            f"argument --norms: unknown 'weights', expected {', '.join(NORMS)}, all",
+            f"argument --norms: unknown 'weights', expected {', '.join(NORMS)}, all; "
+            "did you mean weight?",
         ),
         ("--norms rms,rms", "argument --norms: 'rms' is given twice"),
         ("--batch-sizes 0", "argument --batch-sizes: expected a positive whole number, got '0'"),

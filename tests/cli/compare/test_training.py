@@ -174,7 +174,7 @@ def test_a_diverged_training_ends_early(train_squares):
 def test_the_first_steps_match_plain_gradient_descent(train_squares, images_file):
     # Once more, by hand and eagerly: the loss of the first steps of SGD without normalization.
     split = compare_data.split_dataset(compare_data.load_file(images_file), 0)
-    model = Classifier("none", 3, hidden=4)
+    model = Classifier("none", 3, hidden=8)
     key = jax.random.key(0, impl="rbg")
     params = model.init(key, split.x_train[:1], train=False)["params"]
     order = training.draw_batches(36, 9, 2, 0)
