@@ -69,7 +69,7 @@ def test_epsilon_that_is_no_number(norm):
     x = np.ones(norm.shapes["five"])
     with pytest.raises(TypeError, match=message("epsilon must be a number, got 'a'.")):
         norm(x, epsilon="a")
-    with pytest.raises(TypeError, match="epsilon must be known when .* is traced, got "):
+    with pytest.raises(TypeError, match=r"epsilon must be known when .* is traced, got "):
         jax.eval_shape(lambda epsilon: norm(x, epsilon=epsilon), 1e-3)
 
 

@@ -6,6 +6,8 @@ All arrays have the rank of `x`, with size 1 where they do not vary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -87,10 +89,14 @@ def cotangents(
 
     def sums(axes, gamma, next_pass=next_pass):
         """Returns the sums of gamma * dy (None: of dy) and of that times x_hat over `axes`."""
+
+        def weighted(dy: Any, gamma: Any) -> Any:
+            return dy if gamma is None else gamma * dy
+
         dy, _, factor = next_pass(gamma)
-        linear = sum_axes(dy if factor is None else factor * dy, axes, plan)
+        linear = sum_axes(weighted(dy, factor), axes, plan)
         dy, x_hat, factor = next_pass(gamma)
-        return linear, sum_axes((dy if factor is None else factor * dy) * x_hat, axes, plan)
+        return linear, sum_axes(weighted(dy, factor) * x_hat, axes, plan)
 
     pass_of_pool = next_pass
     if plan.is_one_kernel(pool, x.shape):

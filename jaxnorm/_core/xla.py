@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
+import jaxlib.version
 
 # Before, what is added up is written in float32 first, whatever stands between; a pass costs two.
-SUMS_COPY = jax.version.__version_info__ < (0, 10, 2)
+SUMS_COPY = jaxlib.version.__version_info__ < (0, 10, 2)
 
 
 class Behaviour(NamedTuple):

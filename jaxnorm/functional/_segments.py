@@ -241,7 +241,8 @@ def find_statistics(x: jax.Array, mask: jax.Array | None, pool: SegmentPool):
 
 
 def _find(x, mask, pool: SegmentPool):
-    stats, count = statistics.find(x, mask, pool, None)
+    whole: Any = pool  # which does what a pool does
+    stats, count = statistics.find(x, mask, whole, None)
     return (*stats, count)
 
 

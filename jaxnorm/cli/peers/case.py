@@ -93,6 +93,7 @@ class Data:
             self.x = rng.random(case.shape, np.float32).astype(jnp.dtype(case.dtype))
             # As they are, and so are results that are given as the next x.
             gamma, beta = (np.full_like(gamma, value) for value in (12**-0.5, 0.5))
+        near, var = np.zeros_like(beta), np.ones_like(beta)
         if spread and rows != "pixels":
             pooled = self.x.reshape(-1, case.shape[-1]).astype(np.float32)
             beta = pooled.mean(0)

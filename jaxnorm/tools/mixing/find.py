@@ -40,10 +40,10 @@ def find_mixing(
     Where there is none, the Jacobian of the outputs with respect to the inputs is zero between
     different examples, whatever the parameters: gradients can be clipped per example (DP-SGD), and
     what is served does not depend on what else is in the batch: jaxnorm's norms of single examples
-    to the bit, for batches of one size, in one program on one kind of chip. It is read from the operations of
-    the model's program, each of which is followed by which example its elements depend on; numbers
-    play no part. What is not known is taken to mix: an index that data decide, an operation that
-    is not JAX's own, a loop whose end data decide.
+    to the bit, for batches of one size, in one program on one kind of chip. It is read from the
+    operations of the model's program, each of which is followed by which example its elements
+    depend on; numbers play no part. What is not known is taken to mix: an index that data decide,
+    an operation that is not JAX's own, a loop whose end data decide.
 
     What to take instead of batch norm: `GroupNorm`, which sees one example at a time, with groups
     of 8 channels or more, since behind a dense layer nothing is left of one channel, and of two but
