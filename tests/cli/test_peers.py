@@ -131,7 +131,8 @@ def test_channels_have_means_of_their_own_also_when_results_are_fed_back(norm, d
     gamma, beta = data.parameters
     # The result of batch norm: what a short program is given next.
     y = beta + gamma * (x - means) / x.std(0)
-    np.testing.assert_allclose(y.mean(0), means, atol=1e-5)
+    # Of the odd row, one of 64, bfloat16 has lost up to 2^-6.
+    np.testing.assert_allclose(y.mean(0), means, atol=2**-12 if norm == "layer-odd" else 1e-5)
     if case.kind != "batch":
         assert data.running == ()
         return
