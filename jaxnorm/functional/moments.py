@@ -23,7 +23,7 @@ def moments(
 
     mean = sum(x) / count and var = sum(|x - mean|^2) / count. The sums are taken of the remainder
     after a shift that lies close to the mean, never of x^2, so they stay exact for inputs whose
-    mean is large beside their spread.
+    mean is large beside their spread. Where a sum overflows, the mean is finite and not exact.
 
     Args:
       x: floating-point or complex array of rank 1 or more.
