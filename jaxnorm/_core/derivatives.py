@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxnorm._core.centered import Centered
 from jaxnorm._core.formula import Options, full_gamma, inverse_root, normalized
 from jaxnorm._core.plan import Plan
 from jaxnorm._core.pool import compute_dtype, keep, reduced_shape, widen
-from jaxnorm._core.statistics import Centered, local_count
+from jaxnorm._core.statistics import local_count
 from jaxnorm._core.sums import sum_axes
 
 

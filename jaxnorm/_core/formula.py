@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnorm._core.centered import Centered
 from jaxnorm._core.plain import is_plain
 from jaxnorm._core.pool import Pool, keep, subtract, unit_axes
-from jaxnorm._core.statistics import Centered
 
 
 class Options(NamedTuple):

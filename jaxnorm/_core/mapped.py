@@ -11,13 +11,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm._core import collectives
+from jaxnorm._core.centered import Centered
 from jaxnorm._core.formula import Options, full_gamma, inverse_root
 from jaxnorm._core.mesh import varying
 from jaxnorm._core.plain import is_plain
 from jaxnorm._core.plan import MAPPED, PORTABLE
 from jaxnorm._core.pool import keep, subtract, widen
 from jaxnorm._core.residuals import save
-from jaxnorm._core.statistics import Centered, find
+from jaxnorm._core.statistics import find
 
 
 def find_mapped(x, mask, near, options: Options) -> tuple[Centered, jax.Array]:

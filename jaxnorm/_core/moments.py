@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from jaxnorm._core.centered import Centered
 from jaxnorm._core.mesh import spec_of, splits_evenly, without_explicit_axes
 from jaxnorm._core.pool import Pool, compute_dtype
 from jaxnorm._core.residuals import recomputed, save
-from jaxnorm._core.statistics import Centered, find
+from jaxnorm._core.statistics import find
 
 
 class Moments(NamedTuple):

@@ -7,7 +7,6 @@ All arrays have the rank of `x`, with size 1 where they do not vary.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 from jax.interpreters import ad
 
 from jaxnorm._core import moments as _moments
+from jaxnorm._core.centered import Centered, is_narrow
 from jaxnorm._core.derivatives import cotangents, tangent
 from jaxnorm._core.formula import Options, result
 from jaxnorm._core.mapped import find_mapped, sent_once
@@ -26,12 +26,8 @@ from jaxnorm._core.plan import Plan
 from jaxnorm._core.pool import Pool, compute_dtype, real_dtype, reduced_shape
 from jaxnorm._core.primitive import Operation, Shape
 from jaxnorm._core.residuals import recomputed, save
-from jaxnorm._core.statistics import Centered, find, is_narrow, local_count, two_pass_of_rows
-
-# A row of n elements is scaled by c = 1 / (4 n) or more. Squares vanish below 1e-38: those of
-# deviations that are less than 1e-19 / c. For n of a million that is 1e-12, whose square is nothing
-# beside this.
-SMALLEST_SCALED_EPSILON = 1e-12
+from jaxnorm._core.rows import SMALLEST_SCALED_EPSILON, rows_in_one_kernel
+from jaxnorm._core.statistics import find, local_count
 
 
 @functools.partial(jax.jit, static_argnames="options", inline=True)
@@ -103,27 +99,13 @@ def forward(x, gamma, beta, mask, near, *, options: Options, plan: Plan, alone: 
     plan = plan.of_pool(pool, x.shape, alone)
     if mask is None and plan.is_one_kernel(pool, x.shape, alone):
         if options.center and alone and options.epsilon >= SMALLEST_SCALED_EPSILON:
-            return _rows_in_one_kernel(x, gamma, beta, options, plan)
+            return rows_in_one_kernel(x, gamma, beta, options, plan)
         if not options.center:
             plan = plan._replace(barrier=None)
     one_mean = is_narrow(x.dtype, options.dtype)
     stats, _ = find(x, mask, pool, near, plan, center=options.center, one_mean=one_mean)
     (x, mask), again = plan.next_pass((x, mask), stats)
     return (result(x, gamma, beta, mask, again, options), *stats)
-
-
-def _rows_in_one_kernel(x, gamma, beta, options: Options, plan: Plan):
-    """Normalizes c x with c^2 epsilon, which is the same: sums of small numbers do not overflow."""
-    size, narrow = x.shape[-1], is_narrow(x.dtype, options.dtype)
-    scale = 2.0 ** -(math.ceil(math.log2(size)) + 2)
-    x = x.astype(compute_dtype(x.dtype)) * scale
-    options = options._replace(epsilon=options.epsilon * scale**2)
-    stats = two_pass_of_rows(x, divided=plan.row_kernel == "divided")
-    one_mean = stats.with_one_mean() if narrow else stats
-    y = result(x, gamma, beta, None, one_mean if plan.row_kernel == "divided" else stats, options)
-    # The compiler drops the statistics, which nothing uses.
-    shift, offset, var = one_mean
-    return y, shift / scale, None if offset is None else offset / scale, var / scale**2
 
 
 def _statistics_shapes(x, options: Options) -> tuple[Shape | None, Shape | None, Shape]:

@@ -13,13 +13,14 @@ They keep the rank of the input, with size 1 along the pooled axes, one entry fo
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm._core import collectives
+from jaxnorm._core.centered import Centered
 from jaxnorm._core.plain import is_plain
 from jaxnorm._core.plan import PLAIN, PORTABLE, Plan
 from jaxnorm._core.pool import (
@@ -39,35 +40,6 @@ from jaxnorm._core.sums import reduce_precision
 
 # What sums of equal numbers may be off by, in eps; 100,000 on GPU by 100.
 SUM_ERRORS = 256
-
-
-class Centered(NamedTuple):
-    """Mean and variance, the mean in two parts: shift + offset.
-
-    At mean/std 1e6 a float32 mean is off by up to 0.03 standard deviations. `x - shift` is nearly
-    exact where the shift is large, and `offset` is the mean of that remainder. Without centering
-    both are None, and `var` is the mean square; inside `plain()` the offset is.
-    """
-
-    shift: Any
-    offset: Any
-    var: jax.Array
-
-    def with_one_mean(self) -> Centered:
-        """Returns the same with shift + offset in place of the shift, and no offset.
-
-        For input and result in half precision, float16 at the finest. With N elements of b bits of
-        mantissa that are not all equal, the mean in float32 is off by at most 2^-24 |mean|, that is
-        2^(b - 24) sqrt(N) deviations or less: below half a unit of the pool's largest result.
-        """
-        if self.offset is None:
-            return self
-        return Centered(self.shift + self.offset, None, self.var)
-
-
-def is_narrow(*dtypes: Any) -> bool:
-    """Whether all are 16 bits wide or less, so that one number will do for the mean."""
-    return all(jnp.dtype(dtype).itemsize <= 2 for dtype in dtypes)
 
 
 def find(
@@ -107,25 +79,6 @@ def two_pass(
     shift, count = mean_of(x, mask, pool, plan)
     (x, mask), shift = plan.next_pass((x, mask), shift)
     return about(shift, count, x, mask, pool, plan, one_mean=one_mean)
-
-
-def two_pass_of_rows(x, divided: bool) -> Centered:
-    """Does the same for rows of numbers so small that no sum overflows, by fewer operations.
-
-    A constant row leaves equal remainders of few bits, whose sum is exact. If `divided` so is their
-    mean, by a division: XLA would multiply by the reciprocal of a number that it knows. Nor can a
-    quotient be contracted into the subtraction.
-    """
-    size: Any = x.shape[-1]
-    if divided:
-        size = lax.optimization_barrier(jnp.asarray(size, x.dtype))
-    shift = jnp.sum(x, -1, keepdims=True) / size
-    shift = shift if divided else reduce_precision(shift, 3)
-    rest = x - shift
-    offset = jnp.sum(rest, -1, keepdims=True) / size
-    square = jnp.minimum(abs2(offset), jnp.finfo(x.dtype).max)
-    var = jnp.maximum(jnp.sum(abs2(rest), -1, keepdims=True) / x.shape[-1] - square, 0)
-    return Centered(shift, offset if divided else _snapped(offset, var, square), var)
 
 
 def sampled_shift(
@@ -214,12 +167,12 @@ def about(
     square = jnp.minimum(abs2(offset), jnp.finfo(second.dtype).max)
     var = jnp.maximum(second / divisor - square, 0)
     if not plain:
-        offset = _snapped(offset, var, square)
+        offset = without_rounding(offset, var, square)
     stats = Centered(jnp.zeros_like(offset) if shift is None else shift, offset, var)
     return stats.with_one_mean() if one_mean else stats, count
 
 
-def _snapped(offset, var, square) -> jax.Array:
+def without_rounding(offset, var, square) -> jax.Array:
     """Returns `offset`, without its rounding errors where the pool is a constant."""
     is_constant = var <= 4 * SUM_ERRORS * jnp.finfo(var.dtype).eps * square
     return jnp.where(is_constant, snap(offset, SUM_ERRORS), offset)

@@ -40,7 +40,7 @@ BEHAVIOURS = (
     Behaviour(
         "CPU",
         "a norm of 4,096 rows or more becomes one kernel, unless it selects, clamps or rounds",
-        "Plan.row_kernel, two_pass_of_rows",
+        "Plan.row_kernel, _core/rows.py",
         "0.12.0",
         "test_xla.test_rows_become_one_kernel",
     ),
@@ -76,7 +76,7 @@ BEHAVIOURS = (
         "CPU",
         "a division by a known number is a product with its reciprocal, which can be contracted "
         "into a subtraction in one place and not in another",
-        "reduce_precision in `bounded`, a barrier around the divisor in two_pass_of_rows",
+        "reduce_precision in `bounded`, a barrier around the divisor in _core/rows.py",
         "0.12.0",
         "test_contract_exact.test_exact_when_fused_with_neighbours",
     ),

@@ -14,6 +14,7 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core import collectives, residuals
 from jaxnorm._core import moments as _moments
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
+from jaxnorm._core.centered import Centered
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.formula import Options, apply_affine, inverse_root, normalized
 from jaxnorm._core.mesh import count_shards, is_manual, placed, spec_of, without_explicit_axes
@@ -21,7 +22,6 @@ from jaxnorm._core.moments import Moments
 from jaxnorm._core.normalize import normalize, statistics_of
 from jaxnorm._core.pool import Pool, compute_dtype, keep, pool_of
 from jaxnorm._core.standardize import expand_moment, standardize_full
-from jaxnorm._core.statistics import Centered
 from jaxnorm._core.sums import split_axis
 from jaxnorm.functional._corrections import Correction
 from jaxnorm.functional._restored import as_moments

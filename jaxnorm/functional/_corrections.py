@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm._core.axes import ArrayLike
+from jaxnorm._core.centered import Centered
 from jaxnorm._core.formula import inverse_root
 from jaxnorm._core.moments import Moments
-from jaxnorm._core.statistics import Centered
 
 
 class Blend(NamedTuple):

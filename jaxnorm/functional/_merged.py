@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm._core import collectives
+from jaxnorm._core.centered import Centered
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.residuals import save
-from jaxnorm._core.statistics import Centered, bounded
+from jaxnorm._core.statistics import bounded
 from jaxnorm.functional.merge import merge_moments
 
 

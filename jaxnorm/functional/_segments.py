@@ -15,13 +15,13 @@ from jax import lax
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core import collectives, statistics
+from jaxnorm._core.centered import Centered
 from jaxnorm._core.formula import apply_affine
 from jaxnorm._core.mesh import is_manual, placed, spec_of
 from jaxnorm._core.plain import is_plain
 from jaxnorm._core.plan import PORTABLE, Plan
 from jaxnorm._core.pool import Pool, compute_dtype, keep, subtract, widen
 from jaxnorm._core.residuals import save
-from jaxnorm._core.statistics import Centered
 from jaxnorm._core.sums import sum_axes
 
 # How many numbers a scatter may add up one after the other; of 128 equal ones the error is as large

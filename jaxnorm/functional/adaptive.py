@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxnorm._core import axes as _axes
 from jaxnorm._core import moments as _moments
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
+from jaxnorm._core.centered import Centered
 from jaxnorm._core.formula import Options, apply_affine, inverse_root, root
 from jaxnorm._core.mesh import spec_of, without_explicit_axes
 from jaxnorm._core.moments import Moments
@@ -18,7 +19,6 @@ from jaxnorm._core.normalize import normalize, statistics_of
 from jaxnorm._core.pool import Pool, compute_dtype, keep, pool_of, subtract
 from jaxnorm._core.residuals import recomputed, save
 from jaxnorm._core.standardize import expand_moment
-from jaxnorm._core.statistics import Centered
 from jaxnorm.functional._arguments import expand_channels, position_axes
 from jaxnorm.functional._merged import merge_along, rest_of
 from jaxnorm.functional._restored import as_moments

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, DTypeLike
+from jaxnorm._core.centered import Centered
 from jaxnorm._core.formula import Options, inverse_root
 from jaxnorm._core.mesh import spec_of, without_explicit_axes
 from jaxnorm._core.normalize import statistics_of
 from jaxnorm._core.pool import Pool, abs2, keep, subtract
 from jaxnorm._core.residuals import recomputed
-from jaxnorm._core.statistics import Centered
 from jaxnorm.functional._segments import (
     affine_of_segments,
     check_segments,
