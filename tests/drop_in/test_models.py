@@ -61,7 +61,9 @@ def test_one_changed_import_trains_as_before_in_less_memory(name):
 
     kept, kept_half, temporary = FIGURES[name]
     if jax.__version_info__ < (0, 12):
-        temporary = 1.03  # XLA of 0.10 for CPU finds the same room for both, in float32
+        # XLA of 0.10 for CPU finds the same room for both, in float32, but for statistics: of a
+        # language model with narrow heads, which have one for each, 1.047 with 0.10.2.
+        temporary = 1.05
     sizes = [step.memory_analysis().temp_size_in_bytes for step in steps]
     assert sizes[1] <= temporary * sizes[0]
     bytes_kept = [kept_bytes(training) for training in trainings]
