@@ -55,7 +55,8 @@ def test_segments(name, rng):
         found.append(costs(lambda x, ids, n=number: SEGMENTS[name](x, ids, n), x, ids))
     (_, few), (memory, many) = found
     # Beside two arrays like the input, a few numbers for each feature of each of the 400 segments.
-    assert max(memory, found[0][0]) < 5
+    # XLA before 0.12 keeps one array more of the statistics: 5.7.
+    assert max(memory, found[0][0]) < (5 if jax.__version_info__ >= (0, 12) else 6)
     assert abs(many - few) < 80 and many < 900
 
 

@@ -113,7 +113,8 @@ def cotangents(
     elif dy is not None:
         # Gamma has one value for all that is summed: two sums serve all three cotangents.
         linear, cross = sums(pool.axes, None, pass_of_pool)
-        level, slope = (within.sum(gamma * s, plan) for s in (linear, cross))
+        factor: Any = gamma
+        level, slope = (within.sum(factor * s, plan) for s in (linear, cross))
         if gamma_axes is not None:
             dgamma = sum_axes(cross, gamma_axes, plan)
         if beta_axes is not None and _contains(beta_axes, pool.axes, x.shape):
@@ -129,10 +130,10 @@ def cotangents(
             slope = slope + 2 * dvar / (_nonzero(inv) * count)
         if dmean is not None:
             level = level + dmean / count
-        wide_dy, x_hat, slope, level, factor = pass_of_pool(slope, level, gamma)
+        wide_dy, x_hat, slope, level, gamma = pass_of_pool(slope, level, gamma)
         dx = x_hat * pool.spread(slope, x.shape)
         if wide_dy is not None:
-            dx = dx + wide_dy * (pool.spread(inv, x.shape) * factor)
+            dx = dx + wide_dy * (pool.spread(inv, x.shape) * gamma)
         if options.center:
             dx = dx + pool.spread(level, x.shape)
         dx = keep(mask, dx).astype(x.dtype)
