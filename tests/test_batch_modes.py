@@ -128,10 +128,9 @@ def test_a_traced_flag_through_remat(x):
         want, stats = jax.grad(loss, has_aux=True)(x)
         got, new = gradient(jnp.array(train))
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
-        jax.tree.map(
-            np.testing.assert_array_equal,
-            new["batch_stats"]["CheckpointBlock_0"]["BatchNorm_0"],
-            stats["batch_stats"],
+        # One of the two programs is compiled as a whole, so that last bits may differ.
+        chex.assert_trees_all_close(
+            new["batch_stats"]["CheckpointBlock_0"]["BatchNorm_0"], stats["batch_stats"], rtol=1e-6
         )
 
 

@@ -67,10 +67,10 @@ def cumulative_norm(
 
     Example:
       >>> import jax.numpy as jnp, jaxnorm
-      >>> x = jnp.array([[[1., 3.], [3., 1.], [-4., -4.]]])
+      >>> x = jnp.array([[[1., 3.], [3., 1.], [5., 5.]]])
       >>> y, m = jaxnorm.cumulative_norm(x, axis=-1, epsilon=0.0)
       >>> y[:, :2].tolist(), m.mean.tolist(), m.count.tolist()
-      ([[[-1.0, 1.0], [1.0, -1.0]]], [0.0], [6.0])
+      ([[[-1.0, 1.0], [1.0, -1.0]]], [3.0], [6.0])
 
     Reference: layer norm (Ba, Kiros & Hinton 2016, arXiv:1607.06450) of all that was seen so far;
     cumulative layer norm in Luo & Mesgarani 2018, Conv-TasNet, arXiv:1809.07454.
