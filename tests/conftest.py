@@ -90,14 +90,11 @@ def pytest_itemcollected(item):
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_as_needed(request):
-    """Leaves LLVM's passes out where they are not needed."""
-    if request.module.__name__.startswith(QUICKLY_COMPILED):
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
+    """Leaves LLVM's passes out where they are not needed; neighbouring modules share programs."""
+    quickly = request.module.__name__.startswith(QUICKLY_COMPILED)
+    if quickly != jax.config.read("jax_disable_most_optimizations"):
         jax.clear_caches()
-    else:
-        yield
+        jax.config.update("jax_disable_most_optimizations", quickly)
 
 
 @pytest.fixture

@@ -206,7 +206,7 @@ def mean_of(x, mask, pool: Pool, plan: Plan) -> tuple[jax.Array, jax.Array]:
     (total,), count = _across((pool.sum(widen(x, mask), plan),), count, mask, pool)
     mean = total / jnp.maximum(count, 1).astype(total.dtype)
     # Saved where they are made: what follows needs them, and so do its derivatives.
-    return save(lax.stop_gradient(bounded(mean, 3))), count if mask is None else save(count)
+    return save(bounded(mean, 3)), count if mask is None else save(count)
 
 
 def _across(sums, count, mask, pool: Pool) -> tuple[tuple[jax.Array, ...], Any]:
