@@ -50,7 +50,7 @@ QUICKLY_COMPILED = (
     "tests.test_batch_collectives",
     "tests.test_batch_domains",
     "tests.test_batch_modes",
-    "tests.test_batch_near",
+    "tests.test_batch_shift_hint",
     "tests.test_batch_running",
     "tests.test_batch_sync",
     "tests.test_batch_transforms",

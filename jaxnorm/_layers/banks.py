@@ -91,7 +91,7 @@ def parameter(
 
     def spread(rows, ids):
         pool = make_pool(Pool((batch.axis,)), ids, number, batch.axis)
-        return pool.spread(jnp.moveaxis(rows, 0, batch.axis), x.shape)
+        return pool.broadcast_to_input(jnp.moveaxis(rows, 0, batch.axis), x.shape)
 
     varies = [size != 1 for size in rows.shape[1:]]
     varies.insert(batch.axis, True)

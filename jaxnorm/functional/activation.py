@@ -14,7 +14,7 @@ from jaxnorm._core.flags import check_flag
 from jaxnorm._core.formula import Options, apply_affine, inverse_root, result
 from jaxnorm._core.mesh import spec_of, without_explicit_axes
 from jaxnorm._core.normalize import statistics_of
-from jaxnorm._core.pool import Pool, abs2, compute_dtype, keep, real_dtype, widen
+from jaxnorm._core.pool import Pool, abs2, compute_dtype, real_dtype, widen, zero_masked
 from jaxnorm._core.residuals import recomputed, save
 from jaxnorm._core.statistics import local_count
 from jaxnorm.functional._arguments import check_real
@@ -207,7 +207,7 @@ def _poly_norm(x, weights, bias, mask, axes, epsilon, dtype):
             for weight, factor in zip(weights.astype(wide), factors, strict=True):
                 y = part * (y + factor * weight)
             y = y if bias is None else y + bias.astype(wide)
-            return keep(mask, y).astype(dtype)
+            return zero_masked(mask, y).astype(dtype)
 
         return combine(x, weights.astype(real if not jnp.iscomplexobj(weights) else wide), bias)
 

@@ -91,7 +91,7 @@ def _batch_moments(x, mask, axis) -> Any:
     x = _axes.check_input(x)
     axes = _axes.canonical_axes(axis, x.shape)
     mask = _axes.expand_mask(mask, x)
-    stats, count = statistics.find(x, mask, Pool(axes), None)
+    stats, count = statistics.compute_statistics(x, mask, Pool(axes), None)
     count = jnp.broadcast_to(count, stats.var.shape)
     shift, offset, var, count = (jnp.squeeze(value, axes) for value in (*stats, count))
     return Moments._make(((shift, offset), var, count))
