@@ -11,15 +11,8 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.formula import apply_affine
 from jaxnorm._core.pool import widen
-from jaxnorm._layers.layer import (
-    AffineLayer,
-    ChannelLayer,
-    Context,
-    Layer,
-    Own,
-    Parameter,
-    Parameters,
-)
+from jaxnorm._layers.call import Context
+from jaxnorm._layers.layer import AffineLayer, ChannelLayer, Layer, Own, Parameter, Parameters
 from jaxnorm.functional import activation, evolved_example
 
 

@@ -15,8 +15,8 @@ from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.formula import Options
 from jaxnorm._core.mesh import spec_of
 from jaxnorm._layers import banks, running, sources
-from jaxnorm._layers.decisions import Decisions
-from jaxnorm._layers.layer import AffineLayer, Context, FirstState, Own, State, first_placed
+from jaxnorm._layers.call import Context, Decisions, State, StateInit, placed_init
+from jaxnorm._layers.layer import AffineLayer, Own
 from jaxnorm._layers.narrow import warn_if_narrow
 from jaxnorm._layers.sources import Limit, Statistics
 from jaxnorm.functional import _batch_core as core
@@ -86,7 +86,7 @@ class BatchLayer(AffineLayer):
         """Returns the shape of gamma and beta, of all domains if each has its own."""
         return (*self.affine_rows, *sizes)
 
-    def first_state(self, x: jax.Array, decisions: Decisions, context: Context) -> FirstState:
+    def first_state(self, x: jax.Array, decisions: Decisions, context: Context) -> StateInit:
         """Returns what the state starts at; empty if this call can do without."""
         needed = decisions.needs_running or context.accumulates
         if not needed and (self.keeps_none or not context.initializing):
@@ -95,7 +95,7 @@ class BatchLayer(AffineLayer):
         first = self.first_moments(sizes, x.dtype)
         if context.accumulates:
             first |= running.first_accumulators(self.state_shape(sizes), x.dtype)
-        return first_placed(first, dict.fromkeys(first, self.state_spec(x)))
+        return placed_init(first, dict.fromkeys(first, self.state_spec(x)))
 
     @property
     def keeps_none(self) -> bool:
@@ -105,7 +105,7 @@ class BatchLayer(AffineLayer):
 
     def first_state_of(
         self, sizes: tuple[int, ...], dtype: DTypeLike, shape: Sequence[int] | None
-    ) -> FirstState:
+    ) -> StateInit:
         """Returns what the state starts at before an input is seen; empty if it serves no call.
 
         It is that of features of `sizes`, all other axes being pooled, or of inputs of `shape`.
@@ -114,7 +114,7 @@ class BatchLayer(AffineLayer):
             return {}
         return self.first_moments(sizes if shape is None else self.kept_sizes(tuple(shape)), dtype)
 
-    def first_moments(self, sizes: tuple[int, ...], dtype: DTypeLike) -> FirstState:
+    def first_moments(self, sizes: tuple[int, ...], dtype: DTypeLike) -> StateInit:
         """Returns what running moments start at, for the `sizes` of the axes not pooled."""
         counts = self.momentum is None or self.debias
         counts = counts or callable(self.r_max) or callable(self.d_max)

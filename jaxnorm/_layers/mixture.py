@@ -12,17 +12,8 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.moments import Moments
 from jaxnorm._layers import running, sources
-from jaxnorm._layers.decisions import Decisions
-from jaxnorm._layers.layer import (
-    AffineLayer,
-    ChannelLayer,
-    Context,
-    FirstState,
-    Own,
-    Parameter,
-    Parameters,
-    State,
-)
+from jaxnorm._layers.call import Context, Decisions, State, StateInit
+from jaxnorm._layers.layer import AffineLayer, ChannelLayer, Own, Parameter, Parameters
 from jaxnorm.functional import adaptive, evolved_batch
 
 
@@ -41,7 +32,7 @@ class MixtureLayer(AffineLayer):
         evaluate = self.use_running_average if evaluate is None else evaluate
         return Decisions.make(evaluate, None, "batch", "running", None, context.label)
 
-    def first_state(self, sizes: tuple[int, ...], dtype: DTypeLike, context: Context) -> FirstState:
+    def first_state(self, sizes: tuple[int, ...], dtype: DTypeLike, context: Context) -> StateInit:
         """Returns what running moments start at, for features of those `sizes`."""
         first = running.first_moments(sizes, dtype, counts=self.momentum is None)
         return first | (running.first_accumulators(sizes, dtype) if context.accumulates else {})

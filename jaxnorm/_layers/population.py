@@ -16,8 +16,8 @@ from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.mesh import placed, spec_of
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import compute_dtype, real_dtype
-from jaxnorm._layers.decisions import Decisions
-from jaxnorm._layers.layer import Context, FirstState, Layer, State
+from jaxnorm._layers.call import Context, Decisions, State, StateInit
+from jaxnorm._layers.layer import Layer
 from jaxnorm.functional.inverse import unstandardize
 from jaxnorm.functional.merge import merge_moments
 from jaxnorm.functional.moments import moments
@@ -42,7 +42,7 @@ class PopulationLayer(Layer):
     def features_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return _axes.canonical_axes(self.feature_axes, shape, "feature_axes")
 
-    def first_state(self, sizes: tuple[int, ...], dtype: DTypeLike) -> FirstState:
+    def first_state(self, sizes: tuple[int, ...], dtype: DTypeLike) -> StateInit:
         """Returns the moments of nothing, for features of `sizes`: mean 0, variance 1, count 0."""
         dtype = jax.dtypes.canonicalize_dtype(dtype)
         mean, real = compute_dtype(dtype), real_dtype(dtype)

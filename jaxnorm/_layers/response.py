@@ -10,15 +10,8 @@ import jax
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
-from jaxnorm._layers.layer import (
-    AffineLayer,
-    Context,
-    Layer,
-    Own,
-    Parameter,
-    Parameters,
-    PositionLayer,
-)
+from jaxnorm._layers.call import Context
+from jaxnorm._layers.layer import AffineLayer, Layer, Own, Parameter, Parameters, PositionLayer
 from jaxnorm.functional import local, response
 
 

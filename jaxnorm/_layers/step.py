@@ -16,7 +16,7 @@ from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.flags import check_switch
 from jaxnorm._core.moments import Moments
 from jaxnorm._layers.batch import BatchLayer
-from jaxnorm._layers.layer import Context
+from jaxnorm._layers.call import Context
 from jaxnorm._layers.running import first_moments
 from jaxnorm._layers.sources import Limit, Statistics
 from jaxnorm.functional._restored import as_moments

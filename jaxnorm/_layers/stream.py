@@ -12,7 +12,8 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import compute_dtype, real_dtype
-from jaxnorm._layers.layer import AffineLayer, Context, FirstState, Own, State
+from jaxnorm._layers.call import Context, State, StateInit
+from jaxnorm._layers.layer import AffineLayer, Own
 from jaxnorm.functional import sequence
 
 
@@ -29,7 +30,7 @@ class CumulativeNormLayer(AffineLayer):
     def features_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return _axes.canonical_axes(self.feature_axes, shape, "feature_axes")
 
-    def first_state(self, shape: tuple[int, ...], dtype: DTypeLike) -> FirstState:
+    def first_state(self, shape: tuple[int, ...], dtype: DTypeLike) -> StateInit:
         """Returns the moments of nothing for inputs of shape `shape`; none of a whole sequence."""
         if not self.decode:
             return {}

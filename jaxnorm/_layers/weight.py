@@ -14,7 +14,8 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import Axes
 from jaxnorm._core.flags import check_flag
 from jaxnorm._core.pool import compute_dtype
-from jaxnorm._layers.layer import Context, Layer
+from jaxnorm._layers.call import Context
+from jaxnorm._layers.layer import Layer
 from jaxnorm.functional.moments import moments
 from jaxnorm.functional.weight import spectral_norm, weight_length, weight_norm
 from jaxnorm.functional.weight_standardization import (

@@ -16,7 +16,8 @@ from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.flags import check_switch
 from jaxnorm._core.pool import compute_dtype, real_dtype
-from jaxnorm._layers.layer import AffineLayer, Context, FirstState, Own, State, first_placed
+from jaxnorm._layers.call import Context, State, StateInit, placed_init
+from jaxnorm._layers.layer import AffineLayer, Own
 from jaxnorm._layers.narrow import warn_if_narrow
 from jaxnorm.functional import whitening
 from jaxnorm.functional._layout import Layout, check_layout
@@ -52,7 +53,7 @@ class WhiteningLayer(AffineLayer):
             )
         return check_switch(evaluate, "use_running_average")
 
-    def first_state(self, shape: tuple[int, ...], dtype: DTypeLike, spec: Any = None) -> FirstState:
+    def first_state(self, shape: tuple[int, ...], dtype: DTypeLike, spec: Any = None) -> StateInit:
         """Returns what the running mean and projection start at, for inputs of shape `shape`.
 
         `spec` says how the inputs are divided over an explicit mesh, if they are.
@@ -66,11 +67,11 @@ class WhiteningLayer(AffineLayer):
         }
         if spec is None:
             return first
-        return first_placed(first, dict(zip(first, layout.specs(spec, False), strict=False)))
+        return placed_init(first, dict(zip(first, layout.specs(spec, False), strict=False)))
 
     def first_state_of(
         self, sizes: tuple[int, ...], dtype: DTypeLike, shape: Sequence[int] | None
-    ) -> FirstState:
+    ) -> StateInit:
         """Returns what they start at before an input is seen.
 
         That is for units of `sizes`, all other axes being pooled, or for inputs of `shape`.

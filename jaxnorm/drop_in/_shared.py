@@ -15,7 +15,7 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, DTypeLike
 from jaxnorm._core.pool import compute_dtype
 from jaxnorm._layers.batch import BatchLayer
-from jaxnorm._layers.layer import Context, FirstState, State, first_placed
+from jaxnorm._layers.call import Context, State, StateInit, placed_init
 from jaxnorm.functional import feature, group
 
 Parameter = jax.Array | None
@@ -144,7 +144,7 @@ def _normalize(function: Callable[..., jax.Array], norm: Norm, axes: tuple[int, 
     return y.reshape(norm.x.shape)
 
 
-def first_statistics(norm: Norm, dtype: DTypeLike) -> FirstState:
+def first_statistics(norm: Norm, dtype: DTypeLike) -> StateInit:
     """Returns what running statistics of `dtype` start at."""
     shape = sizes_of(norm.x, norm.features)
     first = {
@@ -153,7 +153,7 @@ def first_statistics(norm: Norm, dtype: DTypeLike) -> FirstState:
     }
     (x, *_), axes = _pooled(_arrays(norm), others(norm.features, norm.x.ndim))
     spec = _layer_of(norm, axes).state_spec(x)
-    return first_placed(first, dict.fromkeys(first, spec))
+    return placed_init(first, dict.fromkeys(first, spec))
 
 
 def batch_norm(

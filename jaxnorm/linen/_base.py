@@ -12,8 +12,41 @@ import jax.numpy as jnp
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike
 from jaxnorm._core.collectives import AxisIndexGroups
-from jaxnorm._layers.layer import Context, Layer
+from jaxnorm._layers import base
+from jaxnorm._layers.call import Context, State, StateInit
+from jaxnorm._layers.layer import Layer
 from jaxnorm.linen._state import COLLECTION, context_of
+
+
+class Module(base.Layer, nn.Module):
+    """Base of the modules: a layer's variables, and the context of a call."""
+
+    collection: ClassVar[str] = COLLECTION  # of the state
+
+    def __post_init__(self) -> None:
+        self._check_flags()
+        super().__post_init__()
+
+    @nn.nowrap
+    def _context(self) -> Context:
+        return context_of(self, type(self).__name__, self.collection)
+
+    @nn.nowrap
+    def _param(self, name: str, parameter: base.Parameter, x: jax.Array) -> Any:
+        del x  # flax checks the shape
+        check_name(self, name)
+        return self.param(name, parameter.init, parameter.shape, parameter.dtype)
+
+    @nn.nowrap
+    def _state(self, init: StateInit, x: jax.Array) -> State:
+        del x
+        return {k: self.variable(self.collection, k, make).value for k, make in init.items()}
+
+    @nn.nowrap
+    def _keep(self, new: State | None) -> None:
+        assert self.scope is not None  # the module is being called
+        for name, value in (new or {}).items():
+            nn.Variable(self.scope, self.collection, name, unbox=True).value = value
 
 
 class LayerModule(nn.Module, kw_only=True):

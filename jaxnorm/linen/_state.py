@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
-from jaxnorm._layers.layer import Context, FirstState, State
+from jaxnorm._layers.call import Context, State, StateInit
 from jaxnorm._layers.running import ACCUMULATORS
 
 COLLECTION = "batch_stats"
@@ -27,7 +27,7 @@ def context_of(module: nn.Module, name: str, collection: str = COLLECTION) -> Co
 class StateVariables:
     """The variables of a state, made where they are missing."""
 
-    def __init__(self, module: nn.Module, first: FirstState, collection: str = COLLECTION):
+    def __init__(self, module: nn.Module, first: StateInit, collection: str = COLLECTION):
         self._variables = {
             name: module.variable(collection, name, make) for name, make in first.items()
         }

@@ -12,7 +12,7 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.moments import Moments
-from jaxnorm._layers.layer import first_placed
+from jaxnorm._layers.call import placed_init
 from jaxnorm._layers.population import PopulationLayer
 from jaxnorm._layers.reversible import RevINLayer
 from jaxnorm.linen._base import AffineModule, LayerModule
@@ -136,7 +136,7 @@ class InputNorm(LayerModule, kw_only=True):
         """Returns the layer and its state, for inputs like `x`."""
         layer = self.options
         first = layer.first_state(layer.sizes(x.shape), x.dtype)
-        first = first_placed(first, dict.fromkeys(first, layer.state_spec(x)))
+        first = placed_init(first, dict.fromkeys(first, layer.state_spec(x)))
         return layer, StateVariables(self, first)
 
     def __call__(

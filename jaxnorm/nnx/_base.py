@@ -16,8 +16,11 @@ from flax import nnx
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
-from jaxnorm._layers.layer import Context, Layer
-from jaxnorm.nnx._state import context_of
+from jaxnorm._layers import base
+from jaxnorm._layers.base import documented
+from jaxnorm._layers.call import Context, State, StateInit
+from jaxnorm._layers.layer import Layer
+from jaxnorm.nnx._state import context_of, keep, state_of
 
 Metadata = Mapping[str, Any]
 Initializer = Callable[..., Any]  # of key, shape and dtype
@@ -32,7 +35,9 @@ def module(cls: type[Class]) -> type[Class]:
     kept = {"self", *(field.name for field in dataclasses.fields(made))}
     options = inspect.signature(made.__init__).parameters
     made.only_to_make = tuple(name for name in options if name not in kept)
-    return made
+    fields = dataclasses.fields(made)
+    made.initializers = tuple(f.name for f in fields if "Initializer" in str(f.type))
+    return documented(made)
 
 
 def draw(name: str, make: Callable[[Any], Any], rngs: nnx.Rngs | None, label: str) -> Any:
@@ -76,6 +81,104 @@ class Moded:
         # `nnx.view` gives what the signature names, and counts as used what it names.
         if use_running_average is not None:
             self.use_running_average = use_running_average
+
+
+@module
+class Module(base.Layer, nnx.Module):
+    """Base of the modules: a layer's variables, and the context of a call."""
+
+    only_to_make: ClassVar[tuple[str, ...]]  # the options that are not kept
+    initializers: ClassVar[tuple[str, ...]]  # nor are these
+    remedy: ClassVar[str | None] = None  # of a state that does not fit
+
+    rngs: InitVar[nnx.Rngs | None] = None
+    """keys, for initializers that draw."""
+
+    def __post_init__(self, *given: Any) -> None:
+        freeze_lists(self)
+        self._check_flags()
+        self._make(**dict(zip(self.only_to_make, given, strict=True)))
+        # No part of the graph of a model: those of another call of their maker are not equal.
+        for name in self.initializers:
+            delattr(self, name)
+
+    def _make(self, *, rngs: nnx.Rngs | None, **given: Any) -> None:
+        """Makes the parameters; an attribute of one that an option leaves out is None."""
+        for name, parameter in self._parameters(self._sizes).items():
+            variable = None
+            if parameter is not None:
+                value = draw(name, parameter.draw, rngs, self._label)
+                variable = nnx.Param(value, **given.get(f"{name}_metadata", NO_METADATA))
+            setattr(self, self._stored_name(name), nnx.data(variable))
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        """The sizes of the features."""
+        return ()
+
+    @property
+    def _label(self) -> str:
+        """What errors call the module."""
+        if not hasattr(self, "num_features"):
+            return type(self).__name__
+        sizes = self._sizes[0] if len(self._sizes) == 1 else self._sizes
+        return f"{type(self).__name__}(num_features={sizes})"
+
+    def _context(self) -> Context:
+        return context_of(self._label, self)
+
+    def _param(self, name: str, parameter: base.Parameter, x: jax.Array) -> Any:
+        variable: nnx.Param | None = getattr(self, name)
+        if variable is None:
+            return None
+        value = variable[...]
+        # Compared with the parameter and not num_features: devices hold parts of both.
+        if value.shape != parameter.shape:
+            raise ValueError(
+                f"{self._label} has a {name} of shape {value.shape}, which does not fit an input "
+                f"of shape {x.shape} with features on axes {self._features_of(x.shape)}: expected "
+                f"{parameter.shape}. Give their sizes as num_features."
+            )
+        return value
+
+    def _state(self, init: StateInit, x: jax.Array) -> State:
+        return state_of(self, init, x.shape, self.remedy)
+
+    def _keep(self, new: State | None) -> None:
+        keep(self, new)
+
+
+@module
+class Sized(Module):
+    """Base of the modules with features."""
+
+    num_features: int | Sequence[int] = dataclasses.field(kw_only=False)
+    """size of the features; sizes where they have several axes, ascending."""
+
+    def __post_init__(self, *given: Any) -> None:
+        self.num_features = check_sizes(self.num_features)
+        super().__post_init__(*given)
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        assert isinstance(self.num_features, tuple)
+        return self.num_features
+
+
+@module
+class Affine(Sized):
+    """Base of the modules with gamma and beta."""
+
+    gamma_metadata: InitVar[Metadata] = NO_METADATA
+    """metadata of gamma, as `nnx.Param` takes them."""
+    beta_metadata: InitVar[Metadata] = NO_METADATA
+    """metadata of beta."""
+
+    def _leave_to_calls(self, *names: str) -> None:
+        """Gives up the module's own gamma, beta or both, which each call brings from now on."""
+        for name in names:
+            setattr(self, f"use_{name}", False)
+            setattr(self, self._stored_name(name), nnx.data(None))
 
 
 @module

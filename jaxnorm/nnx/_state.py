@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxnorm._layers.layer import Context, FirstState, State
+from jaxnorm._layers.call import Context, State, StateInit
 from jaxnorm._layers.running import ACCUMULATORS
 
 
@@ -26,7 +26,7 @@ def context_of(label: str, module: nnx.Module) -> Context:
 
 
 def make_state(
-    module: nnx.Module, first: FirstState, kind: type[nnx.Variable] = nnx.BatchStat
+    module: nnx.Module, first: StateInit, kind: type[nnx.Variable] = nnx.BatchStat
 ) -> None:
     """Gives `module` the variables of a state, or lets those that it has start anew."""
     for name, make in first.items():
@@ -37,24 +37,24 @@ def make_state(
 
 
 def state_of(
-    module: Any, first: FirstState, shape: tuple[int, ...], remedy: str | None = None
+    module: Any, first: StateInit, shape: tuple[int, ...], remedy: str | None = None
 ) -> dict[str, jax.Array]:
     """Returns the values of a state that would start as `first`, for an input of shape `shape`.
 
     Errors say what to do, which is `remedy` if it is given.
     """
-    state = {}
+    label, state = getattr(module, "_label", None) or module.label, {}
     for name, make in first.items():
         if not hasattr(module, name):
             raise ValueError(
-                f"{module.label} was made without a running {name}, which its options of now need. "
+                f"{label} was made without a running {name}, which its options of now need. "
                 f"{remedy or 'Give them when it is made.'}"
             )
         state[name] = getattr(module, name)[...]
         expected = jax.eval_shape(make)
         if jnp.iscomplexobj(expected) and not jnp.iscomplexobj(state[name]):
             raise TypeError(
-                f"{module.label} has a running {name} of dtype {state[name].dtype}, which cannot "
+                f"{label} has a running {name} of dtype {state[name].dtype}, which cannot "
                 f"hold that of complex inputs; make it with dtype={expected.dtype}."
             )
         if state[name].shape != expected.shape:
@@ -62,7 +62,7 @@ def state_of(
             if hasattr(module, "input_shape"):
                 sizes += "; and input_shape, if some axes are neither pooled nor of features"
             raise ValueError(
-                f"{module.label} has a running {name} of shape {state[name].shape}, which does not "
+                f"{label} has a running {name} of shape {state[name].shape}, which does not "
                 f"fit an input of shape {shape}: expected {expected.shape}. {remedy or sizes + '.'}"
             )
     return state

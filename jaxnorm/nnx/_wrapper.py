@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 
 from jaxnorm._core.axes import Axes
-from jaxnorm._layers.layer import Context
+from jaxnorm._layers.call import Context
 from jaxnorm._layers.weight import Own, Path, Select, WeightLayer, own_name
 from jaxnorm.nnx._base import freeze_lists, module
 from jaxnorm.nnx._state import context_of

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxnorm._core.axes import ArrayLike, DTypeLike
 from jaxnorm._layers.conditional import AdaptiveNormLayer, SPADELayer
 from jaxnorm._layers.layer import Layer
-from jaxnorm.nnx._base import AffineModule, Initializer, module
+from jaxnorm.nnx._base import Affine, AffineModule, Initializer, module
 
 
 @module
@@ -34,7 +34,7 @@ class _OverNorm(nnx.Module):
     def _adopt(self, rngs: nnx.Rngs | None, *names: str) -> tuple[int, nnx.Rngs]:
         """Takes the parameters of those names from the norm; returns its features, and the keys."""
         label = type(self).__name__
-        if not isinstance(self.norm, AffineModule):
+        if not isinstance(self.norm, AffineModule | Affine):
             raise TypeError(
                 f"{label} needs a module of jaxnorm.nnx that takes gamma and beta in the call, "
                 f"such as jaxnorm.nnx.LayerNorm(4), got {self.norm!r}."
@@ -42,7 +42,8 @@ class _OverNorm(nnx.Module):
         if rngs is None:
             raise ValueError(f"{label} has layers of its own and needs rngs=nnx.Rngs(0).")
         self.norm._leave_to_calls(*names)
-        return self.norm.sizes[-1], rngs
+        sizes = self.norm._sizes if isinstance(self.norm, Affine) else self.norm.sizes
+        return sizes[-1], rngs
 
 
 @module

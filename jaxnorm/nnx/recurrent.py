@@ -12,6 +12,8 @@ from flax import nnx
 
 from jaxnorm._core.axes import DTypeLike
 from jaxnorm._core.pool import compute_dtype
+from jaxnorm._layers import feature
+from jaxnorm._layers.call import NO_STATE, Call
 from jaxnorm._layers.recurrent import GRU, LSTM, Activation, Initializer, for_each_gate
 from jaxnorm.nnx._base import draw, module
 from jaxnorm.nnx.feature import LayerNorm
@@ -89,8 +91,8 @@ class _LayerNormCell(nnx.RNNCellBase):
 
     def _norm(self, name: str, value: jax.Array) -> jax.Array:
         norm: LayerNorm = getattr(self, name)
-        layer = dataclasses.replace(norm.options, dtype=compute_dtype(value.dtype))
-        return layer.apply(value, norm._own(value), norm.context, None)
+        layer = feature.LayerNorm(epsilon=norm.epsilon, dtype=compute_dtype(value.dtype))
+        return layer._normalize(value, norm._params(value), NO_STATE, Call(norm._context()))
 
     def initialize_carry(
         self,

@@ -12,7 +12,7 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike
 from jaxnorm._core.moments import Moments
 from jaxnorm._layers import running
-from jaxnorm._layers.decisions import Decisions
+from jaxnorm._layers.call import Decisions
 from jaxnorm._layers.sources import choose
 from jaxnorm.functional import group
 from jaxnorm.functional.moments import moments

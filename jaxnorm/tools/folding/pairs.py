@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._layers.batch import BatchLayer
-from jaxnorm._layers.layer import Context
+from jaxnorm._layers.call import Context
 from jaxnorm.tools.folding.search import (
     LAYER_VALUES,
     TAG,

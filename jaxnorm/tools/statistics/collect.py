@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._layers.batch import BatchLayer
-from jaxnorm._layers.layer import Context
+from jaxnorm._layers.call import Context
 from jaxnorm._layers.running import ACCUMULATORS
 from jaxnorm.functional.moments import moments
 from jaxnorm.tools.models.batches import split_arrays
