@@ -97,11 +97,11 @@ class Layer:
         """Returns the value of a parameter, if there is one, for the input `x`. Modules have it."""
         raise NotImplementedError
 
-    def _state(self, init: StateInit, x: jax.Array) -> State:
+    def _read_state(self, init: StateInit, x: jax.Array) -> State:
         """Returns the state, which starts at `init`, for the input `x`. Modules have it."""
         raise NotImplementedError
 
-    def _keep(self, new: State | None) -> None:
+    def _write_state(self, new: State | None) -> None:
         """Takes over new state, of some of the arrays or all, if there is any. Modules have it."""
         raise NotImplementedError
 
@@ -121,6 +121,14 @@ class Layer:
     def _parameters(self, sizes: tuple[int, ...]) -> Parameters:
         """Returns the parameters of a layer with features of those `sizes`, by name."""
         del sizes
+        return {}
+
+    def _init_state_of(self, sizes: tuple[int, ...], shape: tuple[int, ...] | None) -> StateInit:
+        """Returns what the state starts at before an input is seen; empty if it serves no call.
+
+        It is that of features of `sizes`, all other axes being pooled, or of inputs of `shape`.
+        """
+        del sizes, shape
         return {}
 
     def _stored_name(self, name: str) -> str:

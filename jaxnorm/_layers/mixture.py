@@ -34,8 +34,8 @@ class MixtureLayer(AffineLayer):
 
     def first_state(self, sizes: tuple[int, ...], dtype: DTypeLike, context: Context) -> StateInit:
         """Returns what running moments start at, for features of those `sizes`."""
-        first = running.first_moments(sizes, dtype, counts=self.momentum is None)
-        return first | (running.first_accumulators(sizes, dtype) if context.accumulates else {})
+        first = running.init_moments(sizes, dtype, counts=self.momentum is None)
+        return first | (running.init_accumulators(sizes, dtype) if context.accumulates else {})
 
     def normalize(
         self, x: jax.Array, own: Own, given: Moments | None, axis_name: Any, mask: ArrayLike | None

@@ -19,7 +19,7 @@ from jaxnorm.functional.merge import merge_moments
 ACCUMULATORS = ("accumulated_mean", "accumulated_var", "accumulated_count")
 
 
-def first_moments(shape: tuple[int, ...], dtype: DTypeLike, *, counts: bool) -> StateInit:
+def init_moments(shape: tuple[int, ...], dtype: DTypeLike, *, counts: bool) -> StateInit:
     """Returns what running moments of inputs of `dtype` start at."""
     dtype = jax.dtypes.canonicalize_dtype(dtype)
     mean, var = compute_dtype(dtype), real_dtype(dtype)
@@ -32,7 +32,7 @@ def first_moments(shape: tuple[int, ...], dtype: DTypeLike, *, counts: bool) -> 
     return first
 
 
-def first_accumulators(shape: tuple[int, ...], dtype: DTypeLike) -> StateInit:
+def init_accumulators(shape: tuple[int, ...], dtype: DTypeLike) -> StateInit:
     """Returns what the accumulators beside running moments of that shape start at."""
     mean, var = compute_dtype(dtype), real_dtype(dtype)
     makers = (functools.partial(jnp.zeros, shape, kind) for kind in (mean, var, var))

@@ -38,12 +38,12 @@ class Module(base.Layer, nn.Module):
         return self.param(name, parameter.init, parameter.shape, parameter.dtype)
 
     @nn.nowrap
-    def _state(self, init: StateInit, x: jax.Array) -> State:
+    def _read_state(self, init: StateInit, x: jax.Array) -> State:
         del x
         return {k: self.variable(self.collection, k, make).value for k, make in init.items()}
 
     @nn.nowrap
-    def _keep(self, new: State | None) -> None:
+    def _write_state(self, new: State | None) -> None:
         assert self.scope is not None  # the module is being called
         for name, value in (new or {}).items():
             nn.Variable(self.scope, self.collection, name, unbox=True).value = value

@@ -17,10 +17,10 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._layers import base
-from jaxnorm._layers.base import documented
+from jaxnorm._layers.base import documented, options
 from jaxnorm._layers.call import Context, State, StateInit
 from jaxnorm._layers.layer import Layer
-from jaxnorm.nnx._state import context_of, keep, state_of
+from jaxnorm.nnx._state import context_of, keep, make_state, state_of
 
 Metadata = Mapping[str, Any]
 Initializer = Callable[..., Any]  # of key, shape and dtype
@@ -83,6 +83,31 @@ class Moded:
             self.use_running_average = use_running_average
 
 
+@options
+class Mode(Moded):
+    """A part of the modules that have a mode."""
+
+    use_running_average: bool | None = False
+    """evaluation or training, as `model.eval()` and `model.train()` set it; here or in the call,
+    which wins."""
+
+
+@options
+class Running(Mode):
+    """A part of those whose running statistics have the sizes of more axes than the features'."""
+
+    dtype: DTypeLike | None = None
+    """dtype of the result; default: that of the input. The running statistics have it, or without
+    it `param_dtype`, in float32 or wider: complex inputs need a complex one."""
+    input_shape: Sequence[int] | None = None
+    """an example of the inputs' shape, where they have axes that are neither pooled nor of
+    features: the running statistics have their sizes, too."""
+
+    @property
+    def _example_shape(self) -> tuple[int, ...] | None:
+        return None if self.input_shape is None else tuple(self.input_shape)
+
+
 @module
 class Module(base.Layer, nnx.Module):
     """Base of the modules: a layer's variables, and the context of a call."""
@@ -103,13 +128,19 @@ class Module(base.Layer, nnx.Module):
             delattr(self, name)
 
     def _make(self, *, rngs: nnx.Rngs | None, **given: Any) -> None:
-        """Makes the parameters; an attribute of one that an option leaves out is None."""
+        """Makes the variables; the attribute of one that an option leaves out is None."""
         for name, parameter in self._parameters(self._sizes).items():
             variable = None
             if parameter is not None:
                 value = draw(name, parameter.draw, rngs, self._label)
                 variable = nnx.Param(value, **given.get(f"{name}_metadata", NO_METADATA))
             setattr(self, self._stored_name(name), nnx.data(variable))
+        make_state(self, self._init_state_of(self._sizes, self._example_shape))
+
+    @property
+    def _example_shape(self) -> tuple[int, ...] | None:
+        """An example of the inputs' shape, if one is known."""
+        return None
 
     @property
     def _sizes(self) -> tuple[int, ...]:
@@ -141,10 +172,10 @@ class Module(base.Layer, nnx.Module):
             )
         return value
 
-    def _state(self, init: StateInit, x: jax.Array) -> State:
+    def _read_state(self, init: StateInit, x: jax.Array) -> State:
         return state_of(self, init, x.shape, self.remedy)
 
-    def _keep(self, new: State | None) -> None:
+    def _write_state(self, new: State | None) -> None:
         keep(self, new)
 
 
@@ -243,7 +274,7 @@ class ParametricModule(LayerModule):
     param_dtype: DTypeLike = jnp.float32
 
     def _make(self, *, rngs: nnx.Rngs | None, **given: Any) -> None:
-        """Makes the parameters; an attribute of one that an option leaves out is None."""
+        """Makes the variables; the attribute of one that an option leaves out is None."""
         for name, parameter in self.options.parameters(self.sizes).items():
             variable = None
             if parameter is not None:

@@ -2,53 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import InitVar
-
-import jax
-from flax import nnx
-
-from jaxnorm._core import axes as _axes
-from jaxnorm._core.axes import ArrayLike, Axes
-from jaxnorm._layers.activation import (
-    DynamicErfLayer,
-    DynamicTanhLayer,
-    EvoNormS0Layer,
-    GatedRMSNormLayer,
-    LayerScaleLayer,
-    PolyNormLayer,
-)
-from jaxnorm.nnx._base import (
-    AffineModule,
-    Initializer,
-    ParametricModule,
-    PlainNorm,
-    SizedModule,
-    module,
-)
+from jaxnorm._layers import activation
+from jaxnorm.nnx._base import Affine, Module, Sized, module
 
 
 @module
-class _Squash(AffineModule):
-    feature_axes: Axes = -1
-    alpha_init: InitVar[Initializer] = nnx.initializers.constant(0.5)
-
-    def __call__(
-        self, x: ArrayLike, *, gamma: ArrayLike | None = None, beta: ArrayLike | None = None
-    ) -> jax.Array:
-        """Squashes `x`; a gamma or beta given here replaces the module's own."""
-        x = _axes.check_input(x)
-        return self.options.apply(x, self._own(x, gamma=gamma, beta=beta))
-
-
-@module
-class DynamicTanh(_Squash):
+class DynamicTanh(activation.DynamicTanh, Affine):
     """A learned squashing in place of layer norm; see `jaxnorm.dynamic_tanh`.
-
-    The options that are not listed are those of `jaxnorm.linen.DynamicTanh`.
-
-    Attributes:
-      num_features: size of gamma and beta; sizes where they have several axes, ascending.
 
     Example:
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx
@@ -59,17 +19,10 @@ class DynamicTanh(_Squash):
     arXiv:2503.10622.
     """
 
-    technique = DynamicTanhLayer
-
 
 @module
-class DynamicErf(_Squash):
+class DynamicErf(activation.DynamicErf, Affine):
     """A learned squashing by the error function; see `jaxnorm.dynamic_erf`.
-
-    The options that are not listed are those of `jaxnorm.linen.DynamicErf`.
-
-    Attributes:
-      num_features: size of gamma and beta; sizes where they have several axes, ascending.
 
     Example:
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx
@@ -79,19 +32,10 @@ class DynamicErf(_Squash):
     Reference: Chen et al. 2025, Stronger Normalization-Free Transformers, arXiv:2512.10938.
     """
 
-    technique = DynamicErfLayer
-
-    shift_init: InitVar[Initializer] = nnx.initializers.zeros
-
 
 @module
-class LayerScale(SizedModule):
+class LayerScale(activation.LayerScale, Sized):
     """Scales the branches of a residual network by factors that start near zero: x * gamma.
-
-    The options that are not listed are those of `jaxnorm.linen.LayerScale`.
-
-    Attributes:
-      num_features: size of gamma; () with `feature_axes=()`, for one factor.
 
     Example:
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx
@@ -104,25 +48,10 @@ class LayerScale(SizedModule):
     Transformers, arXiv:2103.17239.
     """
 
-    technique = LayerScaleLayer
-
-    feature_axes: Axes = -1
-    gamma_init: InitVar[Initializer] = nnx.initializers.constant(1e-5)
-
-    def __call__(self, x: ArrayLike, *, gamma: ArrayLike | None = None) -> jax.Array:
-        """Scales `x`; a gamma given here replaces the module's own."""
-        x = _axes.check_input(x)
-        return self.options.apply(x, self._own(x, gamma=gamma))
-
 
 @module
-class PolyNorm(ParametricModule):
+class PolyNorm(activation.PolyNorm, Module):
     """A polynomial of normalized powers, in an activation's place; see `jaxnorm.poly_norm`.
-
-    The options that are not listed are those of `jaxnorm.linen.PolyNorm`.
-
-    Attributes:
-      reduction_axes: the axes pooled.
 
     Example:
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx
@@ -133,28 +62,10 @@ class PolyNorm(ParametricModule):
     Reference: Zhuo et al. 2024, Polynomial Composition Activations, arXiv:2411.03884.
     """
 
-    technique = PolyNormLayer
-
-    reduction_axes: Axes = -1
-    epsilon: float = 1e-6
-    weights_init: InitVar[Initializer] = nnx.initializers.constant(1 / 3)
-    use_bias: bool = True
-    bias_init: InitVar[Initializer] = nnx.initializers.ones
-
-    def __call__(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
-        """Applies the polynomial to `x`."""
-        x = _axes.check_input(x)
-        return self.options.apply(x, self._own(x), mask)
-
 
 @module
-class GatedRMSNorm(SizedModule):
+class GatedRMSNorm(activation.GatedRMSNorm, Sized):
     """RMS norm with a gate; see `jaxnorm.gated_rms_norm`. Called with the input and the gate.
-
-    The options that are not listed are those of `jaxnorm.linen.GatedRMSNorm`.
-
-    Attributes:
-      num_features: size of the features; sizes where they have several axes, ascending.
 
     Example:
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx
@@ -165,32 +76,10 @@ class GatedRMSNorm(SizedModule):
     Reference: Dao & Gu 2024, Transformers are SSMs (Mamba-2), arXiv:2405.21060.
     """
 
-    technique = GatedRMSNormLayer
-
-    group_size: int | None = None
-    norm_before_gate: bool = False
-    activation: Callable[[jax.Array], jax.Array] = jax.nn.silu
-    reduction_axes: Axes = -1
-    epsilon: float = 1e-5
-    use_gamma: bool = True
-    gamma_init: InitVar[Initializer] = nnx.initializers.ones
-
-    def __call__(
-        self, x: ArrayLike, gate: ArrayLike, *, gamma: ArrayLike | None = None
-    ) -> jax.Array:
-        """Normalizes `x`; a gamma given here replaces the module's own."""
-        x = _axes.check_input(x)
-        return self.options.apply(x, gate, self._own(x, gamma=gamma))
-
 
 @module
-class EvoNormS0(PlainNorm):
+class EvoNormS0(activation.EvoNormS0, Affine):
     """Group norm joined to an activation; see `jaxnorm.evo_norm_s0`.
-
-    The options that are not listed are those of `jaxnorm.linen.EvoNormS0`.
-
-    Attributes:
-      num_features: number of channels.
 
     Example:
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx
@@ -200,11 +89,3 @@ class EvoNormS0(PlainNorm):
     Reference: Liu, Brock, Simonyan & Le 2020, Evolving Normalization-Activation Layers,
     arXiv:2004.02967.
     """
-
-    technique = EvoNormS0Layer
-
-    epsilon: float = 1e-5
-    num_groups: int = 32
-    channel_axis: int = -1
-    use_v: bool = True
-    v_init: InitVar[Initializer] = nnx.initializers.ones

@@ -61,7 +61,7 @@ class TrackedInstanceNorm(nn.Module, kw_only=True):
         context = context_of(self, "TrackedInstanceNorm")
         evaluate = self.use_running_average if use_running_average is None else use_running_average
         decisions = Decisions.make(evaluate, None, "batch", "running", None, context.label)
-        first = running.first_moments(shape, x.dtype, counts=False)
+        first = running.init_moments(shape, x.dtype, counts=False)
         state = StateVariables(self, first)
         results = [
             self._normalize(x, source, state, gamma, beta, channel) for source in decisions.sources
