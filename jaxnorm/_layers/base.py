@@ -19,7 +19,7 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.flags import check_flag
-from jaxnorm._layers.call import NO_STATE, Call, Context, Params, State, StateInit
+from jaxnorm._layers.call import NO_STATE, Call, Context, Decisions, Params, State, StateInit
 
 Class = TypeVar("Class")
 Initializer = Callable[..., Any]  # of key, shape and dtype
@@ -274,3 +274,48 @@ class PositionNorm(ChannelLayer, PlainNorm):
         if axes is not None:
             axes = _axes.canonical_axes(axes, x.shape, "reduction_axes", allow_empty=True)
         return {**super()._arguments(x), "axis": axes}
+
+
+@options
+class RunningNorm(AffineLayer):
+    """Base of the norms that take the batch's statistics in training, and running ones after."""
+
+    epsilon: float = 1e-5
+    """added to the variances."""
+    use_running_average: bool | None = None
+    """evaluation or training; here or in the call, which wins."""
+    momentum: float | None = 0.99
+    """decay of the running statistics: new = momentum * old + (1 - momentum) * batch."""
+    unbiased: bool = True
+    """whether the running variance is unbiased (m / (m - 1))."""
+    axis_name: str | Sequence[str] | None = None
+    """mapped axes that the batch is pooled over as well."""
+
+    def __call__(
+        self,
+        x: ArrayLike,
+        *,
+        use_running_average: bool | jax.Array | None = None,
+        mask: ArrayLike | None = None,
+        gamma: ArrayLike | None = None,
+        beta: ArrayLike | None = None,
+    ) -> jax.Array:
+        """Normalizes `x`; a gamma or beta given here replaces the module's own."""
+        x, context = _axes.check_input(x), self._context()
+        evaluate = self.use_running_average if use_running_average is None else use_running_average
+        decisions = Decisions.of_mode(evaluate, context)
+        params = self._params(x, gamma=gamma, beta=beta)
+        state = self._read_state(self._init_state(x, context), x)
+        y, new = self._normalize(x, params, state, Call(context, mask, decisions))
+        self._write_state(new)
+        return y
+
+    def _init_state(self, x: jax.Array, context: Context) -> StateInit:
+        """Returns what the state starts at for inputs like `x`."""
+        raise NotImplementedError
+
+    def _normalize(
+        self, x: jax.Array, params: Params, state: State, call: Call
+    ) -> tuple[jax.Array, State | None]:
+        """Returns `x`, normalized, and the new state, of some of its arrays or all, if it moved."""
+        raise NotImplementedError

@@ -77,6 +77,11 @@ class Decisions(NamedTuple):
         return self.update is not False
 
     @classmethod
+    def of_mode(cls, evaluate: Any, context: Context) -> Decisions:
+        """Returns those of training by the batch and evaluation by running statistics."""
+        return cls.make(evaluate, None, "batch", "running", None, context.label)
+
+    @classmethod
     def make(
         cls,
         evaluate: Any,

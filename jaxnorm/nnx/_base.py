@@ -114,6 +114,7 @@ class Module(base.Layer, nnx.Module):
 
     only_to_make: ClassVar[tuple[str, ...]]  # the options that are not kept
     initializers: ClassVar[tuple[str, ...]]  # nor are these
+    kind: ClassVar[type[nnx.Variable]] = nnx.BatchStat  # of the state
     remedy: ClassVar[str | None] = None  # of a state that does not fit
 
     rngs: InitVar[nnx.Rngs | None] = None
@@ -135,7 +136,10 @@ class Module(base.Layer, nnx.Module):
                 value = draw(name, parameter.draw, rngs, self._label)
                 variable = nnx.Param(value, **given.get(f"{name}_metadata", NO_METADATA))
             setattr(self, self._stored_name(name), nnx.data(variable))
-        make_state(self, self._init_state_of(self._sizes, self._example_shape))
+        self._make_state(self._example_shape)
+
+    def _make_state(self, shape: tuple[int, ...] | None) -> None:
+        make_state(self, self._init_state_of(self._sizes, shape), self.kind)
 
     @property
     def _example_shape(self) -> tuple[int, ...] | None:
