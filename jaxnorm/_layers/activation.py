@@ -11,7 +11,8 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm._core.formula import apply_affine
 from jaxnorm._core.pool import widen
-from jaxnorm._layers.base import (
+from jaxnorm._layers.call import Call, Params, State
+from jaxnorm._layers.layer import (
     AffineLayer,
     ChannelLayer,
     Initializer,
@@ -20,7 +21,6 @@ from jaxnorm._layers.base import (
     PlainNorm,
     options,
 )
-from jaxnorm._layers.call import Call, Params, State
 from jaxnorm.functional import activation, evolved_example
 
 
@@ -50,7 +50,11 @@ class _Squash(AffineLayer):
 
 @options
 class DynamicTanh(_Squash):
-    """A learned squashing in place of layer norm; see `jaxnorm.dynamic_tanh`."""
+    """A learned squashing in place of layer norm; see `jaxnorm.dynamic_tanh`.
+
+    Reference: Zhu, Chen, He, LeCun & Liu 2025, Transformers without Normalization,
+    arXiv:2503.10622.
+    """
 
     alpha_init: Initializer = initializers.constant(0.5)
     """initializer of alpha, of rank 0. In language models the paper starts it higher in attention
@@ -63,7 +67,10 @@ class DynamicTanh(_Squash):
 
 @options
 class DynamicErf(_Squash):
-    """A learned squashing by the error function; see `jaxnorm.dynamic_erf`."""
+    """A learned squashing by the error function; see `jaxnorm.dynamic_erf`.
+
+    Reference: Chen et al. 2025, Stronger Normalization-Free Transformers, arXiv:2512.10938.
+    """
 
     shift_init: Initializer = initializers.zeros
     """initializer of the shift, of rank 0."""
@@ -78,7 +85,11 @@ class DynamicErf(_Squash):
 
 @options
 class LayerScale(ParametricLayer):
-    """Scales the branches of a residual network by factors that start near zero: x * gamma."""
+    """Scales the branches of a residual network by factors that start near zero: x * gamma.
+
+    Reference: Touvron, Cord, Sablayrolles, Synnaeve & Jégou 2021, Going Deeper with Image
+    Transformers, arXiv:2103.17239.
+    """
 
     feature_axes: Axes = -1
     """the axes that gamma varies along; none: one factor for all."""
@@ -102,7 +113,10 @@ class LayerScale(ParametricLayer):
 
 @options
 class PolyNorm(ParametricLayer):
-    """A polynomial of normalized powers, in an activation's place; see `jaxnorm.poly_norm`."""
+    """A polynomial of normalized powers, in an activation's place; see `jaxnorm.poly_norm`.
+
+    Reference: Zhuo et al. 2024, Polynomial Composition Activations, arXiv:2411.03884.
+    """
 
     reduction_axes: Axes = -1
     """the axes pooled."""
@@ -131,7 +145,10 @@ class PolyNorm(ParametricLayer):
 
 @options
 class GatedRMSNorm(ParametricLayer):
-    """RMS norm with a gate; see `jaxnorm.gated_rms_norm`."""
+    """RMS norm with a gate; see `jaxnorm.gated_rms_norm`.
+
+    Reference: Dao & Gu 2024, Transformers are SSMs (Mamba-2), arXiv:2405.21060.
+    """
 
     group_size: int | None = None
     """features of a group; default: all."""
@@ -174,7 +191,11 @@ class GatedRMSNorm(ParametricLayer):
 
 @options
 class EvoNormS0(ChannelLayer, PlainNorm):
-    """Group norm joined to an activation; see `jaxnorm.evo_norm_s0`."""
+    """Group norm joined to an activation; see `jaxnorm.evo_norm_s0`.
+
+    Reference: Liu, Brock, Simonyan & Le 2020, Evolving Normalization-Activation Layers,
+    arXiv:2004.02967.
+    """
 
     num_groups: int = 32
     """into how many groups the channels are divided."""

@@ -14,8 +14,8 @@ from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.formula import Options
 from jaxnorm._core.mesh import spec_of
 from jaxnorm._layers import banks, running, sources
-from jaxnorm._layers.base import AffineLayer, options
 from jaxnorm._layers.call import Call, Context, Decisions, Params, State, StateInit, placed_init
+from jaxnorm._layers.layer import AffineLayer, options
 from jaxnorm._layers.narrow import warn_if_narrow
 from jaxnorm._layers.sources import Limit, Statistics
 from jaxnorm.functional import _batch_core as core
@@ -24,7 +24,20 @@ from jaxnorm.functional.virtual import check_virtual
 
 @options
 class BatchNorm(AffineLayer):
-    """Batch normalization; see `jaxnorm.batch_norm` and `jaxnorm.standardize`."""
+    """Batch normalization; see `jaxnorm.batch_norm` and `jaxnorm.standardize`.
+
+    Each part of it can be decided by itself:
+
+    - which statistics normalize: `train_statistics` and `eval_statistics`, each "batch",
+      "running", "renorm" (`jaxnorm.batch_renorm`), or a number, the batch's weight in a mixture
+      with the running ones (`jaxnorm.blended_batch_norm`). Prediction by the batch is
+      `eval_statistics="batch"`; it needs no mutable statistics.
+    - whether the running ones are updated: `update_running`, by default in training only.
+    - `frozen`: the running ones normalize and nothing is updated, whatever the call says.
+
+    References: Ioffe & Szegedy 2015, Batch Normalization, arXiv:1502.03167; for the options, the
+    functions named.
+    """
 
     epsilon: float = 1e-5
     """added to the variance."""

@@ -13,7 +13,7 @@ from jax.nn import initializers
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, DTypeLike
 from jaxnorm._core.pool import compute_dtype, real_dtype
-from jaxnorm._layers.base import Initializer, Layer, options
+from jaxnorm._layers.layer import Initializer, Layer, options
 
 
 @options
@@ -26,7 +26,14 @@ class _OverNorm(Layer):
 
 @options
 class AdaptiveNorm(_OverNorm):
-    """Scale and shift from a condition: norm(x) * (1 + scale) + shift."""
+    """Scale and shift from a condition: norm(x) * (1 + scale) + shift.
+
+    A dense layer makes scale and shift, and with `gate` a gate for the branch that follows, in this
+    order, from the condition; it starts at zero, so that the norm starts without either. With layer
+    norm it is AdaLN and AdaLN-Zero, with group norm AdaGN; RMS norm does without the shift.
+
+    Reference: Peebles & Xie 2022, Scalable Diffusion Models with Transformers, arXiv:2212.09748.
+    """
 
     use_shift: bool = True
     """whether there is a shift."""
@@ -68,7 +75,11 @@ class AdaptiveNorm(_OverNorm):
 
 @options
 class SPADE(_OverNorm):
-    """Scale and shift for each position from a map: norm(x) * (1 + scale) + shift."""
+    """Scale and shift for each position from a map: norm(x) * (1 + scale) + shift.
+
+    Reference: Park, Liu, Wang & Zhu 2019, Semantic Image Synthesis with Spatially-Adaptive
+    Normalization, arXiv:1903.07291.
+    """
 
     hidden: int = 128
     """channels of the first convolution."""

@@ -8,8 +8,8 @@ import jax
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import Axes
-from jaxnorm._layers.base import MappedNorm, options
 from jaxnorm._layers.call import Call, Context, Params, State
+from jaxnorm._layers.layer import MappedNorm, options
 from jaxnorm.functional import feature
 
 
@@ -36,7 +36,12 @@ class _FeatureNorm(MappedNorm):
 
 @options
 class LayerNorm(_FeatureNorm):
-    """Layer normalization; see `jaxnorm.layer_norm`."""
+    """Layer normalization; see `jaxnorm.layer_norm`.
+
+    The same in training and at test time: it keeps no statistics.
+
+    Reference: Ba, Kiros & Hinton 2016, Layer Normalization, arXiv:1607.06450.
+    """
 
     gamma_offset: float = 0.0
     """added to gamma; give `gamma_init=jax.nn.initializers.zeros` with 1.0."""
@@ -49,7 +54,10 @@ class LayerNorm(_FeatureNorm):
 
 @options
 class RMSNorm(_FeatureNorm):
-    """Root mean square normalization; see `jaxnorm.rms_norm`."""
+    """Root mean square normalization; see `jaxnorm.rms_norm`.
+
+    Reference: Zhang & Sennrich 2019, Root Mean Square Layer Normalization, arXiv:1910.07467.
+    """
 
     use_beta: bool = False
     gamma_offset: float = 0.0

@@ -9,13 +9,16 @@ from jax.nn import initializers
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike
-from jaxnorm._layers.base import AffineLayer, Initializer, Parameters, options
+from jaxnorm._layers.layer import AffineLayer, Initializer, Parameters, options
 from jaxnorm.functional import graph
 
 
 @options
 class GraphNorm(AffineLayer):
-    """Normalization over the nodes of each graph; see `jaxnorm.graph_norm`."""
+    """Normalization over the nodes of each graph; see `jaxnorm.graph_norm`.
+
+    Reference: Cai, Luo, Xu, He, Liu & Wang 2020, GraphNorm, arXiv:2009.03294.
+    """
 
     num_segments: int = dataclasses.field()
     """how many graphs there can be."""

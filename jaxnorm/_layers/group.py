@@ -6,14 +6,17 @@ import functools
 
 import jax
 
-from jaxnorm._layers.base import MappedNorm, PositionNorm, options
 from jaxnorm._layers.call import Call, Context, Params, State
+from jaxnorm._layers.layer import MappedNorm, PositionNorm, options
 from jaxnorm.functional import group
 
 
 @options
 class GroupNorm(PositionNorm, MappedNorm):
-    """Group normalization; see `jaxnorm.group_norm`."""
+    """Group normalization; see `jaxnorm.group_norm`.
+
+    Reference: Wu & He 2018, Group Normalization, arXiv:1803.08494.
+    """
 
     num_groups: int | None = None
     """into how many groups the channels are divided; 32 if `group_size` is not given."""
@@ -29,7 +32,10 @@ class GroupNorm(PositionNorm, MappedNorm):
 
 @options
 class InstanceNorm(PositionNorm, MappedNorm):
-    """Instance normalization; see `jaxnorm.instance_norm`."""
+    """Instance normalization; see `jaxnorm.instance_norm`.
+
+    Reference: Ulyanov, Vedaldi & Lempitsky 2016, Instance Normalization, arXiv:1607.08022.
+    """
 
     def _normalize(self, x: jax.Array, params: Params, state: State, call: Call) -> jax.Array:
         arguments = {**self._arguments(x), **self._mapped(call.context)}

@@ -11,8 +11,8 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import Axes, DTypeLike
 from jaxnorm._core.moments import Moments
 from jaxnorm._layers import running, sources
-from jaxnorm._layers.base import ChannelLayer, Initializer, Parameters, RunningNorm, options
 from jaxnorm._layers.call import Call, Context, Params, State, StateInit
+from jaxnorm._layers.layer import ChannelLayer, Initializer, Parameters, RunningNorm, options
 from jaxnorm.functional import adaptive, evolved_batch
 
 
@@ -61,7 +61,11 @@ class _Mixture(RunningNorm):
 
 @options
 class EvoNormB0(_Mixture):
-    """Batch norm joined to an activation; see `jaxnorm.evo_norm_b0`."""
+    """Batch norm joined to an activation; see `jaxnorm.evo_norm_b0`.
+
+    Reference: Liu, Brock, Simonyan & Le 2020, Evolving Normalization-Activation Layers,
+    arXiv:2004.02967.
+    """
 
     reduction_axes: Axes | None = None
     """the axes pooled, the batch's first; default: all but the last."""
@@ -97,7 +101,11 @@ class EvoNormB0(_Mixture):
 
 @options
 class SwitchableNorm(ChannelLayer, _Mixture):
-    """A learned mixture of instance, layer and batch norm; see `jaxnorm.switchable_norm`."""
+    """A learned mixture of instance, layer and batch norm; see `jaxnorm.switchable_norm`.
+
+    Reference: Luo, Ren, Peng, Zhang & Li 2018, Differentiable Learning-to-Normalize via Switchable
+    Normalization, arXiv:1806.10779.
+    """
 
     weights_init: Initializer = initializers.ones
     """initializer of the parameters `mean_weights` and `var_weights`, in the order instance, layer,
@@ -119,7 +127,11 @@ class SwitchableNorm(ChannelLayer, _Mixture):
 
 @options
 class BatchInstanceNorm(ChannelLayer, _Mixture):
-    """A learned mixture of batch and instance norm's results; see `jaxnorm.batch_instance_norm`."""
+    """A learned mixture of batch and instance norm's results; see `jaxnorm.batch_instance_norm`.
+
+    Reference: Nam & Kim 2018, Batch-Instance Normalization for Adaptively Style-Invariant Neural
+    Networks, arXiv:1805.07925.
+    """
 
     rho_init: Initializer = initializers.ones
     """initializer of the parameter `rho`, the share of batch norm, limited to [0, 1]."""

@@ -15,8 +15,8 @@ from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.mesh import placed, spec_of
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import compute_dtype, real_dtype
-from jaxnorm._layers.base import Layer, options
 from jaxnorm._layers.call import Call, Decisions, Params, State, StateInit, placed_init
+from jaxnorm._layers.layer import Layer, options
 from jaxnorm.functional.inverse import unstandardize
 from jaxnorm.functional.merge import merge_moments
 from jaxnorm.functional.moments import moments
@@ -28,7 +28,11 @@ NAMES = ("population_mean", "population_var", "population_count")
 
 @options
 class InputNorm(Layer):
-    """Normalization of raw inputs by the moments of all that were ever seen."""
+    """Normalization of raw inputs by the moments of all that were ever seen.
+
+    Reference: Chan, Golub & LeVeque 1979, Updating Formulae and a Pairwise Algorithm for Computing
+    Sample Variances.
+    """
 
     use_running_average: bool | None = None
     """evaluation or training; here or in the call, which wins."""

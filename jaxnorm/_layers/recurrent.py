@@ -13,7 +13,7 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, DTypeLike
 from jaxnorm._core.mesh import placed, spec_of, undivided
 from jaxnorm._core.pool import compute_dtype
-from jaxnorm._layers.base import Initializer, Layer, options
+from jaxnorm._layers.layer import Initializer, Layer, options
 
 Activation = Callable[[jax.Array], jax.Array]
 LSTMCarry = tuple[jax.Array, jax.Array]
@@ -67,7 +67,18 @@ class _Cell(Layer):
 
 @options
 class LSTM(_Cell):
-    """A long short-term memory cell."""
+    """A long short-term memory cell.
+
+    (f; i; o; g) = LN(W_h h) + LN(W_x x) + b, c' = sigmoid(f) c + sigmoid(i) tanh(g) and
+    h' = sigmoid(o) tanh(LN(c')). Each LN has its own gamma and beta, and its statistics are those
+    of one example at one time step: over all four gates together, and over the cell.
+
+    Parameters: `hidden/kernel` (W_h) and `input/kernel` (W_x), the gates in the order above,
+    `norm_hidden`, `norm_input` and `norm_cell` with gamma and beta, and `bias`.
+
+    Reference: Ba, Kiros & Hinton 2016, Layer Normalization, arXiv:1607.06450, supplementary
+    material.
+    """
 
     bias_init: Initializer = initializers.zeros
     """initializer of b."""
@@ -103,7 +114,19 @@ class LSTM(_Cell):
 
 @options
 class GRU(_Cell):
-    """A gated recurrent unit."""
+    """A gated recurrent unit.
+
+    (z; r) = LN(W_h h) + LN(W_x x), n = tanh(LN(W x) + sigmoid(r) LN(U h)) and
+    h' = (1 - sigmoid(z)) h + sigmoid(z) n. Each LN has its own gamma and beta, and its statistics
+    are those of one example at one time step: over both gates together, and over the candidate.
+
+    Parameters: `hidden/kernel` (W_h and U side by side) and `input/kernel` (W_x and W);
+    `norm_hidden` and `norm_input` of the gates, `norm_candidate_hidden` and
+    `norm_candidate_input`, each with gamma and beta.
+
+    Reference: Ba, Kiros & Hinton 2016, Layer Normalization, arXiv:1607.06450, supplementary
+    material. The update gate weighs the candidate; in Flax's `GRUCell` it weighs the old state.
+    """
 
     activation_fn: Activation = jnp.tanh
     """activation of the candidate."""

@@ -11,7 +11,8 @@ from jax.nn import initializers
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
-from jaxnorm._layers.base import (
+from jaxnorm._layers.call import Call, Params, State
+from jaxnorm._layers.layer import (
     Initializer,
     Layer,
     Parameters,
@@ -20,13 +21,15 @@ from jaxnorm._layers.base import (
     PositionNorm,
     options,
 )
-from jaxnorm._layers.call import Call, Params, State
 from jaxnorm.functional import local, response
 
 
 @options
 class ScaleNorm(ParametricLayer):
-    """Vectors of a learned length, one for all; see `jaxnorm.lp_norm`."""
+    """Vectors of a learned length, one for all; see `jaxnorm.lp_norm`.
+
+    Reference: Nguyen & Salazar 2019, Transformers without Tears, arXiv:1910.05895.
+    """
 
     reduction_axes: Axes = -1
     """the axes of the vectors."""
@@ -56,7 +59,11 @@ class ScaleNorm(ParametricLayer):
 
 @options
 class LocalResponseNorm(Layer):
-    """Local response normalization over channels; see `jaxnorm.local_response_norm`."""
+    """Local response normalization over channels; see `jaxnorm.local_response_norm`.
+
+    Reference: Krizhevsky, Sutskever & Hinton 2012, ImageNet Classification with Deep Convolutional
+    Neural Networks.
+    """
 
     size: int = dataclasses.field()
     """channels in a window."""
@@ -81,7 +88,11 @@ class LocalResponseNorm(Layer):
 
 @options
 class DivisiveNorm(PlainNorm):
-    """Divisive normalization by the elements nearby; see `jaxnorm.divisive_norm`."""
+    """Divisive normalization by the elements nearby; see `jaxnorm.divisive_norm`.
+
+    Reference: Ren, Liao, Urtasun, Sinz & Zemel 2016, Normalizing the Normalizers,
+    arXiv:1611.04520.
+    """
 
     window: int | Sequence[int] = dataclasses.field()
     """how long windows are along each of `reduction_axes`, odd; or one size for all."""
@@ -106,7 +117,10 @@ class DivisiveNorm(PlainNorm):
 
 @options
 class FilterResponseNorm(PositionNorm):
-    """Filter response normalization; see `jaxnorm.filter_response_norm`."""
+    """Filter response normalization; see `jaxnorm.filter_response_norm`.
+
+    Reference: Singh & Krishnan 2019, Filter Response Normalization Layer, arXiv:1911.09737.
+    """
 
     epsilon: float = 1e-6
     """added to the mean square."""
@@ -135,7 +149,10 @@ class FilterResponseNorm(PositionNorm):
 
 @options
 class GlobalResponseNorm(PositionNorm):
-    """Global response normalization; see `jaxnorm.global_response_norm`."""
+    """Global response normalization; see `jaxnorm.global_response_norm`.
+
+    Reference: Woo et al. 2023, ConvNeXt V2, arXiv:2301.00808.
+    """
 
     epsilon: float = 1e-6
     """added to the mean length of the channels."""

@@ -9,8 +9,8 @@ from jax.nn import initializers
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike
 from jaxnorm._core.moments import Moments
-from jaxnorm._layers.base import AffineLayer, Initializer, options
 from jaxnorm._layers.call import Params
+from jaxnorm._layers.layer import AffineLayer, Initializer, options
 from jaxnorm.functional.inverse import unstandardize
 from jaxnorm.functional.moments import moments
 from jaxnorm.functional.standardize import standardize
@@ -23,7 +23,11 @@ _NEEDED = (
 
 @options
 class RevIN(AffineLayer):
-    """Reversible instance normalization of time series: each by its own statistics, and back."""
+    """Reversible instance normalization of time series: each by its own statistics, and back.
+
+    Reference: Kim et al. 2022, Reversible Instance Normalization for Accurate Time-Series
+    Forecasting against Distribution Shift (ICLR).
+    """
 
     time_axis: int = 1
     """the axis of the times; variables are on the last."""

@@ -8,14 +8,18 @@ from typing import Any
 import jax
 
 from jaxnorm._core.axes import ArrayLike
-from jaxnorm._layers.base import ParametricLayer, options
+from jaxnorm._layers.layer import ParametricLayer, options
 
 Norm = Callable[..., jax.Array]  # of the input and options of its call
 
 
 @options
 class BatchChannelNorm(ParametricLayer):
-    """Batch norm, then group norm of its result, each with gamma and beta of its own."""
+    """Batch norm, then group norm of its result, each with gamma and beta of its own.
+
+    Reference: Qiao, Wang, Liu, Shen & Yuille 2019, Micro-Batch Training with Batch-Channel
+    Normalization and Weight Standardization, arXiv:1903.10520.
+    """
 
     use_running_average: bool | None = None
     """evaluation or training; here or in the call, which wins."""

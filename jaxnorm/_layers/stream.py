@@ -11,14 +11,17 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import compute_dtype, real_dtype
-from jaxnorm._layers.base import AffineLayer, options
 from jaxnorm._layers.call import Call, Params, State, StateInit
+from jaxnorm._layers.layer import AffineLayer, options
 from jaxnorm.functional import sequence
 
 
 @options
 class CumulativeNorm(AffineLayer):
-    """Normalization by all steps up to each; see `jaxnorm.cumulative_norm`."""
+    """Normalization by all steps up to each; see `jaxnorm.cumulative_norm`.
+
+    Reference: Luo & Mesgarani 2018, Conv-TasNet, arXiv:1809.07454.
+    """
 
     epsilon: float = 1e-6
     """added to the variances."""

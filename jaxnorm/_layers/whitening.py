@@ -13,8 +13,8 @@ from jaxnorm._core.axes import Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.mesh import spec_of
 from jaxnorm._core.pool import compute_dtype, real_dtype
-from jaxnorm._layers.base import RunningNorm, options
 from jaxnorm._layers.call import Call, Context, Params, State, StateInit, placed_init
+from jaxnorm._layers.layer import RunningNorm, options
 from jaxnorm._layers.narrow import warn_if_narrow
 from jaxnorm.functional import whitening
 from jaxnorm.functional._layout import Layout, check_layout
@@ -23,7 +23,11 @@ from jaxnorm.functional.whitening import Method, Whitening
 
 @options
 class DecorrelatedBatchNorm(RunningNorm):
-    """Batch normalization that removes the correlations between units; see `jaxnorm.whiten`."""
+    """Batch normalization that removes the correlations between units; see `jaxnorm.whiten`.
+
+    References: Huang, Yang, Lang & Deng 2018, Decorrelated Batch Normalization, arXiv:1804.08450;
+    iterative: Huang, Zhou, Zhu, Liu & Shao 2019, Iterative Normalization, arXiv:1904.03441.
+    """
 
     use_running_average: bool | None = None
     """evaluation or training; here or in the call, which wins. A traced boolean computes both."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 
 from jaxnorm._layers import activation
-from jaxnorm._layers.base import documented
+from jaxnorm._layers.layer import documented
 from jaxnorm.linen._base import Module
 
 
@@ -19,9 +19,6 @@ class DynamicTanh(activation.DynamicTanh, Module, kw_only=True):
       >>> norm = jnn.DynamicTanh()
       >>> norm.apply(norm.init(jax.random.key(0), x), x).tolist()
       [[0.0, 1.0, -1.0]]
-
-    Reference: Zhu, Chen, He, LeCun & Liu 2025, Transformers without Normalization,
-    arXiv:2503.10622.
     """
 
     __call__ = nn.compact(activation.DynamicTanh.__call__)
@@ -37,8 +34,6 @@ class DynamicErf(activation.DynamicErf, Module, kw_only=True):
       >>> norm = jnn.DynamicErf()
       >>> norm.apply(norm.init(jax.random.key(0), x), x).round(3).tolist()
       [[0.0, 1.0, -1.0]]
-
-    Reference: Chen et al. 2025, Stronger Normalization-Free Transformers, arXiv:2512.10938.
     """
 
     __call__ = nn.compact(activation.DynamicErf.__call__)
@@ -56,9 +51,6 @@ class LayerScale(activation.LayerScale, Module, kw_only=True):
       >>> scale = jnn.LayerScale(gamma_init=nn.initializers.constant(0.5))
       >>> scale.apply(scale.init(jax.random.key(0), x), x).tolist()
       [[1.0, 2.0]]
-
-    Reference: Touvron, Cord, Sablayrolles, Synnaeve & Jégou 2021, Going Deeper with Image
-    Transformers, arXiv:2103.17239.
     """
 
     __call__ = nn.compact(activation.LayerScale.__call__)
@@ -74,8 +66,6 @@ class PolyNorm(activation.PolyNorm, Module, kw_only=True):
       >>> norm = jnn.PolyNorm(epsilon=0.0, use_bias=False)
       >>> norm.apply(norm.init(jax.random.key(0), x), x).round(3).tolist()
       [[1.0, -0.3330000042915344, 1.0, -0.3330000042915344]]
-
-    Reference: Zhuo et al. 2024, Polynomial Composition Activations, arXiv:2411.03884.
     """
 
     __call__ = nn.compact(activation.PolyNorm.__call__)
@@ -91,8 +81,6 @@ class GatedRMSNorm(activation.GatedRMSNorm, Module, kw_only=True):
       >>> norm = jnn.GatedRMSNorm(epsilon=0.0)
       >>> norm.apply(norm.init(jax.random.key(0), x, gate), x, gate).round(3).tolist()
       [[1.0, -1.0]]
-
-    Reference: Dao & Gu 2024, Transformers are SSMs (Mamba-2), arXiv:2405.21060.
     """
 
     __call__ = nn.compact(activation.GatedRMSNorm.__call__)
@@ -108,9 +96,6 @@ class EvoNormS0(activation.EvoNormS0, Module, kw_only=True):
       >>> norm = jnn.EvoNormS0(num_groups=1)
       >>> norm.apply(norm.init(jax.random.key(0), x), x).tolist()
       [[0.0, 1.0]]
-
-    Reference: Liu, Brock, Simonyan & Le 2020, Evolving Normalization-Activation Layers,
-    arXiv:2004.02967.
     """
 
     __call__ = nn.compact(activation.EvoNormS0.__call__)

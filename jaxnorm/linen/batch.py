@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 
 from jaxnorm._layers import batch
-from jaxnorm._layers.base import documented
+from jaxnorm._layers.layer import documented
 from jaxnorm.linen._base import Module
 
 
@@ -16,15 +16,7 @@ class BatchNorm(batch.BatchNorm, Module, kw_only=True):
     In training (`use_running_average=False`) the batch's statistics normalize, and the running
     mean and variance in the collection `batch_stats` move towards them: apply with
     `mutable=["batch_stats"]`. In evaluation (`use_running_average=True`) the running ones
-    normalize and nothing changes. That is the plain Flax way; each part of it can be decided by
-    itself:
-
-    - which statistics normalize: `train_statistics` and `eval_statistics`, each "batch",
-      "running", "renorm" (`jaxnorm.batch_renorm`), or a number, the batch's weight in a mixture
-      with the running ones (`jaxnorm.blended_batch_norm`). Prediction by the batch is
-      `eval_statistics="batch"`; it needs no mutable `batch_stats`.
-    - whether the running ones are updated: `update_running`, by default in training only.
-    - `frozen`: the running ones normalize and nothing is updated, whatever the call says.
+    normalize and nothing changes.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnn
@@ -35,9 +27,6 @@ class BatchNorm(batch.BatchNorm, Module, kw_only=True):
       ...     variables, x, use_running_average=False, mutable=["batch_stats"])
       >>> y.round(3).tolist(), updates["batch_stats"]["mean"].tolist()
       ([[-1.0, -1.0], [1.0, 1.0]], [1.0, 10.0])
-
-    References: Ioffe & Szegedy 2015, Batch Normalization, arXiv:1502.03167; for the options, the
-    functions named.
     """
 
     __call__ = nn.compact(batch.BatchNorm.__call__)

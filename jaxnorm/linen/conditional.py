@@ -6,17 +6,13 @@ import flax.linen as nn
 import jax
 
 from jaxnorm._layers import conditional
-from jaxnorm._layers.base import documented
+from jaxnorm._layers.layer import documented
 from jaxnorm.linen._base import Module
 
 
 @documented
 class AdaptiveNorm(conditional.AdaptiveNorm, Module, kw_only=True):
     """Scale and shift from a condition: norm(x) * (1 + scale) + shift.
-
-    A dense layer makes scale and shift, and with `gate` a gate for the branch that follows, in this
-    order, from the condition; it starts at zero, so that the norm starts without either. With layer
-    norm it is AdaLN and AdaLN-Zero, with group norm AdaGN; RMS norm does without the shift.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnn
@@ -26,8 +22,6 @@ class AdaptiveNorm(conditional.AdaptiveNorm, Module, kw_only=True):
       >>> y, gate = norm.apply(variables, x, condition)
       >>> y.tolist(), gate.tolist(), variables["params"]["condition"]["kernel"].shape
       ([[[-1.0, 1.0]]], [[[0.0, 0.0]]], (3, 6))
-
-    Reference: Peebles & Xie 2022, Scalable Diffusion Models with Transformers, arXiv:2212.09748.
     """
 
     __call__ = nn.compact(conditional.AdaptiveNorm.__call__)
@@ -60,9 +54,6 @@ class SPADE(conditional.SPADE, Module, kw_only=True):
       >>> variables = norm.init(jax.random.key(0), x, segmentation)
       >>> norm.apply(variables, x, segmentation).shape, sorted(variables["params"])
       ((1, 4, 4, 2), ['hidden_map', 'scale', 'shift'])
-
-    Reference: Park, Liu, Wang & Zhu 2019, Semantic Image Synthesis with Spatially-Adaptive
-    Normalization, arXiv:1903.07291.
     """
 
     __call__ = nn.compact(conditional.SPADE.__call__)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import flax.linen as nn
 
 from jaxnorm._layers import feature
-from jaxnorm._layers.base import documented
+from jaxnorm._layers.layer import documented
 from jaxnorm.linen._base import Module
 
 
 @documented
 class LayerNorm(feature.LayerNorm, Module, kw_only=True):
     """Layer normalization; see `jaxnorm.layer_norm`.
-
-    The same in training and at test time: it keeps no statistics.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnn
@@ -22,8 +20,6 @@ class LayerNorm(feature.LayerNorm, Module, kw_only=True):
       >>> variables = norm.init(jax.random.key(0), x)
       >>> norm.apply(variables, x).tolist()
       [[-1.0, 1.0], [-1.0, 1.0]]
-
-    Reference: Ba, Kiros & Hinton 2016, Layer Normalization, arXiv:1607.06450.
     """
 
     __call__ = nn.compact(feature.LayerNorm.__call__)
@@ -40,8 +36,6 @@ class RMSNorm(feature.RMSNorm, Module, kw_only=True):
       >>> variables = norm.init(jax.random.key(0), x)
       >>> norm.apply(variables, x).tolist()
       [[1.0, 1.0], [0.0, 0.0]]
-
-    Reference: Zhang & Sennrich 2019, Root Mean Square Layer Normalization, arXiv:1910.07467.
     """
 
     __call__ = nn.compact(feature.RMSNorm.__call__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 
 from jaxnorm._layers import graph
-from jaxnorm._layers.base import documented
+from jaxnorm._layers.layer import documented
 from jaxnorm.linen._base import Module
 
 
@@ -19,8 +19,6 @@ class GraphNorm(graph.GraphNorm, Module, kw_only=True):
       >>> norm = jnn.GraphNorm(num_segments=2, epsilon=0.0)
       >>> norm.apply(norm.init(jax.random.key(0), x, graphs), x, graphs).tolist()
       [[-1.0], [-1.0], [1.0], [1.0]]
-
-    Reference: Cai, Luo, Xu, He, Liu & Wang 2020, GraphNorm, arXiv:2009.03294.
     """
 
     __call__ = nn.compact(graph.GraphNorm.__call__)

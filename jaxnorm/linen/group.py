@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 
 from jaxnorm._layers import group
-from jaxnorm._layers.base import documented
+from jaxnorm._layers.layer import documented
 from jaxnorm.linen._base import Module
 
 
@@ -20,8 +20,6 @@ class GroupNorm(group.GroupNorm, Module, kw_only=True):
       >>> variables = norm.init(jax.random.key(0), x)
       >>> norm.apply(variables, x).tolist()
       [[-1.0, 1.0, -1.0, 1.0]]
-
-    Reference: Wu & He 2018, Group Normalization, arXiv:1803.08494.
     """
 
     __call__ = nn.compact(group.GroupNorm.__call__)
@@ -38,8 +36,6 @@ class InstanceNorm(group.InstanceNorm, Module, kw_only=True):
       >>> variables = norm.init(jax.random.key(0), x)
       >>> norm.apply(variables, x).tolist()
       [[[-1.0, -1.0], [1.0, 1.0]]]
-
-    Reference: Ulyanov, Vedaldi & Lempitsky 2016, Instance Normalization, arXiv:1607.08022.
     """
 
     __call__ = nn.compact(group.InstanceNorm.__call__)

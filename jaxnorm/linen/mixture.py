@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 
 from jaxnorm._layers import mixture, stacked
-from jaxnorm._layers.base import documented
+from jaxnorm._layers.layer import documented
 from jaxnorm.linen._base import Module
 from jaxnorm.linen.batch import BatchNorm
 from jaxnorm.linen.group import GroupNorm
@@ -26,9 +26,6 @@ class EvoNormB0(mixture.EvoNormB0, Module, kw_only=True):
       >>> y, _ = norm.apply(variables, x, mutable=["batch_stats"])
       >>> y.tolist()
       [[[-1.0], [0.5]], [[-1.0], [0.5]]]
-
-    Reference: Liu, Brock, Simonyan & Le 2020, Evolving Normalization-Activation Layers,
-    arXiv:2004.02967.
     """
 
     __call__ = nn.compact(mixture.EvoNormB0.__call__)
@@ -49,9 +46,6 @@ class SwitchableNorm(mixture.SwitchableNorm, Module, kw_only=True):
       >>> y, updates = norm.apply(variables, x, mutable=["batch_stats"])
       >>> y.round(3).tolist()
       [[[-1.0], [1.0]], [[-1.0], [1.0]]]
-
-    Reference: Luo, Ren, Peng, Zhang & Li 2018, Differentiable Learning-to-Normalize via Switchable
-    Normalization, arXiv:1806.10779.
     """
 
     __call__ = nn.compact(mixture.SwitchableNorm.__call__)
@@ -72,9 +66,6 @@ class BatchInstanceNorm(mixture.BatchInstanceNorm, Module, kw_only=True):
       >>> y, _ = norm.apply(variables, x, mutable=["batch_stats"])
       >>> y.round(3).tolist()
       [[[-1.0], [-1.0]], [[1.0], [1.0]]]
-
-    Reference: Nam & Kim 2018, Batch-Instance Normalization for Adaptively Style-Invariant Neural
-    Networks, arXiv:1805.07925.
     """
 
     __call__ = nn.compact(mixture.BatchInstanceNorm.__call__)
@@ -94,9 +85,6 @@ class BatchChannelNorm(stacked.BatchChannelNorm, Module, kw_only=True):
       >>> variables = norm.init(jax.random.key(0), x, use_running_average=True)
       >>> sorted(variables["params"])
       ['batch', 'channel']
-
-    Reference: Qiao, Wang, Liu, Shen & Yuille 2019, Micro-Batch Training with Batch-Channel
-    Normalization and Weight Standardization, arXiv:1903.10520.
     """
 
     __call__ = nn.compact(stacked.BatchChannelNorm.__call__)

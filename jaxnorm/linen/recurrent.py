@@ -9,7 +9,7 @@ import jax
 
 from jaxnorm._core.pool import compute_dtype
 from jaxnorm._layers import recurrent
-from jaxnorm._layers.base import Initializer, documented
+from jaxnorm._layers.layer import Initializer, documented
 from jaxnorm._layers.recurrent import for_each_gate
 from jaxnorm.linen._base import Module
 from jaxnorm.linen.feature import LayerNorm
@@ -46,13 +46,6 @@ class _Cell(recurrent._Cell, Module, nn.RNNCellBase, kw_only=True):
 class LayerNormLSTMCell(recurrent.LSTM, _Cell, kw_only=True):
     """A long short-term memory cell with layer norm, to be used in `flax.linen.RNN`.
 
-    (f; i; o; g) = LN(W_h h) + LN(W_x x) + b, c' = sigmoid(f) c + sigmoid(i) tanh(g) and
-    h' = sigmoid(o) tanh(LN(c')). Each LN has its own gamma and beta, and its statistics are those
-    of one example at one time step: over all four gates together, and over the cell.
-
-    Parameters: `hidden/kernel` (W_h) and `input/kernel` (W_x), the gates in the order above,
-    `norm_hidden`, `norm_input` and `norm_cell` with gamma and beta, and `bias`.
-
     On a mesh with explicit axes give `flax.linen.RNN` an `initial_carry` that lies where the inputs
     do: it makes a first carry from their shape alone.
 
@@ -63,9 +56,6 @@ class LayerNormLSTMCell(recurrent.LSTM, _Cell, kw_only=True):
       >>> y, variables = rnn.init_with_output(jax.random.key(0), x, seq_lengths=jnp.array([5, 2]))
       >>> y.shape, variables["params"]["cell"]["norm_input"]["gamma"].shape
       ((2, 5, 4), (16,))
-
-    Reference: Ba, Kiros & Hinton 2016, Layer Normalization, arXiv:1607.06450, supplementary
-    material.
     """
 
     gates: ClassVar[int] = 4
@@ -86,14 +76,6 @@ class LayerNormLSTMCell(recurrent.LSTM, _Cell, kw_only=True):
 class LayerNormGRUCell(recurrent.GRU, _Cell, kw_only=True):
     """A gated recurrent unit with layer norm, to be used in `flax.linen.RNN`.
 
-    (z; r) = LN(W_h h) + LN(W_x x), n = tanh(LN(W x) + sigmoid(r) LN(U h)) and
-    h' = (1 - sigmoid(z)) h + sigmoid(z) n. Each LN has its own gamma and beta, and its statistics
-    are those of one example at one time step: over both gates together, and over the candidate.
-
-    Parameters: `hidden/kernel` (W_h and U side by side) and `input/kernel` (W_x and W);
-    `norm_hidden` and `norm_input` of the gates, `norm_candidate_hidden` and
-    `norm_candidate_input`, each with gamma and beta.
-
     On a mesh with explicit axes give `flax.linen.RNN` an `initial_carry` that lies where the inputs
     do: it makes a first carry from their shape alone.
 
@@ -104,9 +86,6 @@ class LayerNormGRUCell(recurrent.GRU, _Cell, kw_only=True):
       >>> y, variables = rnn.init_with_output(jax.random.key(0), x)
       >>> y.shape
       (2, 5, 8)
-
-    Reference: Ba, Kiros & Hinton 2016, Layer Normalization, arXiv:1607.06450, supplementary
-    material. The update gate weighs the candidate; in `flax.linen.GRUCell` it weighs the old state.
     """
 
     gates: ClassVar[int] = 3

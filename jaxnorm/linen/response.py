@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 
 from jaxnorm._layers import response
-from jaxnorm._layers.base import documented
+from jaxnorm._layers.layer import documented
 from jaxnorm.linen._base import Module
 
 
@@ -22,8 +22,6 @@ class ScaleNorm(response.ScaleNorm, Module, kw_only=True):
       2.0
       >>> norm.apply(variables, x).round(3).tolist()
       [[1.2000000476837158, 0.0, 0.0, 1.600000023841858]]
-
-    Reference: Nguyen & Salazar 2019, Transformers without Tears, arXiv:1910.05895.
     """
 
     __call__ = nn.compact(response.ScaleNorm.__call__)
@@ -38,9 +36,6 @@ class LocalResponseNorm(response.LocalResponseNorm, Module, kw_only=True):
       >>> norm = jnn.LocalResponseNorm(size=3, alpha=3.0, beta=1.0, k=1.0)
       >>> norm.apply({}, jnp.array([1., 0., 1.])).tolist()
       [0.5, 0.0, 0.5]
-
-    Reference: Krizhevsky, Sutskever & Hinton 2012, ImageNet Classification with Deep Convolutional
-    Neural Networks.
     """
 
     __call__ = nn.compact(response.LocalResponseNorm.__call__)
@@ -59,9 +54,6 @@ class DivisiveNorm(response.DivisiveNorm, Module, kw_only=True):
       >>> variables = norm.init(jax.random.key(0), x)
       >>> norm.apply(variables, x).round(3).tolist()
       [[[-0.7070000171661377], [0.7070000171661377]]]
-
-    Reference: Ren, Liao, Urtasun, Sinz & Zemel 2016, Normalizing the Normalizers,
-    arXiv:1611.04520.
     """
 
     __call__ = nn.compact(response.DivisiveNorm.__call__)
@@ -78,8 +70,6 @@ class FilterResponseNorm(response.FilterResponseNorm, Module, kw_only=True):
       >>> variables = norm.init(jax.random.key(0), x)
       >>> norm.apply(variables, x).tolist()
       [[[1.0], [0.0]]]
-
-    Reference: Singh & Krishnan 2019, Filter Response Normalization Layer, arXiv:1911.09737.
     """
 
     __call__ = nn.compact(response.FilterResponseNorm.__call__)
@@ -96,8 +86,6 @@ class GlobalResponseNorm(response.GlobalResponseNorm, Module, kw_only=True):
       >>> variables = norm.init(jax.random.key(0), x)
       >>> norm.apply(variables, x).tolist()
       [[[3.0, 0.0], [4.0, 15.0]]]
-
-    Reference: Woo et al. 2023, ConvNeXt V2, arXiv:2301.00808.
     """
 
     __call__ = nn.compact(response.GlobalResponseNorm.__call__)

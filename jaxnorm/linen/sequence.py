@@ -7,7 +7,7 @@ from typing import ClassVar
 import flax.linen as nn
 
 from jaxnorm._layers import stream
-from jaxnorm._layers.base import documented
+from jaxnorm._layers.layer import documented
 from jaxnorm.linen._base import Module
 
 
@@ -29,10 +29,8 @@ class CumulativeNorm(stream.CumulativeNorm, Module, kw_only=True):
       ...     variables = {**variables, **new}
       >>> y.tolist(), variables["cache"]["count"].tolist()
       ([[[1.0, -1.0]]], [4.0])
-
-    Reference: Luo & Mesgarani 2018, Conv-TasNet, arXiv:1809.07454.
     """
 
-    collection: ClassVar[str] = "cache"
+    _collection: ClassVar[str] = "cache"
 
     __call__ = nn.compact(stream.CumulativeNorm.__call__)

@@ -8,8 +8,8 @@ import jax
 from jaxnorm._core.axes import ArrayLike
 from jaxnorm._core.moments import Moments
 from jaxnorm._layers import population, reversible
-from jaxnorm._layers.base import documented
 from jaxnorm._layers.call import Params, State, StateInit
+from jaxnorm._layers.layer import documented
 from jaxnorm.linen._base import Module
 
 
@@ -40,9 +40,6 @@ class RevIN(reversible.RevIN, Module, kw_only=True):
       >>> model = LastValue()
       >>> model.apply(model.init(jax.random.key(0), x), x).tolist()
       [[[30.0]]]
-
-    Reference: Kim et al. 2022, Reversible Instance Normalization for Accurate Time-Series
-    Forecasting against Distribution Shift (ICLR).
     """
 
     def setup(self):
@@ -84,9 +81,6 @@ class InputNorm(population.InputNorm, Module, kw_only=True):
       ...     y, variables = norm.apply(variables, x, mutable=["batch_stats"])
       >>> variables["batch_stats"]["population_mean"].tolist()
       [25.0]
-
-    Reference: Chan, Golub & LeVeque 1979, Updating Formulae and a Pairwise Algorithm for Computing
-    Sample Variances.
     """
 
     __call__ = population.InputNorm.__call__

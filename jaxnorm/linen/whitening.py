@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 
 from jaxnorm._layers import whitening
-from jaxnorm._layers.base import documented
+from jaxnorm._layers.layer import documented
 from jaxnorm.linen._base import Module
 
 
@@ -29,9 +29,6 @@ class DecorrelatedBatchNorm(whitening.DecorrelatedBatchNorm, Module, kw_only=Tru
       True
       >>> jax.tree.map(jnp.shape, updates["batch_stats"])
       {'mean': (2,), 'projection': (1, 2, 2)}
-
-    References: Huang, Yang, Lang & Deng 2018, Decorrelated Batch Normalization, arXiv:1804.08450;
-    iterative: Huang, Zhou, Zhu, Liu & Shao 2019, Iterative Normalization, arXiv:1904.03441.
     """
 
     __call__ = nn.compact(whitening.DecorrelatedBatchNorm.__call__)

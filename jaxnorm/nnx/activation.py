@@ -14,9 +14,6 @@ class DynamicTanh(activation.DynamicTanh, Affine):
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx
       >>> jnx.DynamicTanh(3)(jnp.array([[0., 100., -100.]])).tolist()
       [[0.0, 1.0, -1.0]]
-
-    Reference: Zhu, Chen, He, LeCun & Liu 2025, Transformers without Normalization,
-    arXiv:2503.10622.
     """
 
 
@@ -28,8 +25,6 @@ class DynamicErf(activation.DynamicErf, Affine):
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx
       >>> jnx.DynamicErf(3)(jnp.array([[0., 100., -100.]])).round(3).tolist()
       [[0.0, 1.0, -1.0]]
-
-    Reference: Chen et al. 2025, Stronger Normalization-Free Transformers, arXiv:2512.10938.
     """
 
 
@@ -43,9 +38,6 @@ class LayerScale(activation.LayerScale, Sized):
       >>> scale = jnx.LayerScale(2, gamma_init=nnx.initializers.constant(0.5))
       >>> scale(jnp.array([[2., 4.]])).tolist()
       [[1.0, 2.0]]
-
-    Reference: Touvron, Cord, Sablayrolles, Synnaeve & Jégou 2021, Going Deeper with Image
-    Transformers, arXiv:2103.17239.
     """
 
 
@@ -58,8 +50,6 @@ class PolyNorm(activation.PolyNorm, Module):
       >>> norm = jnx.PolyNorm(epsilon=0.0, use_bias=False)
       >>> norm(jnp.array([[1., -1., 1., -1.]])).round(3).tolist()
       [[1.0, -0.3330000042915344, 1.0, -0.3330000042915344]]
-
-    Reference: Zhuo et al. 2024, Polynomial Composition Activations, arXiv:2411.03884.
     """
 
 
@@ -72,8 +62,6 @@ class GatedRMSNorm(activation.GatedRMSNorm, Sized):
       >>> x, gate = jnp.array([[3., -3.]]), jnp.array([[1., 1.]])
       >>> jnx.GatedRMSNorm(2, epsilon=0.0)(x, gate).round(3).tolist()
       [[1.0, -1.0]]
-
-    Reference: Dao & Gu 2024, Transformers are SSMs (Mamba-2), arXiv:2405.21060.
     """
 
 
@@ -85,7 +73,4 @@ class EvoNormS0(activation.EvoNormS0, Affine):
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx
       >>> jnx.EvoNormS0(2, num_groups=1)(jnp.array([[-100., 100.]])).tolist()
       [[0.0, 1.0]]
-
-    Reference: Liu, Brock, Simonyan & Le 2020, Evolving Normalization-Activation Layers,
-    arXiv:2004.02967.
     """

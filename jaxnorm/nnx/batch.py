@@ -13,14 +13,7 @@ class BatchNorm(Running, batch.BatchNorm, Affine):
     In training (`model.train()`, as models are made) the batch's statistics normalize, and the
     running mean and variance, of the kind `nnx.BatchStat`, move towards them. In evaluation
     (`model.eval()`, or a view: `nnx.view(model, use_running_average=True)`) the running ones
-    normalize and nothing changes. Each part of that can be decided by itself:
-
-    - which statistics normalize: `train_statistics` and `eval_statistics`, each "batch",
-      "running", "renorm" (`jaxnorm.batch_renorm`), or a number, the batch's weight in a mixture
-      with the running ones (`jaxnorm.blended_batch_norm`). Prediction by the batch is
-      `eval_statistics="batch"`.
-    - whether the running ones are updated: `update_running`, by default in training only.
-    - `frozen`: the running ones normalize and nothing is updated, whatever the call says.
+    normalize and nothing changes.
 
     Example:
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx
@@ -31,7 +24,4 @@ class BatchNorm(Running, batch.BatchNorm, Affine):
       >>> norm.eval()
       >>> norm(jnp.array([[1., 10.]])).tolist(), norm.mean[...].tolist()
       ([[0.0, 0.0]], [1.0, 10.0])
-
-    References: Ioffe & Szegedy 2015, Batch Normalization, arXiv:1502.03167; for the options, the
-    functions named.
     """

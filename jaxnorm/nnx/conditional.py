@@ -29,10 +29,6 @@ def _adopt(norm: Any, rngs: nnx.Rngs | None, label: str, *names: str) -> tuple[i
 class AdaptiveNorm(conditional.AdaptiveNorm, Module):
     """Scale and shift from a condition: norm(x) * (1 + scale) + shift.
 
-    A dense layer makes scale and shift, and with `gate` a gate for the branch that follows, in this
-    order, from the condition; it starts at zero, so that the norm starts without either. With layer
-    norm it is AdaLN and AdaLN-Zero, with group norm AdaGN; RMS norm does without the shift.
-
     Example:
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx
       >>> from flax import nnx
@@ -41,8 +37,6 @@ class AdaptiveNorm(conditional.AdaptiveNorm, Module):
       >>> y, gate = norm(x, condition)
       >>> y.tolist(), gate.tolist(), norm.condition.kernel.shape
       ([[[-1.0, 1.0]]], [[[0.0, 0.0]]], (3, 6))
-
-    Reference: Peebles & Xie 2022, Scalable Diffusion Models with Transformers, arXiv:2212.09748.
     """
 
     in_features: int = dataclasses.field(kw_only=False)
@@ -80,9 +74,6 @@ class SPADE(conditional.SPADE, Module):
       >>> norm = jnx.SPADE(jnx.InstanceNorm(2), 3, rngs=nnx.Rngs(0))
       >>> norm(x, segmentation).shape, norm.hidden_map.kernel.shape
       ((1, 4, 4, 2), (3, 3, 3, 128))
-
-    Reference: Park, Liu, Wang & Zhu 2019, Semantic Image Synthesis with Spatially-Adaptive
-    Normalization, arXiv:1903.07291.
     """
 
     in_features: int = dataclasses.field(kw_only=False)

@@ -15,6 +15,4 @@ class GraphNorm(graph.GraphNorm, Affine):
       >>> x, graphs = jnp.array([[1.], [10.], [3.], [30.]]), jnp.array([0, 1, 0, 1])
       >>> jnx.GraphNorm(1, num_segments=2, epsilon=0.0)(x, graphs).tolist()
       [[-1.0], [-1.0], [1.0], [1.0]]
-
-    Reference: Cai, Luo, Xu, He, Liu & Wang 2020, GraphNorm, arXiv:2009.03294.
     """

@@ -16,8 +16,6 @@ class GroupNorm(group.GroupNorm, Affine):
       >>> norm = jnx.GroupNorm(4, num_groups=2, epsilon=0.0)
       >>> norm(x).tolist()
       [[-1.0, 1.0, -1.0, 1.0]]
-
-    Reference: Wu & He 2018, Group Normalization, arXiv:1803.08494.
     """
 
 
@@ -31,6 +29,4 @@ class InstanceNorm(group.InstanceNorm, Affine):
       >>> norm = jnx.InstanceNorm(2, epsilon=0.0)
       >>> norm(x).tolist()
       [[[-1.0, -1.0], [1.0, 1.0]]]
-
-    Reference: Ulyanov, Vedaldi & Lempitsky 2016, Instance Normalization, arXiv:1607.08022.
     """

@@ -22,9 +22,6 @@ class EvoNormB0(Mode, mixture.EvoNormB0, Affine):
       >>> norm = jnx.EvoNormB0(1, epsilon=0.0)
       >>> norm(jnp.array([[[-2.], [2.]], [[-2.], [2.]]])).tolist()
       [[[-1.0], [0.5]], [[-1.0], [0.5]]]
-
-    Reference: Liu, Brock, Simonyan & Le 2020, Evolving Normalization-Activation Layers,
-    arXiv:2004.02967.
     """
 
 
@@ -40,9 +37,6 @@ class SwitchableNorm(Mode, mixture.SwitchableNorm, Affine):
       >>> norm = jnx.SwitchableNorm(1)
       >>> norm(jnp.array([[[1.], [3.]], [[1.], [3.]]])).round(3).tolist()
       [[[-1.0], [1.0]], [[-1.0], [1.0]]]
-
-    Reference: Luo, Ren, Peng, Zhang & Li 2018, Differentiable Learning-to-Normalize via Switchable
-    Normalization, arXiv:1806.10779.
     """
 
 
@@ -58,9 +52,6 @@ class BatchInstanceNorm(Mode, mixture.BatchInstanceNorm, Affine):
       >>> norm = jnx.BatchInstanceNorm(1)
       >>> norm(jnp.array([[[-2.], [-2.]], [[2.], [2.]]])).round(3).tolist()
       [[[-1.0], [-1.0]], [[1.0], [1.0]]]
-
-    Reference: Nam & Kim 2018, Batch-Instance Normalization for Adaptively Style-Invariant Neural
-    Networks, arXiv:1805.07925.
     """
 
 
@@ -75,9 +66,6 @@ class BatchChannelNorm(Mode, stacked.BatchChannelNorm, Sized):
       >>> norm = jnx.BatchChannelNorm(2, num_groups=1, momentum=0.5)
       >>> norm(jnp.array([[1., 10.], [3., 50.]])).shape, norm.batch.mean[...].tolist()
       ((2, 2), [1.0, 15.0])
-
-    Reference: Qiao, Wang, Liu, Shen & Yuille 2019, Micro-Batch Training with Batch-Channel
-    Normalization and Weight Standardization, arXiv:1903.10520.
     """
 
     def _make(self, **given: Any) -> None:

@@ -10,8 +10,8 @@ from flax import nnx
 
 from jaxnorm._core.pool import compute_dtype
 from jaxnorm._layers import feature, recurrent
-from jaxnorm._layers.base import Initializer
 from jaxnorm._layers.call import NO_STATE, Call
+from jaxnorm._layers.layer import Initializer
 from jaxnorm._layers.recurrent import for_each_gate
 from jaxnorm.nnx._base import Module, draw, module
 from jaxnorm.nnx.feature import LayerNorm
@@ -92,13 +92,6 @@ class _Cell(recurrent._Cell, _Inputs):
 class LayerNormLSTMCell(recurrent.LSTM, _Cell):
     """A long short-term memory cell with layer norm, to be used in `flax.nnx.RNN`.
 
-    (f; i; o; g) = LN(W_h h) + LN(W_x x) + b, c' = sigmoid(f) c + sigmoid(i) tanh(g) and
-    h' = sigmoid(o) tanh(LN(c')). Each LN has its own gamma and beta, and its statistics are those
-    of one example at one time step: over all four gates together, and over the cell.
-
-    Parameters: `hidden/kernel` (W_h) and `input/kernel` (W_x), the gates in the order above,
-    `norm_hidden`, `norm_input` and `norm_cell` with gamma and beta, and `bias`.
-
     Example:
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx
       >>> from flax import nnx
@@ -107,9 +100,6 @@ class LayerNormLSTMCell(recurrent.LSTM, _Cell):
       >>> y = nnx.RNN(cell)(x, seq_lengths=jnp.array([5, 2]))
       >>> y.shape, cell.norm_input.gamma.shape
       ((2, 5, 4), (16,))
-
-    Reference: Ba, Kiros & Hinton 2016, Layer Normalization, arXiv:1607.06450, supplementary
-    material.
     """
 
     gates: ClassVar[int] = 4
@@ -133,14 +123,6 @@ class LayerNormLSTMCell(recurrent.LSTM, _Cell):
 class LayerNormGRUCell(recurrent.GRU, _Cell):
     """A gated recurrent unit with layer norm, to be used in `flax.nnx.RNN`.
 
-    (z; r) = LN(W_h h) + LN(W_x x), n = tanh(LN(W x) + sigmoid(r) LN(U h)) and
-    h' = (1 - sigmoid(z)) h + sigmoid(z) n. Each LN has its own gamma and beta, and its statistics
-    are those of one example at one time step: over both gates together, and over the candidate.
-
-    Parameters: `hidden/kernel` (W_h and U side by side) and `input/kernel` (W_x and W);
-    `norm_hidden` and `norm_input` of the gates, `norm_candidate_hidden` and
-    `norm_candidate_input`, each with gamma and beta.
-
     Example:
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx
       >>> from flax import nnx
@@ -149,9 +131,6 @@ class LayerNormGRUCell(recurrent.GRU, _Cell):
       >>> there, back = (nnx.RNN(jnx.LayerNormGRUCell(3, 4, rngs=rngs)) for _ in range(2))
       >>> nnx.Bidirectional(there, back)(x).shape
       (2, 5, 8)
-
-    Reference: Ba, Kiros & Hinton 2016, Layer Normalization, arXiv:1607.06450, supplementary
-    material. The update gate weighs the candidate; in `flax.nnx.GRUCell` it weighs the old state.
     """
 
     gates: ClassVar[int] = 3

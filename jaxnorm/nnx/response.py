@@ -15,8 +15,6 @@ class ScaleNorm(response.ScaleNorm, Sized):
       >>> norm = jnx.ScaleNorm(4)
       >>> float(norm.gamma[...]), norm(jnp.array([[3., 0., 0., 4.]])).round(3).tolist()
       (2.0, [[1.2000000476837158, 0.0, 0.0, 1.600000023841858]])
-
-    Reference: Nguyen & Salazar 2019, Transformers without Tears, arXiv:1910.05895.
     """
 
 
@@ -29,9 +27,6 @@ class LocalResponseNorm(response.LocalResponseNorm, Module):
       >>> norm = jnx.LocalResponseNorm(size=3, alpha=3.0, beta=1.0, k=1.0)
       >>> norm(jnp.array([1., 0., 1.])).tolist()
       [0.5, 0.0, 0.5]
-
-    Reference: Krizhevsky, Sutskever & Hinton 2012, ImageNet Classification with Deep Convolutional
-    Neural Networks.
     """
 
 
@@ -44,9 +39,6 @@ class DivisiveNorm(response.DivisiveNorm, Affine):
       >>> norm = jnx.DivisiveNorm(1, window=3, reduction_axes=1)
       >>> norm(jnp.array([[[1.], [3.]]])).round(3).tolist()
       [[[-0.7070000171661377], [0.7070000171661377]]]
-
-    Reference: Ren, Liao, Urtasun, Sinz & Zemel 2016, Normalizing the Normalizers,
-    arXiv:1611.04520.
     """
 
 
@@ -59,8 +51,6 @@ class FilterResponseNorm(response.FilterResponseNorm, Affine):
       >>> norm = jnx.FilterResponseNorm(1, epsilon=0.0)
       >>> norm(jnp.array([[[2.], [-2.]]])).tolist()
       [[[1.0], [0.0]]]
-
-    Reference: Singh & Krishnan 2019, Filter Response Normalization Layer, arXiv:1911.09737.
     """
 
 
@@ -73,6 +63,4 @@ class GlobalResponseNorm(response.GlobalResponseNorm, Affine):
       >>> norm = jnx.GlobalResponseNorm(2)
       >>> norm(jnp.array([[[3., 0.], [4., 15.]]])).tolist()
       [[[3.0, 0.0], [4.0, 15.0]]]
-
-    Reference: Woo et al. 2023, ConvNeXt V2, arXiv:2301.00808.
     """

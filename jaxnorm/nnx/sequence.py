@@ -8,11 +8,11 @@ from typing import ClassVar
 from flax import nnx
 
 from jaxnorm._layers import stream
-from jaxnorm.nnx._base import Affine, module
+from jaxnorm.nnx._base import Affine, Example, module
 
 
 @module
-class CumulativeNorm(stream.CumulativeNorm, Affine):
+class CumulativeNorm(Example, stream.CumulativeNorm, Affine):
     """Normalization by all steps up to each; see `jaxnorm.cumulative_norm`.
 
     With `decode=True` it is called with one step or chunk after the other, and keeps the moments of
@@ -25,20 +25,14 @@ class CumulativeNorm(stream.CumulativeNorm, Affine):
       >>> norm.init_cache(x.shape)
       >>> [norm(x[:, step:step + 1]).tolist() for step in range(2)], norm.count[...].tolist()
       ([[[[-1.0, 1.0]]], [[[1.0, -1.0]]]], [4.0])
-
-    Reference: Luo & Mesgarani 2018, Conv-TasNet, arXiv:1809.07454.
     """
 
-    kind: ClassVar[type[nnx.Variable]] = nnx.Cache
-    remedy: ClassVar[str | None] = "Begin the stream with init_cache(x.shape)."
+    _kind: ClassVar[type[nnx.Variable]] = nnx.Cache
+    _remedy: ClassVar[str | None] = "Begin the stream with init_cache(x.shape)."
 
     input_shape: Sequence[int] | None = None
     """an example of the pieces' shape, their times aside, to begin the first stream with; or call
     `init_cache`."""
-
-    @property
-    def _example_shape(self) -> tuple[int, ...] | None:
-        return None if self.input_shape is None else tuple(self.input_shape)
 
     def init_cache(self, input_shape: Sequence[int]) -> None:
         """Begins a stream of inputs of shape `input_shape`, times aside: of no steps so far."""

@@ -61,9 +61,6 @@ class RevIN(reversible.RevIN, Affine):
       >>> y = norm.normalize(jnp.array([[[10.], [30.]]]))
       >>> norm.denormalize(y[:, -1:]).tolist()
       [[[30.0]]]
-
-    Reference: Kim et al. 2022, Reversible Instance Normalization for Accurate Time-Series
-    Forecasting against Distribution Shift (ICLR).
     """
 
     def _make(self, **given: Any) -> None:
@@ -108,7 +105,4 @@ class InputNorm(Mode, population.InputNorm, Sized):
       ...     y = norm(x)
       >>> norm.population_mean[...].tolist()
       [25.0]
-
-    Reference: Chan, Golub & LeVeque 1979, Updating Formulae and a Pairwise Algorithm for Computing
-    Sample Variances.
     """

@@ -24,7 +24,4 @@ class DecorrelatedBatchNorm(Running, whitening.DecorrelatedBatchNorm, Affine):
       True
       >>> norm.mean.shape, norm.projection.shape
       ((2,), (1, 2, 2))
-
-    References: Huang, Yang, Lang & Deng 2018, Decorrelated Batch Normalization, arXiv:1804.08450;
-    iterative: Huang, Zhou, Zhu, Liu & Shao 2019, Iterative Normalization, arXiv:1904.03441.
     """

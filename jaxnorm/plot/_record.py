@@ -10,9 +10,8 @@ import jax
 from jax.core import Tracer
 
 from jaxnorm._core.moments import Moments
-from jaxnorm._layers.base import AffineLayer
+from jaxnorm._layers.layer import AffineLayer
 from jaxnorm.functional.moments import moments
-from jaxnorm.linen._base import AffineModule
 from jaxnorm.linen.batch import BatchNorm
 
 
@@ -62,7 +61,7 @@ def record(apply: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, R
 
     def intercept(call, call_args, call_kwargs, context):
         module = context.module
-        if not isinstance(module, AffineModule | AffineLayer) or context.method_name != "__call__":
+        if not isinstance(module, AffineLayer) or context.method_name != "__call__":
             return call(*call_args, **call_kwargs)
         name = _new_name("/".join(module.path) or type(module).__name__, seen.before)
         x = call_args[0] if call_args else call_kwargs["x"]
