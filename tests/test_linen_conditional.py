@@ -10,7 +10,7 @@ import pytest
 
 import jaxnorm
 import jaxnorm.linen as jnn
-from jaxnorm._layers.conditional import SPADELayer
+from jaxnorm._layers.conditional import SPADE
 from tests.same import initialized
 
 KEY = jax.random.key(0)
@@ -123,11 +123,11 @@ def test_maps_are_resized_as_the_authors_do(sizes):
     expected = segmentation[:, torch_nearest(*sizes)][:, :, torch_nearest(*sizes)]
     found = []
 
-    def convolve(name, value):
-        found.append(value)
-        return jnp.zeros((*value.shape[:-1], 1))
+    class Seen(SPADE):
+        def _convolve(self, name, value, channels):
+            found.append(value)
+            return jnp.zeros((*value.shape[:-1], channels))
 
-    options = {"norm": lambda x, **_: x, "options": {}}
-    layer = SPADELayer(hidden=1, kernel_size=1, activation=nn.relu)
-    layer.apply(jnp.ones((1, size, size, 1)), segmentation, convolve, **options)
+    norm = Seen(lambda x, **_: x, hidden=1, kernel_size=1)
+    norm(jnp.ones((1, size, size, 1)), segmentation)
     np.testing.assert_array_equal(found[0], expected)

@@ -1,145 +1,212 @@
-"""What takes a norm's place, and norms joined to an activation, as layers."""
+"""What takes a norm's place, and norms joined to an activation: options and parameters."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
+from jax.nn import initializers
 
 from jaxnorm._core import axes as _axes
-from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
+from jaxnorm._core.axes import ArrayLike, Axes
 from jaxnorm._core.formula import apply_affine
 from jaxnorm._core.pool import widen
+from jaxnorm._layers.call import Call, Params, State
 from jaxnorm._layers.layer import (
     AffineLayer,
     ChannelLayer,
-    Context,
-    Layer,
-    Own,
-    Parameter,
+    Initializer,
     Parameters,
+    ParametricLayer,
+    PlainNorm,
+    options,
 )
 from jaxnorm.functional import activation, evolved_example
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DynamicTanhLayer(AffineLayer):
-    """The options of `jaxnorm.linen.DynamicTanh`."""
+@options
+class _Squash(AffineLayer):
+    feature_axes: Axes = -1
+    """the axes that gamma and beta vary along."""
+    alpha_init: Initializer = initializers.constant(0.5)
+    """initializer of alpha, of rank 0."""
 
-    feature_axes: Axes
-
-    def features_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def _features_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return _axes.canonical_axes(self.feature_axes, shape, "feature_axes")
 
-    def parameters(self, sizes: tuple[int, ...]) -> Parameters:
-        return {"alpha": Parameter((), "alpha_init"), **super().parameters(sizes)}
+    def _parameters(self, sizes: tuple[int, ...]) -> Parameters:
+        return {"alpha": self._parameter((), self.alpha_init), **super()._parameters(sizes)}
 
-    def apply(self, x: jax.Array, own: Own) -> jax.Array:
-        """Squashes `x`."""
-        options = {"feature_axes": self.feature_axes, "dtype": self.dtype}
-        return activation.dynamic_tanh(x, **own, **options)
+    def _squash(self, x: jax.Array, params: Params) -> jax.Array:
+        raise NotImplementedError
 
-
-class DynamicErfLayer(DynamicTanhLayer):
-    """The options of `jaxnorm.linen.DynamicErf`."""
-
-    def parameters(self, sizes: tuple[int, ...]) -> Parameters:
-        return {**super().parameters(sizes), "shift": Parameter((), "shift_init")}
-
-    def apply(self, x: jax.Array, own: Own) -> jax.Array:
-        """Squashes `x`."""
-        options = {"feature_axes": self.feature_axes, "dtype": self.dtype}
-        return activation.dynamic_erf(x, **own, **options)
+    def __call__(
+        self, x: ArrayLike, *, gamma: ArrayLike | None = None, beta: ArrayLike | None = None
+    ) -> jax.Array:
+        """Squashes `x`; a gamma or beta given here replaces the module's own."""
+        x = _axes.check_input(x)
+        return self._squash(x, self._params(x, gamma=gamma, beta=beta))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LayerScaleLayer(Layer):
-    """The options of `jaxnorm.linen.LayerScale`."""
+@options
+class DynamicTanh(_Squash):
+    """A learned squashing in place of layer norm; see `jaxnorm.dynamic_tanh`.
 
-    feature_axes: Axes
-    dtype: DTypeLike | None
+    Reference: Zhu, Chen, He, LeCun & Liu 2025, Transformers without Normalization,
+    arXiv:2503.10622.
+    """
 
-    def features_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    alpha_init: Initializer = initializers.constant(0.5)
+    """initializer of alpha, of rank 0. In language models the paper starts it higher in attention
+    than elsewhere, and lower where the width is larger."""
+
+    def _squash(self, x: jax.Array, params: Params) -> jax.Array:
+        arguments = {"feature_axes": self.feature_axes, "dtype": self.dtype}
+        return activation.dynamic_tanh(x, **params, **arguments)
+
+
+@options
+class DynamicErf(_Squash):
+    """A learned squashing by the error function; see `jaxnorm.dynamic_erf`.
+
+    Reference: Chen et al. 2025, Stronger Normalization-Free Transformers, arXiv:2512.10938.
+    """
+
+    shift_init: Initializer = initializers.zeros
+    """initializer of the shift, of rank 0."""
+
+    def _parameters(self, sizes: tuple[int, ...]) -> Parameters:
+        return {**super()._parameters(sizes), "shift": self._parameter((), self.shift_init)}
+
+    def _squash(self, x: jax.Array, params: Params) -> jax.Array:
+        arguments = {"feature_axes": self.feature_axes, "dtype": self.dtype}
+        return activation.dynamic_erf(x, **params, **arguments)
+
+
+@options
+class LayerScale(ParametricLayer):
+    """Scales the branches of a residual network by factors that start near zero: x * gamma.
+
+    Reference: Touvron, Cord, Sablayrolles, Synnaeve & Jégou 2021, Going Deeper with Image
+    Transformers, arXiv:2103.17239.
+    """
+
+    feature_axes: Axes = -1
+    """the axes that gamma varies along; none: one factor for all."""
+    gamma_init: Initializer = initializers.constant(1e-5)
+    """initializer of gamma; the paper starts at 1e-5 in deep networks."""
+
+    def _features_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return _axes.canonical_axes(self.feature_axes, shape, "feature_axes", allow_empty=True)
 
-    def parameters(self, sizes: tuple[int, ...]) -> Parameters:
-        return {"gamma": Parameter(sizes, "gamma_init")}
+    def _parameters(self, sizes: tuple[int, ...]) -> Parameters:
+        return {"gamma": self._parameter(sizes, self.gamma_init)}
 
-    def apply(self, x: jax.Array, own: Own) -> jax.Array:
-        """Scales `x`."""
-        axes = self.features_of(x.shape)
-        gamma = _axes.expand_parameter(own["gamma"], x, axes or -1, axes, "gamma")
-        y = apply_affine(widen(x, None), gamma, None, 0.0)
+    def __call__(self, x: ArrayLike, *, gamma: ArrayLike | None = None) -> jax.Array:
+        """Scales `x`; a gamma given here replaces the module's own."""
+        x = _axes.check_input(x)
+        params, axes = self._params(x, gamma=gamma), self._features_of(x.shape)
+        scale = _axes.expand_parameter(params["gamma"], x, axes or -1, axes, "gamma")
+        y = apply_affine(widen(x, None), scale, None, 0.0)
         return y.astype(_axes.result_dtype(x, self.dtype))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PolyNormLayer(Layer):
-    """The options of `jaxnorm.linen.PolyNorm`."""
+@options
+class PolyNorm(ParametricLayer):
+    """A polynomial of normalized powers, in an activation's place; see `jaxnorm.poly_norm`.
 
-    reduction_axes: Axes
-    epsilon: float
-    use_bias: bool
-    dtype: DTypeLike | None
+    Reference: Zhuo et al. 2024, Polynomial Composition Activations, arXiv:2411.03884.
+    """
 
-    def parameters(self, sizes: tuple[int, ...]) -> Parameters:
+    reduction_axes: Axes = -1
+    """the axes pooled."""
+    epsilon: float = 1e-6
+    """added to each mean square."""
+    weights_init: Initializer = initializers.constant(1 / 3)
+    """initializer of the weights of the cube, the square and the input itself."""
+    use_bias: bool = True
+    """whether to add a parameter `bias`, of rank 0."""
+    bias_init: Initializer = initializers.ones
+    """its initializer."""
+
+    def _parameters(self, sizes: tuple[int, ...]) -> Parameters:
         del sizes
-        bias = Parameter((), "bias_init") if self.use_bias else None
-        return {"weights": Parameter((3,), "weights_init"), "bias": bias}
+        return {
+            "weights": self._parameter((3,), self.weights_init),
+            "bias": self._parameter((), self.bias_init, self.use_bias),
+        }
 
-    def apply(self, x: jax.Array, own: Own, mask: ArrayLike | None) -> jax.Array:
+    def __call__(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
         """Applies the polynomial to `x`."""
-        options = {"axis": self.reduction_axes, "epsilon": self.epsilon, "dtype": self.dtype}
-        return activation.poly_norm(x, **own, mask=mask, **options)
+        x = _axes.check_input(x)
+        arguments = {"axis": self.reduction_axes, "epsilon": self.epsilon, "dtype": self.dtype}
+        return activation.poly_norm(x, **self._params(x), mask=mask, **arguments)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GatedRMSNormLayer(Layer):
-    """The options of `jaxnorm.linen.GatedRMSNorm`."""
+@options
+class GatedRMSNorm(ParametricLayer):
+    """RMS norm with a gate; see `jaxnorm.gated_rms_norm`.
 
-    group_size: int | None
-    norm_before_gate: bool
-    activation: Callable[[jax.Array], jax.Array]
-    reduction_axes: Axes
-    epsilon: float
-    dtype: DTypeLike | None
-    use_gamma: bool
+    Reference: Dao & Gu 2024, Transformers are SSMs (Mamba-2), arXiv:2405.21060.
+    """
 
-    def features_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    group_size: int | None = None
+    """features of a group; default: all."""
+    norm_before_gate: bool = False
+    """whether the gate multiplies the normalized input."""
+    activation: Callable[[jax.Array], jax.Array] = jax.nn.silu
+    """activation of the gate."""
+    reduction_axes: Axes = -1
+    """the axes pooled, along which gamma varies, too."""
+    epsilon: float = 1e-5
+    """added to the mean square."""
+    use_gamma: bool = True
+    """whether to scale by a parameter gamma."""
+    gamma_init: Initializer = initializers.ones
+    """initializer of gamma."""
+
+    def _features_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return _axes.canonical_axes(self.reduction_axes, shape, "reduction_axes")
 
-    def parameters(self, sizes: tuple[int, ...]) -> Parameters:
-        return {"gamma": Parameter(sizes, "gamma_init") if self.use_gamma else None}
+    def _parameters(self, sizes: tuple[int, ...]) -> Parameters:
+        return {"gamma": self._parameter(sizes, self.gamma_init, self.use_gamma)}
 
-    def apply(self, x: jax.Array, gate: ArrayLike, own: Own) -> jax.Array:
-        """Normalizes `x`."""
+    def __call__(
+        self, x: ArrayLike, gate: ArrayLike, *, gamma: ArrayLike | None = None
+    ) -> jax.Array:
+        """Normalizes `x`; a gamma given here replaces the module's own."""
+        x = _axes.check_input(x)
         return activation.gated_rms_norm(
             x,
             gate,
-            **own,
+            **self._params(x, gamma=gamma),
             group_size=self.group_size,
             norm_before_gate=self.norm_before_gate,
             activation=self.activation,
-            axis=self.features_of(x.shape),
+            axis=self._features_of(x.shape),
             epsilon=self.epsilon,
             dtype=self.dtype,
         )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvoNormS0Layer(ChannelLayer):
-    """The options of `jaxnorm.linen.EvoNormS0`."""
+@options
+class EvoNormS0(ChannelLayer, PlainNorm):
+    """Group norm joined to an activation; see `jaxnorm.evo_norm_s0`.
 
-    num_groups: int
-    use_v: bool
+    Reference: Liu, Brock, Simonyan & Le 2020, Evolving Normalization-Activation Layers,
+    arXiv:2004.02967.
+    """
 
-    def parameters(self, sizes: tuple[int, ...]) -> Parameters:
-        v = Parameter(sizes, "v_init") if self.use_v else None
-        return {**super().parameters(sizes), "v": v}
+    num_groups: int = 32
+    """into how many groups the channels are divided."""
+    use_v: bool = True
+    """whether the slope of the sigmoid is a parameter v, with one value per channel, or 1."""
+    v_init: Initializer = initializers.ones
+    """its initializer."""
 
-    def apply(self, x: jax.Array, own: Own, context: Context, mask: ArrayLike | None) -> jax.Array:
-        """Normalizes `x`."""
-        del context
-        options = {"num_groups": self.num_groups, "mask": mask}
-        return evolved_example.evo_norm_s0(x, **own, **options, **self.arguments(x))
+    def _parameters(self, sizes: tuple[int, ...]) -> Parameters:
+        return {**super()._parameters(sizes), "v": self._parameter(sizes, self.v_init, self.use_v)}
+
+    def _normalize(self, x: jax.Array, params: Params, state: State, call: Call) -> jax.Array:
+        arguments = {"num_groups": self.num_groups, "mask": call.mask, **self._arguments(x)}
+        return evolved_example.evo_norm_s0(x, **params, **arguments)

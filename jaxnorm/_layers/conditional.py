@@ -1,93 +1,109 @@
-"""Scale and shift from a condition or a map, as layers around a norm."""
+"""Scale and shift from a condition or a map, around a norm."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.nn import initializers
 
 from jaxnorm._core import axes as _axes
-from jaxnorm._core.axes import ArrayLike
+from jaxnorm._core.axes import ArrayLike, DTypeLike
 from jaxnorm._core.pool import compute_dtype, real_dtype
-from jaxnorm._layers.layer import Layer
-
-Norm = Callable[..., jax.Array]  # of the input, gamma, beta and other options of its call
+from jaxnorm._layers.layer import Initializer, Layer, options
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AdaptiveNormLayer(Layer):
-    """The options of `jaxnorm.linen.AdaptiveNorm`."""
+@options
+class _OverNorm(Layer):
+    norm: Callable[..., jax.Array] = dataclasses.field(kw_only=False)
+    """a module of the same kind that takes gamma and beta in the call, and has none of its own."""
+    param_dtype: DTypeLike = jnp.float32
+    """dtype of the parameters."""
 
-    use_shift: bool
-    gate: bool
-    activation: Callable[[jax.Array], jax.Array] | None
 
-    @property
-    def given(self) -> tuple[str, ...]:
-        """The parameters that the condition takes the place of."""
-        return ("gamma", "beta") if self.use_shift else ("gamma",)
+@options
+class AdaptiveNorm(_OverNorm):
+    """Scale and shift from a condition: norm(x) * (1 + scale) + shift.
 
-    def outputs(self, features: int) -> int:
+    A dense layer makes scale and shift, and with `gate` a gate for the branch that follows, in this
+    order, from the condition; it starts at zero, so that the norm starts without either. With layer
+    norm it is AdaLN and AdaLN-Zero, with group norm AdaGN; RMS norm does without the shift.
+
+    Reference: Peebles & Xie 2022, Scalable Diffusion Models with Transformers, arXiv:2212.09748.
+    """
+
+    use_shift: bool = True
+    """whether there is a shift."""
+    gate: bool = False
+    """whether to return a gate beside the result."""
+    activation: Callable[[jax.Array], jax.Array] | None = None
+    """of the condition, before the dense layer; such as `jax.nn.silu` in AdaLN-Zero."""
+    kernel_init: Initializer = initializers.zeros
+    """initializer of the dense layer's kernel."""
+    bias_init: Initializer = initializers.zeros
+    """initializer of its bias."""
+
+    def _project(self, condition: jax.Array, size: int) -> jax.Array:
+        """Returns what the dense layer makes of a condition. Modules have it."""
+        raise NotImplementedError
+
+    def _outputs(self, features: int) -> int:
         """Returns how many values the dense layer makes for `features` of the input."""
         return (1 + self.use_shift + self.gate) * features
 
-    def apply(
-        self,
-        x: ArrayLike,
-        condition: ArrayLike,
-        dense: Callable[[jax.Array], jax.Array],
-        norm: Norm,
-        options: Mapping[str, Any],
+    def __call__(
+        self, x: ArrayLike, condition: ArrayLike, **options
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
-        """Normalizes `x`; returns a gate too, if there is one."""
+        """Normalizes `x`, features last.
+
+        The condition is [*batch, features], or has some of the positions of `x` before its features
+        as well. `options` go to the norm: a mask, or whether to evaluate.
+        """
         x, condition = _axes.check_input(x), _axes.check_input(condition, "condition")
+        features = x.shape[-1]
         if self.activation is not None:
             condition = self.activation(condition)
-        spread = _spread_condition(dense(condition), x.shape)
-        gamma, *rest = _scale_and_shift(spread, x.shape[-1])
+        parts = _spread_condition(self._project(condition, self._outputs(features)), x.shape)
+        gamma, *rest = _scale_and_shift(parts, features)
         shift = {"beta": rest.pop(0)} if self.use_shift else {}
-        y = norm(x, gamma=gamma, **shift, **options)
+        y = self.norm(x, gamma=gamma, **shift, **options)
         return (y, rest[0]) if self.gate else y
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SPADELayer(Layer):
-    """The options of `jaxnorm.linen.SPADE`."""
+@options
+class SPADE(_OverNorm):
+    """Scale and shift for each position from a map: norm(x) * (1 + scale) + shift.
 
-    hidden: int
-    kernel_size: int
-    activation: Callable[[jax.Array], jax.Array]
+    Reference: Park, Liu, Wang & Zhu 2019, Semantic Image Synthesis with Spatially-Adaptive
+    Normalization, arXiv:1903.07291.
+    """
 
-    def channels(self, inputs: int, features: int) -> dict[str, tuple[int, int]]:
-        """Returns how many channels each convolution takes and makes.
+    hidden: int = 128
+    """channels of the first convolution."""
+    kernel_size: int = 3
+    """of all three."""
+    activation: Callable[[jax.Array], jax.Array] = jax.nn.relu
+    """after the first convolution."""
 
-        The map has `inputs`, the input of the norm has `features`.
-        """
-        last = (self.hidden, features)
-        return {"hidden_map": (inputs, self.hidden), "scale": last, "shift": last}
+    def _convolve(self, name: str, value: jax.Array, channels: int) -> jax.Array:
+        """Returns the convolution called `name`, with so many `channels`. Modules have it."""
+        raise NotImplementedError
 
-    def window(self, positions: int) -> tuple[int, ...]:
+    def _window(self, positions: int) -> tuple[int, ...]:
         """Returns the size of the kernels, for so many axes of positions."""
         return (self.kernel_size,) * positions
 
-    def apply(
-        self,
-        x: ArrayLike,
-        segmentation: ArrayLike,
-        convolve: Callable[[str, jax.Array], jax.Array],
-        norm: Norm,
-        options: Mapping[str, Any],
-    ) -> jax.Array:
-        """Normalizes `x`; `convolve` is told the name of a convolution and its input."""
+    def __call__(self, x: ArrayLike, segmentation: ArrayLike, **options) -> jax.Array:
+        """Normalizes `x`, [batch, *positions, channels]; `options` go to the norm."""
         x, segmentation = _axes.check_input(x), _axes.check_input(segmentation, "segmentation")
-        hidden = self.activation(convolve("hidden_map", _resize_map(segmentation, x.shape)))
-        scale, shift = (convolve(name, hidden) for name in ("scale", "shift"))
+        resized = _resize_map(segmentation, x.shape)
+        hidden = self.activation(self._convolve("hidden_map", resized, self.hidden))
+        scale, shift = (self._convolve(n, hidden, x.shape[-1]) for n in ("scale", "shift"))
         (gamma,) = _scale_and_shift(scale, x.shape[-1])
-        return norm(x, gamma=gamma, beta=shift, **options)
+        return self.norm(x, gamma=gamma, beta=shift, **options)
 
 
 def _spread_condition(projected: jax.Array, shape: tuple[int, ...]) -> jax.Array:

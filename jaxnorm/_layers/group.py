@@ -1,45 +1,48 @@
-"""Group norm and instance norm as layers: what their options say of an input."""
+"""Group norm and instance norm: their options, and what these say of an input."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import jax
 
-from jaxnorm._core.axes import ArrayLike
-from jaxnorm._layers.layer import Context, MappedOptions, Own, PositionLayer
+from jaxnorm._layers.call import Call, Context, Params, State
+from jaxnorm._layers.layer import MappedNorm, PositionNorm, options
 from jaxnorm.functional import group
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class InstanceNormLayer(PositionLayer, MappedOptions):
-    """The options of `jaxnorm.linen.InstanceNorm`."""
+@options
+class GroupNorm(PositionNorm, MappedNorm):
+    """Group normalization; see `jaxnorm.group_norm`.
 
-    def apply(self, x: jax.Array, own: Own, context: Context, mask: ArrayLike | None) -> jax.Array:
-        """Normalizes `x`."""
-        options = {**self.arguments(x), **self.mapped(context)}
-        return group.normalize_positions(_report(context), x, *_affine(own), mask, **options)
+    Reference: Wu & He 2018, Group Normalization, arXiv:1803.08494.
+    """
 
+    num_groups: int | None = None
+    """into how many groups the channels are divided; 32 if `group_size` is not given."""
+    group_size: int | None = None
+    """channels per group, instead of `num_groups`."""
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GroupNormLayer(PositionLayer, MappedOptions):
-    """The options of `jaxnorm.linen.GroupNorm`."""
-
-    num_groups: int | None
-    group_size: int | None
-
-    def apply(self, x: jax.Array, own: Own, context: Context, mask: ArrayLike | None) -> jax.Array:
-        """Normalizes `x`."""
+    def _normalize(self, x: jax.Array, params: Params, state: State, call: Call) -> jax.Array:
         groups = {"num_groups": self.num_groups, "group_size": self.group_size}
-        options = {**self.arguments(x), **self.mapped(context), **groups}
-        return group.normalize_groups(_report(context), x, *_affine(own), mask, **options)
+        arguments = {**self._arguments(x), **self._mapped(call.context), **groups}
+        affine = params.get("gamma"), params.get("beta")
+        return group.normalize_groups(_report(call.context), x, *affine, call.mask, **arguments)
+
+
+@options
+class InstanceNorm(PositionNorm, MappedNorm):
+    """Instance normalization; see `jaxnorm.instance_norm`.
+
+    Reference: Ulyanov, Vedaldi & Lempitsky 2016, Instance Normalization, arXiv:1607.08022.
+    """
+
+    def _normalize(self, x: jax.Array, params: Params, state: State, call: Call) -> jax.Array:
+        arguments = {**self._arguments(x), **self._mapped(call.context)}
+        affine = params.get("gamma"), params.get("beta")
+        return group.normalize_positions(_report(call.context), x, *affine, call.mask, **arguments)
 
 
 def _report(context: Context) -> group.Report:
     """Returns what to do about groups of one value: nothing where variables are only made."""
     return group.ignore if context.initializing else functools.partial(group.refuse, context.label)
-
-
-def _affine(own: Own) -> tuple[ArrayLike | None, ArrayLike | None]:
-    return own.get("gamma"), own.get("beta")

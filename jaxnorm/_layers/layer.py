@@ -1,103 +1,164 @@
-"""What all layers have in common: options with the names of a module's fields, and a context."""
+"""What all layers are made of: options, declared once, and what a framework adds to them."""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+import inspect
+import itertools
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 import jax
+import jax.numpy as jnp
 
 from jaxnorm._core import axes as _axes
-from jaxnorm._core.axes import Axes, DTypeLike
+from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.flags import check_flag
-from jaxnorm._core.mesh import placed
+from jaxnorm._layers.call import NO_STATE, Call, Context, Decisions, Params, State, StateInit
 
-State = Mapping[str, jax.Array]
-FirstState = dict[str, Callable[[], jax.Array]]  # what makes each array that a state starts with
+Class = TypeVar("Class")
+Initializer = Callable[..., Any]  # of key, shape and dtype
 
 
-class Context(NamedTuple):
-    """What a framework says of a call.
+@dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(dataclasses.field,))
+def options(cls: type[Class]) -> type[Class]:
+    """Makes options out of annotations; the string below each of them documents it."""
+    return dataclasses.dataclass(kw_only=True, eq=False, repr=False)(cls)
 
-    Attributes:
-      label: what errors call the layer, such as "BatchNorm block_1/norm".
-      initializing: whether variables are only made: no state moves, nothing is sent to others.
-      mutable: whether new state can be kept.
-      accumulates: whether the state has accumulators; see `jaxnorm.tools.accumulate`.
-      evaluation: how the call is told to evaluate, for errors.
-      widening: how parameters are cast and the state is not, for warnings.
+
+def documented(cls: type[Class]) -> type[Class]:
+    """Completes the docstring of a module: with what is said of its options, and with all of them.
+
+    `help` shows it then. The docstring of the class itself has what is so in its framework alone.
     """
+    if cls.__doc__ is None:  # as with python -OO
+        return cls
+    layer = next((b for b in cls.__mro__[1:] if b.__module__.startswith("jaxnorm._layers.")), cls)
+    _, shared = _parts(inspect.cleandoc(layer.__doc__ or ""))
+    own, example = inspect.cleandoc(cls.__doc__).partition("Example:")[::2]
+    first, more = _parts(own)
+    found: dict[str, str] = {}
+    for base in cls.__mro__:
+        found = {**found, **_documentation(base.__module__).get(base.__name__, {}), **found}
+    parameters = inspect.signature(cls.__init__).parameters
+    # Those that can be given by position come first.
+    first_names = [n for n, p in parameters.items() if p.kind is not p.KEYWORD_ONLY and n in found]
+    lines = ["Attributes:"]
+    for name in dict.fromkeys([*first_names, *(n for n in found if n in parameters)]):
+        text = " ".join(f"{name}: {found[name]}".split())
+        lines += textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="    ")
+    text, reference, source = shared.partition("Reference")
+    sections = [first, more, text, "\n".join(lines), "Example:" + example, reference + source]
+    cls.__doc__ = "\n\n".join(section.strip() for section in sections if section.strip())
+    return cls
 
-    label: str
-    initializing: bool = False
-    mutable: bool = True
-    accumulates: bool = False
-    evaluation: str = "use_running_average=True"
-    widening: str = (
-        "Keep batch_stats in float32 and cast the parameters alone: variables = {**variables, "
-        "'params': jax.tree.map(lambda a: a.astype(jnp.bfloat16), variables['params'])}."
-    )
+
+def _parts(text: str) -> tuple[str, str]:
+    """Returns the first paragraph of a docstring, and the rest."""
+    first, _, rest = text.partition("\n\n")
+    return first, rest
 
 
-def first_placed(first: FirstState, specs: Mapping[str, Any]) -> FirstState:
-    """Returns `first` so that each array, by its name, lies where `specs` says.
-
-    A state that starts as it goes on can be carried through a loop.
-    """
-    return {name: functools.partial(_make, make, specs[name]) for name, make in first.items()}
-
-
-def _make(make: Callable[[], jax.Array], spec: Any) -> jax.Array:
-    return placed(make(), spec)
+@functools.cache
+def _documentation(module: str) -> dict[str, dict[str, str]]:
+    """Returns the strings below the fields in a module of jaxnorm, by class and by field."""
+    found: dict[str, dict[str, str]] = {}
+    if not module.startswith("jaxnorm."):
+        return found
+    try:
+        source = inspect.getsource(sys.modules[module])
+    except OSError:  # compiled files alone are installed
+        return found
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ClassDef):
+            texts = found[node.name] = {}
+            for field, below in itertools.pairwise(node.body):
+                if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+                    texts[ast.unparse(field.target)] = ast.literal_eval(below.value)
+    return found
 
 
 class Parameter(NamedTuple):
-    """What a layer says of one of its parameters.
-
-    Attributes:
-      shape: its shape.
-      init: the option of the modules that holds its initializer.
-      first: what it starts at if that option is None.
-    """
+    """A parameter of a layer: its shape and what it starts at."""
 
     shape: tuple[int, ...]
-    init: str
-    first: float = 0.0
+    init: Initializer
+    dtype: DTypeLike
+
+    def draw(self, key: jax.Array | None) -> Any:
+        """Returns what the parameter starts at."""
+        return self.init(key, self.shape, self.dtype)
 
 
 Parameters = dict[str, Parameter | None]  # by name; None where an option leaves it out
-Own = Mapping[str, Any]  # the values of parameters, by name; absent where there is none
 
 
 class Layer:
-    """Base of a layer's options, each named as the field of the modules that have it."""
+    """Base of all layers, and of the modules that a framework makes of them.
 
-    @classmethod
-    def of(cls, module: Any) -> Self:
-        """Returns the options that the fields of `module` say."""
-        fields: Any = cls
-        return cls(**{f.name: getattr(module, f.name) for f in dataclasses.fields(fields)})
+    Modules add the methods that say so.
+    """
 
-    def __post_init__(self) -> None:
+    def _context(self) -> Context:
+        """Returns what the framework says of a call. Modules have it."""
+        raise NotImplementedError
+
+    def _param(self, name: str, parameter: Parameter, x: jax.Array) -> Any:
+        """Returns the value of a parameter, if there is one, for the input `x`. Modules have it."""
+        raise NotImplementedError
+
+    def _read_state(self, init: StateInit, x: jax.Array) -> State:
+        """Returns the state, which starts at `init`, for the input `x`. Modules have it."""
+        raise NotImplementedError
+
+    def _write_state(self, new: State | None) -> None:
+        """Takes over new state, of some of the arrays or all, if there is any. Modules have it."""
+        raise NotImplementedError
+
+    def _check_flags(self) -> None:
         for name in _flags_of(type(self)):
             check_flag(getattr(self, name), name)
 
-    def features_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def _features_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the axes of features, whose sizes are those of the parameters."""
         del shape
         return ()
 
-    def sizes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def _sizes_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the sizes of the features of an input of shape `shape`."""
-        return tuple(shape[a] for a in self.features_of(shape))
+        return tuple(shape[a] for a in self._features_of(shape))
 
-    def parameters(self, sizes: tuple[int, ...]) -> Parameters:
-        """Returns the parameters of a layer with features of those `sizes`."""
+    def _parameters(self, sizes: tuple[int, ...]) -> Parameters:
+        """Returns the parameters of a layer with features of those `sizes`, by name."""
         del sizes
         return {}
+
+    def _init_state_of(self, sizes: tuple[int, ...], shape: tuple[int, ...] | None) -> StateInit:
+        """Returns what the state starts at before an input is seen; empty if it serves no call.
+
+        It is that of features of `sizes`, all other axes being pooled, or of inputs of `shape`.
+        """
+        del sizes, shape
+        return {}
+
+    def _stored_name(self, name: str) -> str:
+        """Returns what a parameter is called in the model."""
+        return name
+
+    def _params(self, x: jax.Array, **overrides: ArrayLike | None) -> Params:
+        """Returns the parameters: those that the call brings, else the layer's."""
+        params: dict[str, Any] = {k: v for k, v in overrides.items() if v is not None}
+        for name, parameter in self._parameters(self._sizes_of(x.shape)).items():
+            if parameter is not None and name not in params:
+                value = self._param(self._stored_name(name), parameter, x)
+                if value is not None:
+                    params[name] = value
+        return params
 
 
 @functools.cache
@@ -106,64 +167,170 @@ def _flags_of(layer: Any) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(layer) if field.type == "bool")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AffineLayer(Layer):
-    """Base of the layers with gamma and beta; options as `jaxnorm.linen.LayerNorm` has them."""
+@options
+class ParametricLayer(Layer):
+    """Base of the layers with parameters."""
 
-    dtype: DTypeLike | None
-    use_gamma: bool
-    use_beta: bool
+    dtype: DTypeLike | None = None
+    """dtype of the result; default: that of the input."""
+    param_dtype: DTypeLike = jnp.float32
+    """dtype of the parameters."""
 
-    def affine_shape(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    def _parameter(
+        self, shape: tuple[int, ...], init: Initializer, used: bool = True
+    ) -> Parameter | None:
+        return Parameter(shape, init, self.param_dtype) if used else None
+
+    @property
+    def _state_dtype(self) -> DTypeLike:
+        """The dtype of inputs that a state is made for, before any is seen."""
+        return self.param_dtype if self.dtype is None else self.dtype
+
+
+@options
+class AffineLayer(ParametricLayer):
+    """Base of the layers with gamma and beta."""
+
+    use_gamma: bool = True
+    """whether to scale by a parameter gamma."""
+    use_beta: bool = True
+    """whether to add a parameter beta."""
+    gamma_init: Initializer = jax.nn.initializers.ones
+    """initializer of gamma."""
+    beta_init: Initializer = jax.nn.initializers.zeros
+    """initializer of beta."""
+    param_names: tuple[str, str] = ("gamma", "beta")
+    """the names of the two parameters; ("scale", "bias") are Flax's."""
+
+    def _affine_shape(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the shape of gamma and beta."""
         return sizes
 
-    def parameters(self, sizes: tuple[int, ...]) -> Parameters:
-        shape = self.affine_shape(sizes)
+    def _parameters(self, sizes: tuple[int, ...]) -> Parameters:
+        shape = self._affine_shape(sizes)
         return {
-            "gamma": Parameter(shape, "gamma_init") if self.use_gamma else None,
-            "beta": Parameter(shape, "beta_init") if self.use_beta else None,
+            "gamma": self._parameter(shape, self.gamma_init, self.use_gamma),
+            "beta": self._parameter(shape, self.beta_init, self.use_beta),
         }
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ChannelLayer(AffineLayer):
-    """Base of the layers whose features are channels."""
-
-    epsilon: float
-    channel_axis: int
-
-    def features_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (_axes.canonical_axis(self.channel_axis, shape, "channel_axis"),)
-
-    def arguments(self, x: jax.Array) -> dict[str, Any]:
-        """Returns what the options say, as functions take it."""
-        (channel,) = self.features_of(x.shape)
-        return {"channel_axis": channel, "epsilon": self.epsilon, "dtype": self.dtype}
+    def _stored_name(self, name: str) -> str:
+        gamma, beta = self.param_names
+        return {"gamma": gamma, "beta": beta}.get(name, name)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PositionLayer(ChannelLayer):
-    """Base of those that pool over positions, which their functions choose if no option does."""
+@options
+class PlainNorm(AffineLayer):
+    """Base of the norms of an input alone that keep no statistics."""
 
-    reduction_axes: Axes | None
+    def __call__(
+        self,
+        x: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        gamma: ArrayLike | None = None,
+        beta: ArrayLike | None = None,
+    ) -> jax.Array:
+        """Normalizes `x`; a gamma or beta given here replaces the module's own."""
+        x = _axes.check_input(x)
+        params = self._params(x, gamma=gamma, beta=beta)
+        return self._normalize(x, params, NO_STATE, Call(self._context(), mask))
 
-    def arguments(self, x: jax.Array) -> dict[str, Any]:
-        axes = self.reduction_axes
-        if axes is not None:
-            axes = _axes.canonical_axes(axes, x.shape, "reduction_axes", allow_empty=True)
-        return {**super().arguments(x), "axis": axes}
+    def _normalize(self, x: jax.Array, params: Params, state: State, call: Call) -> jax.Array:
+        """Returns `x`, normalized."""
+        raise NotImplementedError
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MappedOptions:
-    """The options of layers that pool over mapped axes."""
+@options
+class MappedNorm(PlainNorm):
+    """Base of those that can pool over mapped axes."""
 
-    axis_name: str | Sequence[str] | None
-    axis_index_groups: AxisIndexGroups
+    epsilon: float = 1e-6
+    """added to the variance."""
+    axis_name: str | Sequence[str] | None = None
+    """mapped axes to pool over as well, as for an input divided over devices."""
+    axis_index_groups: AxisIndexGroups = None
+    """groups of indices of `axis_name` that pool together."""
 
-    def mapped(self, context: Context) -> dict[str, Any]:
-        """Returns them as functions take them; none at initialization, outside of any map."""
+    def _mapped(self, context: Context) -> dict[str, Any]:
+        """Returns the mapped axes as functions take them; none outside of any map."""
         if context.initializing:
             return {}
         return {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}
+
+
+@options
+class ChannelLayer(AffineLayer):
+    """Base of the layers whose features are channels."""
+
+    epsilon: float = 1e-5
+    """added to the variance."""
+    channel_axis: int = -1
+    """the axis of the channels."""
+
+    def _features_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (_axes.canonical_axis(self.channel_axis, shape, "channel_axis"),)
+
+    def _arguments(self, x: jax.Array) -> dict[str, Any]:
+        """Returns what the options say, as functions take it."""
+        (channel,) = self._features_of(x.shape)
+        return {"channel_axis": channel, "epsilon": self.epsilon, "dtype": self.dtype}
+
+
+@options
+class PositionNorm(ChannelLayer, PlainNorm):
+    """Base of those that pool over positions, which their functions choose if no option does."""
+
+    epsilon: float = 1e-6
+    reduction_axes: Axes | None = None
+    """the axes pooled; default: all but axis 0 and the channels."""
+
+    def _arguments(self, x: jax.Array) -> dict[str, Any]:
+        axes = self.reduction_axes
+        if axes is not None:
+            axes = _axes.canonical_axes(axes, x.shape, "reduction_axes", allow_empty=True)
+        return {**super()._arguments(x), "axis": axes}
+
+
+@options
+class RunningNorm(AffineLayer):
+    """Base of the norms that take the batch's statistics in training, and running ones after."""
+
+    epsilon: float = 1e-5
+    """added to the variances."""
+    use_running_average: bool | None = None
+    """evaluation or training; here or in the call, which wins."""
+    momentum: float | None = 0.99
+    """decay of the running statistics: new = momentum * old + (1 - momentum) * batch."""
+    unbiased: bool = True
+    """whether the running variance is unbiased (m / (m - 1))."""
+    axis_name: str | Sequence[str] | None = None
+    """mapped axes that the batch is pooled over as well."""
+
+    def __call__(
+        self,
+        x: ArrayLike,
+        *,
+        use_running_average: bool | jax.Array | None = None,
+        mask: ArrayLike | None = None,
+        gamma: ArrayLike | None = None,
+        beta: ArrayLike | None = None,
+    ) -> jax.Array:
+        """Normalizes `x`; a gamma or beta given here replaces the module's own."""
+        x, context = _axes.check_input(x), self._context()
+        evaluate = self.use_running_average if use_running_average is None else use_running_average
+        decisions = Decisions.of_mode(evaluate, context)
+        params = self._params(x, gamma=gamma, beta=beta)
+        state = self._read_state(self._init_state(x, context), x)
+        y, new = self._normalize(x, params, state, Call(context, mask, decisions))
+        self._write_state(new)
+        return y
+
+    def _init_state(self, x: jax.Array, context: Context) -> StateInit:
+        """Returns what the state starts at for inputs like `x`."""
+        raise NotImplementedError
+
+    def _normalize(
+        self, x: jax.Array, params: Params, state: State, call: Call
+    ) -> tuple[jax.Array, State | None]:
+        """Returns `x`, normalized, and the new state, of some of its arrays or all, if it moved."""
+        raise NotImplementedError

@@ -1,74 +1,54 @@
-"""Layers of functions that return the batch's moments, and take running ones in evaluation."""
+"""Norms of functions that return the batch's moments, and take running ones in evaluation."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.nn import initializers
 
 from jaxnorm._core import axes as _axes
-from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
+from jaxnorm._core.axes import Axes, DTypeLike
 from jaxnorm._core.moments import Moments
 from jaxnorm._layers import running, sources
-from jaxnorm._layers.decisions import Decisions
-from jaxnorm._layers.layer import (
-    AffineLayer,
-    ChannelLayer,
-    Context,
-    FirstState,
-    Own,
-    Parameter,
-    Parameters,
-    State,
-)
+from jaxnorm._layers.call import Call, Context, Params, State, StateInit
+from jaxnorm._layers.layer import ChannelLayer, Initializer, Parameters, RunningNorm, options
 from jaxnorm.functional import adaptive, evolved_batch
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MixtureLayer(AffineLayer):
-    """The options of such a layer, named as in `jaxnorm.linen.BatchNorm`."""
+@options
+class _Mixture(RunningNorm):
+    momentum: float | None = 0.99
+    """decay of the running statistics: new = momentum * old + (1 - momentum) * batch. None: the
+    plain average of all batches."""
 
-    epsilon: float
-    use_running_average: bool | jax.Array | None
-    momentum: float | None
-    unbiased: bool
-    axis_name: str | Sequence[str] | None
+    def _init_state(self, x: jax.Array, context: Context) -> StateInit:
+        sizes = self._sizes_of(x.shape)
+        init = self._init_moments(sizes, x.dtype)
+        return init | (running.init_accumulators(sizes, x.dtype) if context.accumulates else {})
 
-    def decide(self, evaluate: Any, context: Context) -> Decisions:
-        """Returns what the call decides; None leaves it to the options."""
-        evaluate = self.use_running_average if evaluate is None else evaluate
-        return Decisions.make(evaluate, None, "batch", "running", None, context.label)
+    def _init_state_of(self, sizes: tuple[int, ...], shape: tuple[int, ...] | None) -> StateInit:
+        return self._init_moments(sizes, self._state_dtype)
 
-    def first_state(self, sizes: tuple[int, ...], dtype: DTypeLike, context: Context) -> FirstState:
-        """Returns what running moments start at, for features of those `sizes`."""
-        first = running.first_moments(sizes, dtype, counts=self.momentum is None)
-        return first | (running.first_accumulators(sizes, dtype) if context.accumulates else {})
+    def _init_moments(self, sizes: tuple[int, ...], dtype: DTypeLike) -> StateInit:
+        return running.init_moments(sizes, dtype, counts=self.momentum is None)
 
-    def normalize(
-        self, x: jax.Array, own: Own, given: Moments | None, axis_name: Any, mask: ArrayLike | None
+    def _mix(
+        self, x: jax.Array, params: Params, used: Moments | None, axis_name: Any, mask: Any
     ) -> tuple[jax.Array, Moments]:
-        """Returns the result, by the moments `given` if any, and the batch's moments."""
+        """Returns `x`, normalized by the moments `used` if any, and the batch's moments."""
         raise NotImplementedError
 
-    def apply(
-        self,
-        x: jax.Array,
-        own: Own,
-        state: State,
-        evaluate: Any,
-        context: Context,
-        mask: ArrayLike | None,
+    def _normalize(
+        self, x: jax.Array, params: Params, state: State, call: Call
     ) -> tuple[jax.Array, State | None]:
-        """Normalizes; returns the new state too, of some of its arrays or all, if it moved."""
-        decisions = self.decide(evaluate, context)
+        context, mask, decisions, *_ = call
         tracks = decisions.tracks(context)
         results, batches = [], []
         for source in decisions.sources:
-            given = running.moments_of(state) if source == "running" else None
-            pools = not context.initializing and (given is None or tracks)
-            y, batch = self.normalize(x, own, given, self.axis_name if pools else None, mask)
+            used = running.moments_of(state) if source == "running" else None
+            pools = not context.initializing and (used is None or tracks)
+            y, batch = self._mix(x, params, used, self.axis_name if pools else None, mask)
             results.append(y)
             batches.append(batch)
         y = sources.choose(decisions.evaluate, results)
@@ -79,33 +59,39 @@ class MixtureLayer(AffineLayer):
         return y, running.track(state, batch, decisions.update, **average)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvoNormB0Layer(MixtureLayer):
-    """The options of `jaxnorm.linen.EvoNormB0`."""
+@options
+class EvoNormB0(_Mixture):
+    """Batch norm joined to an activation; see `jaxnorm.evo_norm_b0`.
 
-    reduction_axes: Axes | None
-    use_v: bool
+    Reference: Liu, Brock, Simonyan & Le 2020, Evolving Normalization-Activation Layers,
+    arXiv:2004.02967.
+    """
 
-    def pooled(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the axes pooled."""
-        given = range(len(shape) - 1) if self.reduction_axes is None else self.reduction_axes
-        return _axes.canonical_axes(given, shape, "reduction_axes")
+    reduction_axes: Axes | None = None
+    """the axes pooled, the batch's first; default: all but the last."""
+    use_v: bool = True
+    """whether the slope is a parameter v, or 1."""
+    v_init: Initializer = initializers.ones
+    """its initializer."""
 
-    def features_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return _axes.other_axes(self.pooled(shape), len(shape))
+    def _pooled(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        axes = range(len(shape) - 1) if self.reduction_axes is None else self.reduction_axes
+        return _axes.canonical_axes(axes, shape, "reduction_axes")
 
-    def parameters(self, sizes: tuple[int, ...]) -> Parameters:
-        v = Parameter(sizes, "v_init") if self.use_v else None
-        return {**super().parameters(sizes), "v": v}
+    def _features_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return _axes.other_axes(self._pooled(shape), len(shape))
 
-    def normalize(
-        self, x: jax.Array, own: Own, given: Moments | None, axis_name: Any, mask: ArrayLike | None
+    def _parameters(self, sizes: tuple[int, ...]) -> Parameters:
+        return {**super()._parameters(sizes), "v": self._parameter(sizes, self.v_init, self.use_v)}
+
+    def _mix(
+        self, x: jax.Array, params: Params, used: Moments | None, axis_name: Any, mask: Any
     ) -> tuple[jax.Array, Moments]:
         return evolved_batch.evo_norm_b0(
             x,
-            **own,
-            axis=self.pooled(x.shape),
-            var=None if given is None else given.var,
+            **params,
+            axis=self._pooled(x.shape),
+            var=None if used is None else used.var,
             epsilon=self.epsilon,
             mask=mask,
             axis_name=axis_name,
@@ -113,30 +99,48 @@ class EvoNormB0Layer(MixtureLayer):
         )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SwitchableNormLayer(MixtureLayer, ChannelLayer):
-    """The options of `jaxnorm.linen.SwitchableNorm`."""
+@options
+class SwitchableNorm(ChannelLayer, _Mixture):
+    """A learned mixture of instance, layer and batch norm; see `jaxnorm.switchable_norm`.
 
-    def parameters(self, sizes: tuple[int, ...]) -> Parameters:
-        weights = dict.fromkeys(("mean_weights", "var_weights"), Parameter((3,), "weights_init"))
-        return {**super().parameters(sizes), **weights}
+    Reference: Luo, Ren, Peng, Zhang & Li 2018, Differentiable Learning-to-Normalize via Switchable
+    Normalization, arXiv:1806.10779.
+    """
 
-    def normalize(
-        self, x: jax.Array, own: Own, given: Moments | None, axis_name: Any, mask: ArrayLike | None
+    weights_init: Initializer = initializers.ones
+    """initializer of the parameters `mean_weights` and `var_weights`, in the order instance, layer,
+    batch, before the softmax."""
+    momentum: float | None = 0.99
+    """decay of the running statistics: new = momentum * old + (1 - momentum) * batch. None: the
+    plain average of all batches, which the paper prefers."""
+
+    def _parameters(self, sizes: tuple[int, ...]) -> Parameters:
+        weights = self._parameter((3,), self.weights_init)
+        return {**super()._parameters(sizes), "mean_weights": weights, "var_weights": weights}
+
+    def _mix(
+        self, x: jax.Array, params: Params, used: Moments | None, axis_name: Any, mask: Any
     ) -> tuple[jax.Array, Moments]:
-        call = {"batch_moments": given, "axis_name": axis_name, "mask": mask}
-        return adaptive.switchable_norm(x, **own, **call, **self.arguments(x))
+        call = {"batch_moments": used, "axis_name": axis_name, "mask": mask}
+        return adaptive.switchable_norm(x, **params, **call, **self._arguments(x))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BatchInstanceNormLayer(MixtureLayer, ChannelLayer):
-    """The options of `jaxnorm.linen.BatchInstanceNorm`."""
+@options
+class BatchInstanceNorm(ChannelLayer, _Mixture):
+    """A learned mixture of batch and instance norm's results; see `jaxnorm.batch_instance_norm`.
 
-    def parameters(self, sizes: tuple[int, ...]) -> Parameters:
-        return {**super().parameters(sizes), "rho": Parameter(sizes, "rho_init")}
+    Reference: Nam & Kim 2018, Batch-Instance Normalization for Adaptively Style-Invariant Neural
+    Networks, arXiv:1805.07925.
+    """
 
-    def normalize(
-        self, x: jax.Array, own: Own, given: Moments | None, axis_name: Any, mask: ArrayLike | None
+    rho_init: Initializer = initializers.ones
+    """initializer of the parameter `rho`, the share of batch norm, limited to [0, 1]."""
+
+    def _parameters(self, sizes: tuple[int, ...]) -> Parameters:
+        return {**super()._parameters(sizes), "rho": self._parameter(sizes, self.rho_init)}
+
+    def _mix(
+        self, x: jax.Array, params: Params, used: Moments | None, axis_name: Any, mask: Any
     ) -> tuple[jax.Array, Moments]:
-        call = {"batch_moments": given, "axis_name": axis_name, "mask": mask}
-        return adaptive.batch_instance_norm(x, **own, **call, **self.arguments(x))
+        call = {"batch_moments": used, "axis_name": axis_name, "mask": mask}
+        return adaptive.batch_instance_norm(x, **params, **call, **self._arguments(x))

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxnorm._layers.layer import Context
+from jaxnorm._layers.call import Context
 
 # A bound below this on how far an average stops from what it averages is no reason to warn.
 _SMALL = 0.01

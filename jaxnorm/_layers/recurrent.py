@@ -1,4 +1,4 @@
-"""The equations of recurrent cells with layer norm, over projections and norms that are given."""
+"""Recurrent cells with layer norm: their options and equations."""
 
 from __future__ import annotations
 
@@ -7,88 +7,152 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.nn import initializers
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, DTypeLike
 from jaxnorm._core.mesh import placed, spec_of, undivided
 from jaxnorm._core.pool import compute_dtype
-from jaxnorm._layers.layer import Layer
+from jaxnorm._layers.layer import Initializer, Layer, options
 
 Activation = Callable[[jax.Array], jax.Array]
-Norm = Callable[[str, jax.Array], jax.Array]  # the layer norm of a name, of a value
-Initializer = Callable[..., jax.Array]  # of key, shape and dtype
+LSTMCarry = tuple[jax.Array, jax.Array]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Cell(Layer):
-    """What the cells have in common; options as `jaxnorm.linen.LayerNormLSTMCell` has them."""
+@options
+class _Cell(Layer):
+    features: int = dataclasses.field(kw_only=False)
+    """number of units."""
+    gate_fn: Activation = jax.nn.sigmoid
+    """activation of the gates."""
+    activation_fn: Activation = jnp.tanh
+    """activation of the candidate and of the cell."""
+    kernel_init: Initializer = initializers.lecun_normal()
+    """initializer of the input kernel of each gate and of the candidate."""
+    recurrent_kernel_init: Initializer = initializers.orthogonal()
+    """initializer of their recurrent kernels."""
+    carry_init: Callable[..., jax.Array] = initializers.zeros
+    """initializer of the first carry."""
+    epsilon: float = 1e-6
+    """added to the variances."""
+    dtype: DTypeLike | None = None
+    """dtype of the products and of the output; default: that of the inputs. The carry keeps its own
+    dtype, at first `param_dtype`."""
+    param_dtype: DTypeLike = jnp.float32
+    """dtype of the parameters and of the first carry."""
 
-    features: int
-    gate_fn: Activation
-    activation_fn: Activation
-    carry_init: Initializer
-    dtype: DTypeLike | None
-    param_dtype: DTypeLike
+    def _project(self, hidden: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns the products of h and of x with the kernels of all gates. Modules have it."""
+        raise NotImplementedError
 
-    def result_dtype(self, inputs: ArrayLike) -> jnp.dtype:
+    def _norm(self, name: str, value: jax.Array) -> jax.Array:
+        """Returns the layer norm called `name`, of a value. Modules have it."""
+        raise NotImplementedError
+
+    @property
+    def num_feature_axes(self) -> int:
+        """How many axes of features there are: the last."""
+        return 1
+
+    def _result_dtype(self, inputs: ArrayLike) -> jnp.dtype:
         """Returns the dtype of the products and of the output."""
         return _axes.result_dtype(_axes.check_input(inputs, "inputs"), self.dtype)
 
-    def first(self, key: jax.Array | None, input_shape: tuple[int, ...]) -> jax.Array:
+    def _first(
+        self, key: jax.Array | None, input_shape: tuple[int, ...], init: Callable[..., jax.Array]
+    ) -> jax.Array:
         """Returns a first carry for inputs of shape `input_shape`."""
-        return self.carry_init(key, (*input_shape[:-1], self.features), self.param_dtype)
+        return init(key, (*input_shape[:-1], self.features), self.param_dtype)
 
 
-class LSTM(Cell):
-    """A long short-term memory cell."""
+@options
+class LSTM(_Cell):
+    """A long short-term memory cell.
 
-    def step(
-        self,
-        carry: tuple[jax.Array, jax.Array],
-        hidden: jax.Array,
-        given: jax.Array,
-        bias: jax.Array,
-        norm: Norm,
-    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        """Returns the new carry (c, h) and h, for W_h h, W_x x and b of all gates."""
-        wide = compute_dtype(hidden.dtype)
+    (f; i; o; g) = LN(W_h h) + LN(W_x x) + b, c' = sigmoid(f) c + sigmoid(i) tanh(g) and
+    h' = sigmoid(o) tanh(LN(c')). Each LN has its own gamma and beta, and its statistics are those
+    of one example at one time step: over all four gates together, and over the cell.
+
+    Parameters: `hidden/kernel` (W_h) and `input/kernel` (W_x), the gates in the order above,
+    `norm_hidden`, `norm_input` and `norm_cell` with gamma and beta, and `bias`.
+
+    Reference: Ba, Kiros & Hinton 2016, Layer Normalization, arXiv:1607.06450, supplementary
+    material.
+    """
+
+    bias_init: Initializer = initializers.zeros
+    """initializer of b."""
+
+    def _bias(self) -> jax.Array:
+        """Returns b of all gates. Modules have it."""
+        raise NotImplementedError
+
+    def __call__(self, carry: LSTMCarry, inputs: jax.Array) -> tuple[LSTMCarry, jax.Array]:
+        """Returns the new carry (c, h) and h."""
         c, h = carry
-        gates = norm("norm_hidden", hidden) + norm("norm_input", given)
-        bias = jnp.expand_dims(bias.astype(wide), range(gates.ndim - 1))
+        hidden, projected = self._project(h, inputs)
+        wide = compute_dtype(hidden.dtype)
+        gates = self._norm("norm_hidden", hidden) + self._norm("norm_input", projected)
+        bias = jnp.expand_dims(self._bias().astype(wide), range(gates.ndim - 1))
         f, i, o, g = _split(gates + placed(bias, spec_of(gates)), 4)
         new_c = self.gate_fn(f) * c.astype(wide) + self.gate_fn(i) * self.activation_fn(g)
-        new_h = self.gate_fn(o) * self.activation_fn(norm("norm_cell", new_c))
+        new_h = self.gate_fn(o) * self.activation_fn(self._norm("norm_cell", new_c))
         return (new_c.astype(c.dtype), new_h.astype(h.dtype)), new_h.astype(hidden.dtype)
 
-    def first_carry(
-        self, key: jax.Array | None, input_shape: tuple[int, ...]
-    ) -> tuple[jax.Array, jax.Array]:
+    def _first_carry(
+        self,
+        key: jax.Array | None,
+        input_shape: tuple[int, ...],
+        init: Callable[..., jax.Array] | None = None,
+    ) -> LSTMCarry:
         """Returns the first c and h."""
+        init = init or self.carry_init
         # Without a key, which a constant initializer does not need.
         key_c, key_h = (None, None) if key is None else jax.random.split(key)
-        return self.first(key_c, input_shape), self.first(key_h, input_shape)
+        return self._first(key_c, input_shape, init), self._first(key_h, input_shape, init)
 
 
-class GRU(Cell):
-    """A gated recurrent unit."""
+@options
+class GRU(_Cell):
+    """A gated recurrent unit.
 
-    def first_carry(self, key: jax.Array | None, input_shape: tuple[int, ...]) -> jax.Array:
-        """Returns the first h."""
-        return self.first(key, input_shape)
+    (z; r) = LN(W_h h) + LN(W_x x), n = tanh(LN(W x) + sigmoid(r) LN(U h)) and
+    h' = (1 - sigmoid(z)) h + sigmoid(z) n. Each LN has its own gamma and beta, and its statistics
+    are those of one example at one time step: over both gates together, and over the candidate.
 
-    def step(
-        self, carry: jax.Array, hidden: jax.Array, given: jax.Array, norm: Norm
-    ) -> tuple[jax.Array, jax.Array]:
-        """Returns the new carry h and h, for the products of h and of x with all kernels."""
+    Parameters: `hidden/kernel` (W_h and U side by side) and `input/kernel` (W_x and W);
+    `norm_hidden` and `norm_input` of the gates, `norm_candidate_hidden` and
+    `norm_candidate_input`, each with gamma and beta.
+
+    Reference: Ba, Kiros & Hinton 2016, Layer Normalization, arXiv:1607.06450, supplementary
+    material. The update gate weighs the candidate; in Flax's `GRUCell` it weighs the old state.
+    """
+
+    activation_fn: Activation = jnp.tanh
+    """activation of the candidate."""
+
+    def __call__(self, carry: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns the new carry h, and h."""
+        hidden, projected = self._project(carry, inputs)
         wide, dtype = compute_dtype(hidden.dtype), hidden.dtype
         parts = (2 * self.features,)
-        (hidden, hidden_n), (given, given_n) = (_split(value, parts) for value in (hidden, given))
-        gates = norm("norm_hidden", hidden) + norm("norm_input", given)
+        hidden, hidden_n = _split(hidden, parts)
+        projected, projected_n = _split(projected, parts)
+        gates = self._norm("norm_hidden", hidden) + self._norm("norm_input", projected)
         z, r = _split(self.gate_fn(gates), 2)
-        hidden_n = norm("norm_candidate_hidden", hidden_n)
-        n = self.activation_fn(norm("norm_candidate_input", given_n) + r * hidden_n)
+        hidden_n = self._norm("norm_candidate_hidden", hidden_n)
+        n = self.activation_fn(self._norm("norm_candidate_input", projected_n) + r * hidden_n)
         new = (1 - z) * carry.astype(wide) + z * n
         return new.astype(carry.dtype), new.astype(dtype)
+
+    def _first_carry(
+        self,
+        key: jax.Array | None,
+        input_shape: tuple[int, ...],
+        init: Callable[..., jax.Array] | None = None,
+    ) -> jax.Array:
+        """Returns the first h."""
+        return self._first(key, input_shape, init or self.carry_init)
 
 
 def _split(x: jax.Array, parts: int | tuple[int, ...]) -> list[jax.Array]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxnorm._core.axes import DTypeLike
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import compute_dtype, real_dtype
-from jaxnorm._layers.layer import FirstState, State
+from jaxnorm._layers.call import State, StateInit
 from jaxnorm.functional.average import update_moments
 from jaxnorm.functional.merge import merge_moments
 
@@ -19,7 +19,7 @@ from jaxnorm.functional.merge import merge_moments
 ACCUMULATORS = ("accumulated_mean", "accumulated_var", "accumulated_count")
 
 
-def first_moments(shape: tuple[int, ...], dtype: DTypeLike, *, counts: bool) -> FirstState:
+def init_moments(shape: tuple[int, ...], dtype: DTypeLike, *, counts: bool) -> StateInit:
     """Returns what running moments of inputs of `dtype` start at."""
     dtype = jax.dtypes.canonicalize_dtype(dtype)
     mean, var = compute_dtype(dtype), real_dtype(dtype)
@@ -32,7 +32,7 @@ def first_moments(shape: tuple[int, ...], dtype: DTypeLike, *, counts: bool) -> 
     return first
 
 
-def first_accumulators(shape: tuple[int, ...], dtype: DTypeLike) -> FirstState:
+def init_accumulators(shape: tuple[int, ...], dtype: DTypeLike) -> StateInit:
     """Returns what the accumulators beside running moments of that shape start at."""
     mean, var = compute_dtype(dtype), real_dtype(dtype)
     makers = (functools.partial(jnp.zeros, shape, kind) for kind in (mean, var, var))

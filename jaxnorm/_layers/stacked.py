@@ -2,61 +2,72 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
-from jaxnorm._core.axes import ArrayLike, DTypeLike
-from jaxnorm._layers.layer import Layer
+from jaxnorm._core.axes import ArrayLike
+from jaxnorm._layers.layer import ParametricLayer, options
+
+Norm = Callable[..., jax.Array]  # of the input and options of its call
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BatchChannelNormLayer(Layer):
-    """The options of `jaxnorm.linen.BatchChannelNorm`."""
+@options
+class BatchChannelNorm(ParametricLayer):
+    """Batch norm, then group norm of its result, each with gamma and beta of its own.
 
-    use_running_average: bool | jax.Array | None
-    num_groups: int
-    channel_axis: int
-    estimate: bool
-    epsilon: float
-    momentum: float | None
-    axis_name: str | Sequence[str] | None
-    dtype: DTypeLike | None
-    param_dtype: DTypeLike
+    Reference: Qiao, Wang, Liu, Shen & Yuille 2019, Micro-Batch Training with Batch-Channel
+    Normalization and Weight Standardization, arXiv:1903.10520.
+    """
+
+    use_running_average: bool | None = None
+    """evaluation or training; here or in the call, which wins."""
+    num_groups: int = 32
+    """into how many groups the channels are divided."""
+    channel_axis: int = -1
+    """the axis of the channels."""
+    estimate: bool = False
+    """whether training normalizes by the running statistics."""
+    epsilon: float = 1e-5
+    """added to the variances."""
+    momentum: float | None = 0.99
+    """decay of the running statistics."""
+    axis_name: str | Sequence[str] | None = None
+    """mapped axes that the batch is pooled over as well."""
+
+    def _norms(self) -> tuple[Norm, Norm]:
+        """Returns the batch norm and the group norm. Modules have them."""
+        raise NotImplementedError
 
     @property
-    def common(self) -> dict[str, Any]:
-        """What both norms are told."""
+    def _options_of_both(self) -> dict[str, Any]:
         return {"epsilon": self.epsilon, "dtype": self.dtype, "param_dtype": self.param_dtype}
 
     @property
-    def batch(self) -> dict[str, Any]:
-        """The options of the batch norm."""
+    def _options_of_batch(self) -> dict[str, Any]:
         return {
             "use_running_average": self.use_running_average,
             "train_statistics": "running" if self.estimate else "batch",
             "feature_axes": self.channel_axis,
             "momentum": self.momentum,
             "axis_name": self.axis_name,
-            **self.common,
+            **self._options_of_both,
         }
 
     @property
-    def channel(self) -> dict[str, Any]:
-        """The options of the group norm."""
+    def _options_of_channel(self) -> dict[str, Any]:
         groups = {"num_groups": self.num_groups, "channel_axis": self.channel_axis}
-        return {**groups, **self.common}
+        return {**groups, **self._options_of_both}
 
-    def apply(
+    def __call__(
         self,
         x: ArrayLike,
-        batch: Callable[..., jax.Array],
-        channel: Callable[..., jax.Array],
-        evaluate: Any,
-        mask: ArrayLike | None,
+        *,
+        use_running_average: bool | jax.Array | None = None,
+        mask: ArrayLike | None = None,
     ) -> jax.Array:
-        """Normalizes `x` by one and then the other."""
-        evaluate = self.use_running_average if evaluate is None else evaluate
+        """Normalizes `x` twice."""
+        evaluate = self.use_running_average if use_running_average is None else use_running_average
+        batch, channel = self._norms()
         return channel(batch(x, use_running_average=evaluate, mask=mask), mask=mask)

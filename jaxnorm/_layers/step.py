@@ -15,9 +15,9 @@ from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.flags import check_switch
 from jaxnorm._core.moments import Moments
-from jaxnorm._layers.batch import BatchLayer
-from jaxnorm._layers.layer import Context
-from jaxnorm._layers.running import first_moments
+from jaxnorm._layers.batch import BatchNorm
+from jaxnorm._layers.call import Call, Context
+from jaxnorm._layers.running import init_moments
 from jaxnorm._layers.sources import Limit, Statistics
 from jaxnorm.functional._restored import as_moments
 
@@ -64,7 +64,7 @@ def init_running(
         if operator.index(num_domains) < 1:
             raise ValueError(f"num_domains must be at least 1, got {num_domains!r}.")
         sizes = (operator.index(num_domains), *sizes)
-    return Moments(**{k: make() for k, make in first_moments(sizes, dtype, counts=True).items()})
+    return Moments(**{k: make() for k, make in init_moments(sizes, dtype, counts=True).items()})
 
 
 def batch_norm_step(
@@ -175,16 +175,11 @@ def batch_norm_step(
         num_domains=num_domains,
         affine_per_domain=affine_per_domain,
     )
-    layer = BatchLayer(
+    layer = BatchNorm(
         epsilon=epsilon,
         dtype=dtype,
-        use_gamma=gamma is not None,
-        use_beta=beta is not None,
-        use_running_average=None,
         train_statistics=train_statistics,
         eval_statistics=eval_statistics,
-        update_running=update_running,
-        frozen=None,
         reduction_axes=_axes.canonical_axes(axis, x.shape),
         feature_axes=feature_axes,
         batch_axis=batch_axis,
@@ -199,16 +194,17 @@ def batch_norm_step(
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
     )
+    layer._check_flags()
     context = Context("batch_norm_step", evaluation="training=False")
     training = check_switch(training, "training")
     evaluate = not training if isinstance(training, bool) else ~training
-    decisions = layer.decide(evaluate, None, context)
+    decisions = layer._decide(evaluate, update_running, context)
     running = Moments(*map(jnp.asarray, as_moments(running, "running")))
     _check_running(running, layer, x.shape, decisions.update is not False)
-    needed = bool(layer.first_state(x, decisions, context))
+    needed = bool(layer._init_state(x, decisions, context))
+    params = {"gamma": gamma, "beta": beta}
     state = running._asdict() if needed else {}
-    own = {"gamma": gamma, "beta": beta}
-    y, new = layer.apply(x, state, own, decisions, context, mask=mask, domain=domain)
+    y, new = layer._normalize(x, params, state, Call(context, mask, decisions, domain))
     return y, running if new is None else Moments(**new)
 
 
@@ -228,11 +224,11 @@ def _check_static(**options: Any) -> None:
 
 
 def _check_running(
-    running: Moments, layer: BatchLayer, shape: tuple[int, ...], updates: bool
+    running: Moments, layer: BatchNorm, shape: tuple[int, ...], updates: bool
 ) -> None:
     """Checks the running moments, the count only where an update could change its shape."""
-    sizes = layer.kept_sizes(shape)
-    expected = layer.state_shape(sizes)
+    sizes = layer._kept_sizes(shape)
+    expected = layer._state_shape(sizes)
     for name, value in running._asdict().items():
         if value.shape != expected and (name != "count" or updates):
             domains = f", num_domains={layer.num_domains}" if layer.num_domains is not None else ""

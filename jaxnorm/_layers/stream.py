@@ -1,8 +1,7 @@
-"""Cumulative norm as a layer: the moments of a stream so far, if it comes piece by piece."""
+"""Cumulative norm: the moments of a stream so far, if it comes piece by piece."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import jax
@@ -12,24 +11,33 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import compute_dtype, real_dtype
-from jaxnorm._layers.layer import AffineLayer, Context, FirstState, Own, State
+from jaxnorm._layers.call import Call, Params, State, StateInit
+from jaxnorm._layers.layer import AffineLayer, options
 from jaxnorm.functional import sequence
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CumulativeNormLayer(AffineLayer):
-    """The options of `jaxnorm.linen.CumulativeNorm`."""
+@options
+class CumulativeNorm(AffineLayer):
+    """Normalization by all steps up to each; see `jaxnorm.cumulative_norm`.
 
-    epsilon: float
-    reduction_axes: Axes
-    feature_axes: Axes
-    time_axis: int
-    decode: bool
+    Reference: Luo & Mesgarani 2018, Conv-TasNet, arXiv:1809.07454.
+    """
 
-    def features_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    epsilon: float = 1e-6
+    """added to the variances."""
+    reduction_axes: Axes = -1
+    """the axes pooled at each time."""
+    feature_axes: Axes = -1
+    """the axes that gamma and beta vary along."""
+    time_axis: int = 1
+    """the axis of the times."""
+    decode: bool = False
+    """whether the sequence comes piece by piece."""
+
+    def _features_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return _axes.canonical_axes(self.feature_axes, shape, "feature_axes")
 
-    def first_state(self, shape: tuple[int, ...], dtype: DTypeLike) -> FirstState:
+    def _init_stream(self, shape: tuple[int, ...], dtype: DTypeLike) -> StateInit:
         """Returns the moments of nothing for inputs of shape `shape`; none of a whole sequence."""
         if not self.decode:
             return {}
@@ -39,20 +47,39 @@ class CumulativeNormLayer(AffineLayer):
         kinds = zip(Moments._fields, (compute_dtype(dtype), *(real_dtype(dtype),) * 2), strict=True)
         return {name: functools.partial(jnp.zeros, kept, kind) for name, kind in kinds}
 
-    def apply(
-        self, x: jax.Array, own: Own, state: State, context: Context, mask: ArrayLike | None
+    def _init_state_of(self, sizes: tuple[int, ...], shape: tuple[int, ...] | None) -> StateInit:
+        return {} if shape is None else self._init_stream(shape, self._state_dtype)
+
+    def __call__(
+        self,
+        x: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        gamma: ArrayLike | None = None,
+        beta: ArrayLike | None = None,
+    ) -> jax.Array:
+        """Normalizes `x`; a gamma or beta given here replaces the module's own."""
+        x = _axes.check_input(x)
+        params = self._params(x, gamma=gamma, beta=beta)
+        state = self._read_state(self._init_stream(x.shape, x.dtype), x)
+        y, new = self._normalize(x, params, state, Call(self._context(), mask))
+        self._write_state(new)
+        return y
+
+    def _normalize(
+        self, x: jax.Array, params: Params, state: State, call: Call
     ) -> tuple[jax.Array, State | None]:
         """Normalizes `x`, after the stream that `state` is of; returns the new state too."""
-        features = self.features_of(x.shape)
-        own = {k: _axes.expand_parameter(v, x, features, features, k) for k, v in own.items()}
+        axes, context = self._features_of(x.shape), call.context
+        affine = {k: _axes.expand_parameter(v, x, axes, axes, k) for k, v in params.items()}
         y, moments = sequence.cumulative_norm(
             x,
-            **own,
+            **affine,
             axis=self._pooled(x.shape),
             time_axis=self._time(x.shape),
             initial=Moments(*(state[name] for name in Moments._fields)) if self.decode else None,
             epsilon=self.epsilon,
-            mask=mask,
+            mask=call.mask,
             dtype=self.dtype,
         )
         if not self.decode or context.initializing:

@@ -2,96 +2,71 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxnorm._core import axes as _axes
-from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
+from jaxnorm._core.axes import Axes, DTypeLike
 from jaxnorm._core.collectives import AxisIndexGroups
-from jaxnorm._core.flags import check_switch
+from jaxnorm._core.mesh import spec_of
 from jaxnorm._core.pool import compute_dtype, real_dtype
-from jaxnorm._layers.layer import AffineLayer, Context, FirstState, Own, State, first_placed
+from jaxnorm._layers.call import Call, Context, Params, State, StateInit, placed_init
+from jaxnorm._layers.layer import RunningNorm, options
 from jaxnorm._layers.narrow import warn_if_narrow
 from jaxnorm.functional import whitening
 from jaxnorm.functional._layout import Layout, check_layout
 from jaxnorm.functional.whitening import Method, Whitening
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WhiteningLayer(AffineLayer):
-    """The options of whitening, as `jaxnorm.linen.DecorrelatedBatchNorm` describes them."""
+@options
+class DecorrelatedBatchNorm(RunningNorm):
+    """Batch normalization that removes the correlations between units; see `jaxnorm.whiten`.
 
-    epsilon: float
-    use_running_average: bool | jax.Array | None
-    reduction_axes: Axes | None
-    feature_axes: Axes
-    num_groups: int
-    method: Method
-    num_iterations: int
-    momentum: float
-    unbiased: bool
-    axis_name: str | Sequence[str] | None
-    axis_index_groups: AxisIndexGroups
+    References: Huang, Yang, Lang & Deng 2018, Decorrelated Batch Normalization, arXiv:1804.08450;
+    iterative: Huang, Zhou, Zhu, Liu & Shao 2019, Iterative Normalization, arXiv:1904.03441.
+    """
 
-    def features_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    use_running_average: bool | None = None
+    """evaluation or training; here or in the call, which wins. A traced boolean computes both."""
+    reduction_axes: Axes | None = None
+    """the axes pooled; default: all that are not in `feature_axes`."""
+    feature_axes: Axes = -1
+    """the axes of the units, along which gamma and beta vary, too."""
+    num_groups: int = 1
+    """into how many groups of neighbouring units they are divided, each whitened by itself. The
+    papers use groups of 16 to 64 units."""
+    method: Method = "zca"
+    """"zca", by eigenvalues, or "iterative", by Newton's iteration."""
+    num_iterations: int = 15
+    """of the iterative method."""
+    unbiased: bool = True
+    """whether the running projection goes by the unbiased covariance."""
+    axis_index_groups: AxisIndexGroups = None
+    """groups of indices of `axis_name` that pool together."""
+
+    def _features_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return _axes.canonical_axes(self.feature_axes, shape, "feature_axes")
 
-    def decide(self, evaluate: Any, context: Context) -> bool | jax.Array:
-        """Returns whether to evaluate, maybe traced; None leaves it to the options."""
-        evaluate = self.use_running_average if evaluate is None else evaluate
-        if evaluate is None:
-            raise ValueError(
-                f"{context.label} needs use_running_average: False in training, True in "
-                "evaluation; set it as a field or pass it in the call."
-            )
-        return check_switch(evaluate, "use_running_average")
+    def _init_state(self, x: jax.Array, context: Context) -> StateInit:
+        layout = self._layout(x.shape)
+        init = _init_whitening(layout, x.shape, x.dtype)
+        return placed_init(init, dict(zip(init, layout.specs(spec_of(x), False), strict=False)))
 
-    def first_state(self, shape: tuple[int, ...], dtype: DTypeLike, spec: Any = None) -> FirstState:
-        """Returns what the running mean and projection start at, for inputs of shape `shape`.
+    def _init_state_of(self, sizes: tuple[int, ...], shape: tuple[int, ...] | None) -> StateInit:
+        if shape is None:
+            shape = (1, *sizes)
+            layout = check_layout(shape, 0, tuple(range(1, len(shape))), self.num_groups)
+        else:
+            layout = self._layout(shape)
+        return _init_whitening(layout, shape, self._state_dtype)
 
-        `spec` says how the inputs are divided over an explicit mesh, if they are.
-        """
-        layout = self._layout(shape)
-        mean, projection = layout.shapes(shape)
-        dtype = compute_dtype(jax.dtypes.canonicalize_dtype(dtype))
-        first = {
-            "mean": functools.partial(jnp.zeros, mean, dtype),
-            "projection": functools.partial(_identities, projection, dtype),
-        }
-        if spec is None:
-            return first
-        return first_placed(first, dict(zip(first, layout.specs(spec, False), strict=False)))
-
-    def first_state_of(
-        self, sizes: tuple[int, ...], dtype: DTypeLike, shape: Sequence[int] | None
-    ) -> FirstState:
-        """Returns what they start at before an input is seen.
-
-        That is for units of `sizes`, all other axes being pooled, or for inputs of `shape`.
-        """
-        if shape is not None:
-            return self.first_state(tuple(shape), dtype)
-        features = tuple(range(1, len(sizes) + 1))
-        layer = dataclasses.replace(self, reduction_axes=0, feature_axes=features)
-        return layer.first_state((1, *sizes), dtype)
-
-    def apply(
-        self,
-        x: jax.Array,
-        state: State,
-        own: Own,
-        evaluate: bool | jax.Array,
-        context: Context,
-        *,
-        mask: ArrayLike | None = None,
+    def _normalize(
+        self, x: jax.Array, params: Params, state: State, call: Call
     ) -> tuple[jax.Array, State | None]:
-        """Whitens `x`; returns the new state too, if it moved."""
+        context, mask, (_, evaluate, _), *_ = call
         layout = self._layout(x.shape)
         running = Whitening(**state, count=jnp.zeros((), real_dtype(x.dtype)))
         common = {"axis": layout.axes, "feature_axes": self.feature_axes}
@@ -99,13 +74,13 @@ class WhiteningLayer(AffineLayer):
         traced = isinstance(evaluate, jax.Array)
         result = None
         if traced or evaluate:
-            result = whitening.decorrelate(x, running, **own, **common)
+            result = whitening.decorrelate(x, running, **params, **common)
             if not traced:
                 return result, None
         self._check_training(x.shape, layout.axes, mask, context)
         y, batch = whitening.whiten(
             x,
-            **own,
+            **params,
             **common,
             num_groups=self.num_groups,
             method=self.method,
@@ -129,7 +104,7 @@ class WhiteningLayer(AffineLayer):
     def _layout(self, shape: tuple[int, ...]) -> Layout:
         axes = self.reduction_axes
         if axes is None:
-            axes = _axes.other_axes(self.features_of(shape), len(shape))
+            axes = _axes.other_axes(self._features_of(shape), len(shape))
         return check_layout(shape, axes, self.feature_axes, self.num_groups)
 
     def _bound_names(self, context: Context) -> tuple[str, ...] | None:
@@ -156,6 +131,16 @@ class WhiteningLayer(AffineLayer):
                 f"over axes {axes}. One example has no covariance; use a larger batch, or "
                 f"{context.evaluation}."
             )
+
+
+def _init_whitening(layout: Layout, shape: tuple[int, ...], dtype: DTypeLike) -> StateInit:
+    """Returns what the running mean and projection start at, for inputs of shape `shape`."""
+    mean, projection = layout.shapes(shape)
+    dtype = compute_dtype(jax.dtypes.canonicalize_dtype(dtype))
+    return {
+        "mean": functools.partial(jnp.zeros, mean, dtype),
+        "projection": functools.partial(_identities, projection, dtype),
+    }
 
 
 def _identities(shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, DTypeLike
 from jaxnorm._core.pool import compute_dtype
-from jaxnorm._layers.batch import BatchLayer
-from jaxnorm._layers.layer import Context, FirstState, State, first_placed
+from jaxnorm._layers.batch import BatchNorm
+from jaxnorm._layers.call import Call, Context, State, StateInit, placed_init
 from jaxnorm.functional import feature, group
 
 Parameter = jax.Array | None
@@ -144,7 +144,7 @@ def _normalize(function: Callable[..., jax.Array], norm: Norm, axes: tuple[int, 
     return y.reshape(norm.x.shape)
 
 
-def first_statistics(norm: Norm, dtype: DTypeLike) -> FirstState:
+def first_statistics(norm: Norm, dtype: DTypeLike) -> StateInit:
     """Returns what running statistics of `dtype` start at."""
     shape = sizes_of(norm.x, norm.features)
     first = {
@@ -152,8 +152,8 @@ def first_statistics(norm: Norm, dtype: DTypeLike) -> FirstState:
         "var": functools.partial(jnp.ones, shape, dtype),
     }
     (x, *_), axes = _pooled(_arrays(norm), others(norm.features, norm.x.ndim))
-    spec = _layer_of(norm, axes).state_spec(x)
-    return first_placed(first, dict.fromkeys(first, spec))
+    spec = _layer_of(norm, axes)._state_spec(x)
+    return placed_init(first, dict.fromkeys(first, spec))
 
 
 def batch_norm(
@@ -167,41 +167,22 @@ def batch_norm(
         state = {**state, "mean": state["mean"].astype(compute_dtype(x.dtype))}
     # Flax takes integers as well.
     evaluate = bool(evaluate) if isinstance(evaluate, int) else evaluate
-    decisions = layer.decide(evaluate, None, context)
-    own = {"gamma": gamma, "beta": beta}
-    y, new = layer.apply(x, state, own, decisions, context, mask=mask)
+    decisions = layer._decide(evaluate, None, context)
+    params = {"gamma": gamma, "beta": beta}
+    y, new = layer._normalize(x, params, state, Call(context, mask, decisions))
     return y.reshape(norm.x.shape), new
 
 
-class _FlaxBatchLayer(BatchLayer):
+class _FlaxBatchNorm(BatchNorm):
     """Batch norm as flax has it."""
 
-    def check_count(self, *_: Any, **__: Any) -> None:
+    def _check_count(self, *_: Any, **__: Any) -> None:
         """Lets a statistic be of one value, which becomes beta."""
 
 
-def _layer_of(norm: Norm, axes: tuple[int, ...]) -> BatchLayer:
-    return _FlaxBatchLayer(
-        **norm.options,
-        use_gamma=norm.scale is not None,
-        use_beta=norm.bias is not None,
-        momentum=norm.module.momentum,
-        reduction_axes=axes,
-        unbiased=False,
-        use_running_average=None,
-        train_statistics="batch",
-        eval_statistics="running",
-        update_running=None,
-        frozen=None,
-        feature_axes=None,
-        batch_axis=0,
-        debias=False,
-        num_virtual_batches=1,
-        r_max=1.0,
-        d_max=0.0,
-        num_domains=None,
-        affine_per_domain=False,
-    )
+def _layer_of(norm: Norm, axes: tuple[int, ...]) -> BatchNorm:
+    momentum = norm.module.momentum
+    return _FlaxBatchNorm(**norm.options, momentum=momentum, reduction_axes=axes, unbiased=False)
 
 
 def _arrays(norm: Norm) -> _Arrays:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import canonicalize_dtype
 
 from jaxnorm._core.axes import ArrayLike
-from jaxnorm._layers.layer import Context
+from jaxnorm._layers.call import Context
 from jaxnorm._layers.running import ACCUMULATORS
 from jaxnorm.drop_in import _shared
 from jaxnorm.drop_in._shared import Norm

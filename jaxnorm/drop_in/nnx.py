@@ -15,7 +15,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 
 from jaxnorm._core.axes import ArrayLike
-from jaxnorm._layers.layer import Context
+from jaxnorm._layers.call import Context
 from jaxnorm._layers.running import ACCUMULATORS
 from jaxnorm.drop_in import _shared
 from jaxnorm.drop_in._shared import Norm

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from jaxnorm._core.axes import Axes
-from jaxnorm._layers.weight import Path, Select, WeightLayer
-from jaxnorm.linen._state import context_of
+from jaxnorm._layers import weight
+from jaxnorm._layers.weight import Path
+from jaxnorm.linen._base import Module
 
 
 class Chosen(NamedTuple):
@@ -27,47 +27,18 @@ class Chosen(NamedTuple):
     place: Path
 
 
-class _Wrapper(nn.Module):
-    """Holds the layer, the one field that can be given by position."""
-
-    layer: nn.Module
-
-
-class WeightWrapper(_Wrapper, kw_only=True):
-    """Base of the wrappers that call a layer with some of its parameters replaced.
-
-    The layer keeps its parameters, under its own name and unchanged: what it is called with is
-    computed from them in each call.
-
-    Attributes:
-      layer: the layer that is wrapped.
-      select: which of its parameters are replaced: patterns that the end of their path must
-        match, as in `pathlib.PurePath.match` ("kernel", "Dense_0/kernel", "query/*"), or a
-        function of the path, such as "Dense_0/kernel", and the parameter.
-      feature_axes: the axes of the output units in the parameters; the others are reduced over.
-    """
-
-    technique: ClassVar[type[WeightLayer]]
-
-    select: Select = ("kernel", "embedding")
-    feature_axes: Axes = -1
-
-    @property
-    def options(self) -> Any:
-        """What the fields say, as `technique` takes it."""
-        return self.technique.of(self)
+class WeightWrapper(weight.WeightWrapper, Module, kw_only=True):
+    """Base of the wrappers that call a layer with some of its parameters replaced."""
 
     @nn.nowrap
-    def chosen(self) -> dict[Path, Chosen]:
+    def _chosen(self) -> dict[Path, Chosen]:
         """Returns the layer's parameters to replace, by their path from the layer."""
-        found = self._parameters()
+        found = self._found()
         values = {path: unbox(one.stored) for path, one in found.items()}
-        label = context_of(self, type(self).__name__).label
-        chosen = self.options.choose(values, label, type(self.layer).__name__)
-        return {path: found[path] for path in chosen}
+        return {path: found[path] for path in self._choose(values, self._context().label)}
 
     @nn.nowrap
-    def _parameters(self) -> dict[Path, Chosen]:
+    def _found(self) -> dict[Path, Chosen]:
         """Returns all parameters of the layer and of the modules that its fields hold.
 
         Modules that are made in a call, as those of an nn.Sequential, belong to the module that is
@@ -85,7 +56,7 @@ class WeightWrapper(_Wrapper, kw_only=True):
         return found
 
     @nn.nowrap
-    def call_layer(self, weights: dict[Path, jax.Array] | None, method: str, args, kwargs) -> Any:
+    def _call_layer(self, weights: dict[Path, jax.Array] | None, method: str, args, kwargs) -> Any:
         """Calls the layer, with `weights` in place of the parameters at their paths."""
         if not isinstance(self.layer, nn.Module):
             raise TypeError(
@@ -97,7 +68,7 @@ class WeightWrapper(_Wrapper, kw_only=True):
 
         if weights is None:
             return call(self.layer)
-        parameters = self._parameters()
+        parameters = self._found()
         # Flax maps the variables of one module after the other and does not say whose they are,
         # but they are the same objects.
         replacements = {id(raw(parameters[path].stored)): w for path, w in weights.items()}

@@ -71,7 +71,7 @@ def _find_wrappers(model, variables, args, kwargs) -> dict[Path, _Wrapped]:
     def record(call, args, kwargs, context):
         module = context.module
         if isinstance(module, WeightWrapper) and context.method_name == "__call__":
-            wrapped = _Wrapped(module, module.layer.path, module.chosen())
+            wrapped = _Wrapped(module, module.layer.path, module._chosen())
             for place, other in found.items():
                 if place != module.path and other.layer == wrapped.layer:
                     raise ValueError(
@@ -110,13 +110,13 @@ def _bake_weight(flat, wrapper: WeightWrapper, path: Path, one: Chosen) -> None:
             f"{'/'.join(key)} of shape {value.shape} is used in shape {shape}: bake expects "
             "parameters of a scan or vmap to be stacked along their first axis."
         )
-    names = {own_name(path, name): name for name in wrapper.options.own_names}
+    names = {own_name(path, name): name for name in wrapper.own_names}
     own = {
         names[at[-1]]: unbox(stored)
         for at, stored in flat.items()
         if at[1:-1] == wrapper.path and at[-1] in names
     }
-    compute = wrapper.options.weight
+    compute = wrapper._weight
     for _ in range(stacked):
         compute = jax.vmap(compute)
     flat[key] = rebox(flat[key], compute(value, own))

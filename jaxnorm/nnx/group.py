@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from jaxnorm._core.axes import Axes
-from jaxnorm._layers.group import GroupNormLayer, InstanceNormLayer
-from jaxnorm.nnx._base import MappedNorm, module
+from jaxnorm._layers import group
+from jaxnorm.nnx._base import Affine, module
 
 
 @module
-class GroupNorm(MappedNorm):
+class GroupNorm(group.GroupNorm, Affine):
     """Group normalization; see `jaxnorm.group_norm`.
-
-    The options that are not listed are those of `jaxnorm.linen.GroupNorm`.
-
-    Attributes:
-      num_features: number of channels.
 
     Example:
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx
@@ -22,26 +16,12 @@ class GroupNorm(MappedNorm):
       >>> norm = jnx.GroupNorm(4, num_groups=2, epsilon=0.0)
       >>> norm(x).tolist()
       [[-1.0, 1.0, -1.0, 1.0]]
-
-    Reference: Wu & He 2018, Group Normalization, arXiv:1803.08494.
     """
-
-    technique = GroupNormLayer
-
-    num_groups: int | None = None
-    group_size: int | None = None
-    channel_axis: int = -1
-    reduction_axes: Axes | None = None
 
 
 @module
-class InstanceNorm(MappedNorm):
+class InstanceNorm(group.InstanceNorm, Affine):
     """Instance normalization; see `jaxnorm.instance_norm`.
-
-    The options that are not listed are those of `jaxnorm.linen.InstanceNorm`.
-
-    Attributes:
-      num_features: number of channels.
 
     Example:
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx
@@ -49,11 +29,4 @@ class InstanceNorm(MappedNorm):
       >>> norm = jnx.InstanceNorm(2, epsilon=0.0)
       >>> norm(x).tolist()
       [[[-1.0, -1.0], [1.0, 1.0]]]
-
-    Reference: Ulyanov, Vedaldi & Lempitsky 2016, Instance Normalization, arXiv:1607.08022.
     """
-
-    technique = InstanceNormLayer
-
-    channel_axis: int = -1
-    reduction_axes: Axes | None = None

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import InitVar
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from jaxnorm._core.axes import DTypeLike
 from jaxnorm._core.pool import compute_dtype
-from jaxnorm._layers.recurrent import GRU, LSTM, Activation, Initializer, for_each_gate
-from jaxnorm.nnx._base import draw, module
+from jaxnorm._layers import feature, recurrent
+from jaxnorm._layers.call import NO_STATE, Call
+from jaxnorm._layers.layer import Initializer
+from jaxnorm._layers.recurrent import for_each_gate
+from jaxnorm.nnx._base import Module, draw, module
 from jaxnorm.nnx.feature import LayerNorm
 
 
@@ -24,32 +24,18 @@ def _cast_to_first(arrays: Any, **options: Any) -> Any:
 
 
 @module
-class _LayerNormCell(nnx.RNNCellBase):
-    """What the two cells share: the projections, the norms and the first carry."""
+class _Inputs(Module, nnx.RNNCellBase):
+    in_features: int = dataclasses.field(kw_only=False)
+    """size of the inputs."""
 
-    cell: ClassVar[type[LSTM] | type[GRU]]
+
+@module
+class _Cell(recurrent._Cell, _Inputs):
     gates: ClassVar[int]
 
-    in_features: int = dataclasses.field(kw_only=False)
-    features: int = dataclasses.field(kw_only=False)
-    gate_fn: Activation = nnx.sigmoid
-    activation_fn: Activation = nnx.tanh
-    kernel_init: InitVar[Initializer] = nnx.initializers.lecun_normal()
-    recurrent_kernel_init: InitVar[Initializer] = nnx.initializers.orthogonal()
-    carry_init: Initializer = nnx.initializers.zeros
-    epsilon: float = 1e-6
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    rngs: InitVar[nnx.Rngs | None] = None
-
-    def __post_init__(
-        self,
-        kernel_init: Initializer,
-        recurrent_kernel_init: Initializer,
-        rngs: nnx.Rngs | None,
-    ) -> None:
+    def _make(self, *, rngs: nnx.Rngs | None, **given: Any) -> None:
         if rngs is None:
-            raise ValueError(f"{self.label} draws its kernels and needs rngs=nnx.Rngs(0).")
+            raise ValueError(f"{self._label} draws its kernels and needs rngs=nnx.Rngs(0).")
 
         def project(size: int, init: Initializer) -> nnx.Linear:
             return nnx.Linear(
@@ -62,35 +48,29 @@ class _LayerNormCell(nnx.RNNCellBase):
                 rngs=rngs,
             )
 
-        self.hidden = project(self.features, recurrent_kernel_init)
-        self.input = project(self.in_features, kernel_init)
-        for name, size in self.norm_sizes.items():
+        self.hidden = project(self.features, self.recurrent_kernel_init)
+        self.input = project(self.in_features, self.kernel_init)
+        for name, size in self._norm_sizes.items():
             norm = LayerNorm(size, epsilon=self.epsilon, param_dtype=self.param_dtype)
             setattr(self, name, norm)
 
     @property
-    def norm_sizes(self) -> dict[str, int]:
+    def _norm_sizes(self) -> dict[str, int]:
         """How many features each layer norm has, by name."""
         raise NotImplementedError
 
     @property
-    def num_feature_axes(self) -> int:
-        return 1
-
-    @property
-    def label(self) -> str:
-        """What errors call the cell."""
+    def _label(self) -> str:
         return f"{type(self).__name__}(in_features={self.in_features}, features={self.features})"
 
     def _project(self, hidden: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the products of h and of x with the kernels of all gates."""
-        dtype = self.cell.of(self).result_dtype(inputs)
+        dtype = self._result_dtype(inputs)
         return self.hidden(hidden.astype(dtype)), self.input(inputs.astype(dtype))
 
     def _norm(self, name: str, value: jax.Array) -> jax.Array:
         norm: LayerNorm = getattr(self, name)
-        layer = dataclasses.replace(norm.options, dtype=compute_dtype(value.dtype))
-        return layer.apply(value, norm._own(value), norm.context, None)
+        wide = feature.LayerNorm(epsilon=norm.epsilon, dtype=compute_dtype(value.dtype))
+        return wide._normalize(value, norm._params(value), NO_STATE, Call(norm._context()))
 
     def initialize_carry(
         self,
@@ -99,40 +79,18 @@ class _LayerNormCell(nnx.RNNCellBase):
         carry_init: Initializer | None = None,
     ) -> Any:
         """Returns the first carry for inputs of shape `input_shape`."""
-        cell = self.cell.of(self)
-        if carry_init is not None:
-            cell = dataclasses.replace(cell, carry_init=carry_init)
+
+        def make(key: jax.Array | None) -> Any:
+            return self._first_carry(key, input_shape, carry_init)
+
         if rngs is None:
-            return draw("carry", lambda key: cell.first_carry(key, input_shape), rngs, self.label)
-        key = rngs.carry() if isinstance(rngs, nnx.Rngs) else rngs()
-        return cell.first_carry(key, input_shape)
+            return draw("carry", make, rngs, self._label)
+        return make(rngs.carry() if isinstance(rngs, nnx.Rngs) else rngs())
 
 
 @module
-class LayerNormLSTMCell(_LayerNormCell):
+class LayerNormLSTMCell(recurrent.LSTM, _Cell):
     """A long short-term memory cell with layer norm, to be used in `flax.nnx.RNN`.
-
-    (f; i; o; g) = LN(W_h h) + LN(W_x x) + b, c' = sigmoid(f) c + sigmoid(i) tanh(g) and
-    h' = sigmoid(o) tanh(LN(c')). Each LN has its own gamma and beta, and its statistics are those
-    of one example at one time step: over all four gates together, and over the cell.
-
-    Parameters: `hidden/kernel` (W_h) and `input/kernel` (W_x), the gates in the order above,
-    `norm_hidden`, `norm_input` and `norm_cell` with gamma and beta, and `bias`.
-
-    Attributes:
-      in_features: size of the inputs.
-      features: number of units.
-      gate_fn: activation of the gates.
-      activation_fn: activation of the candidate and of the cell.
-      kernel_init: initializer of the input kernel of each gate.
-      recurrent_kernel_init: initializer of the recurrent kernel of each gate.
-      bias_init: initializer of b.
-      carry_init: initializer of the first carry.
-      epsilon: added to the variances.
-      dtype: dtype of the products and of the output; default: that of the inputs. The carry keeps
-        its own dtype, at first `param_dtype`.
-      param_dtype: dtype of the parameters and of the first carry.
-      rngs: keys for the kernels.
 
     Example:
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx
@@ -142,67 +100,28 @@ class LayerNormLSTMCell(_LayerNormCell):
       >>> y = nnx.RNN(cell)(x, seq_lengths=jnp.array([5, 2]))
       >>> y.shape, cell.norm_input.gamma.shape
       ((2, 5, 4), (16,))
-
-    Reference: Ba, Kiros & Hinton 2016, Layer Normalization, arXiv:1607.06450, supplementary
-    material.
     """
 
-    cell: ClassVar[type[LSTM] | type[GRU]] = LSTM
     gates: ClassVar[int] = 4
 
-    bias_init: InitVar[Initializer] = nnx.initializers.zeros
-
-    def __post_init__(
-        self,
-        kernel_init: Initializer,
-        recurrent_kernel_init: Initializer,
-        rngs: nnx.Rngs | None,
-        bias_init: Initializer,
-    ) -> None:
-        super().__post_init__(kernel_init, recurrent_kernel_init, rngs)
+    def _make(self, *, rngs: nnx.Rngs | None, **given: Any) -> None:
+        super()._make(rngs=rngs, **given)
         shape = (self.gates * self.features,)
-        bias = draw("bias", lambda key: bias_init(key, shape, self.param_dtype), rngs, self.label)
-        self.bias = nnx.Param(bias)
+        init, dtype = self.bias_init, self.param_dtype
+        self.bias = nnx.Param(draw("bias", lambda key: init(key, shape, dtype), rngs, self._label))
+
+    def _bias(self) -> jax.Array:
+        return self.bias[...]
 
     @property
-    def norm_sizes(self) -> dict[str, int]:
-        """How many features each layer norm has, by name."""
+    def _norm_sizes(self) -> dict[str, int]:
         all_gates = self.gates * self.features
         return {"norm_hidden": all_gates, "norm_input": all_gates, "norm_cell": self.features}
 
-    def __call__(
-        self, carry: tuple[jax.Array, jax.Array], inputs: jax.Array
-    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        """Returns the new carry (c, h) and h."""
-        hidden, given = self._project(carry[1], inputs)
-        return LSTM.of(self).step(carry, hidden, given, self.bias[...], self._norm)
-
 
 @module
-class LayerNormGRUCell(_LayerNormCell):
+class LayerNormGRUCell(recurrent.GRU, _Cell):
     """A gated recurrent unit with layer norm, to be used in `flax.nnx.RNN`.
-
-    (z; r) = LN(W_h h) + LN(W_x x), n = tanh(LN(W x) + sigmoid(r) LN(U h)) and
-    h' = (1 - sigmoid(z)) h + sigmoid(z) n. Each LN has its own gamma and beta, and its statistics
-    are those of one example at one time step: over both gates together, and over the candidate.
-
-    Parameters: `hidden/kernel` (W_h and U side by side) and `input/kernel` (W_x and W);
-    `norm_hidden` and `norm_input` of the gates, `norm_candidate_hidden` and
-    `norm_candidate_input`, each with gamma and beta.
-
-    Attributes:
-      in_features: size of the inputs.
-      features: number of units.
-      gate_fn: activation of the gates.
-      activation_fn: activation of the candidate.
-      kernel_init: initializer of the input kernel of each gate and of the candidate.
-      recurrent_kernel_init: initializer of their recurrent kernels.
-      carry_init: initializer of the first carry.
-      epsilon: added to the variances.
-      dtype: dtype of the products and of the output; default: that of the inputs. The carry keeps
-        its own dtype, at first `param_dtype`.
-      param_dtype: dtype of the parameters and of the first carry.
-      rngs: keys for the kernels.
 
     Example:
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx
@@ -212,22 +131,12 @@ class LayerNormGRUCell(_LayerNormCell):
       >>> there, back = (nnx.RNN(jnx.LayerNormGRUCell(3, 4, rngs=rngs)) for _ in range(2))
       >>> nnx.Bidirectional(there, back)(x).shape
       (2, 5, 8)
-
-    Reference: Ba, Kiros & Hinton 2016, Layer Normalization, arXiv:1607.06450, supplementary
-    material. The update gate weighs the candidate; in `flax.nnx.GRUCell` it weighs the old state.
     """
 
-    cell: ClassVar[type[LSTM] | type[GRU]] = GRU
     gates: ClassVar[int] = 3
 
     @property
-    def norm_sizes(self) -> dict[str, int]:
-        """How many features each layer norm has, by name."""
+    def _norm_sizes(self) -> dict[str, int]:
         gates = {"norm_hidden": 2 * self.features, "norm_input": 2 * self.features}
         candidate = ("norm_candidate_hidden", "norm_candidate_input")
         return gates | dict.fromkeys(candidate, self.features)
-
-    def __call__(self, carry: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the new carry h, and h."""
-        hidden, given = self._project(carry, inputs)
-        return GRU.of(self).step(carry, hidden, given, self._norm)

@@ -10,9 +10,8 @@ import jax
 from jax.core import Tracer
 
 from jaxnorm._core.moments import Moments
-from jaxnorm._layers.batch import BatchLayer
+from jaxnorm._layers.layer import AffineLayer
 from jaxnorm.functional.moments import moments
-from jaxnorm.linen._base import AffineModule
 from jaxnorm.linen.batch import BatchNorm
 
 
@@ -62,12 +61,12 @@ def record(apply: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, R
 
     def intercept(call, call_args, call_kwargs, context):
         module = context.module
-        if not isinstance(module, AffineModule) or context.method_name != "__call__":
+        if not isinstance(module, AffineLayer) or context.method_name != "__call__":
             return call(*call_args, **call_kwargs)
         name = _new_name("/".join(module.path) or type(module).__name__, seen.before)
         x = call_args[0] if call_args else call_kwargs["x"]
         if isinstance(module, BatchNorm) and module.has_variable("batch_stats", "mean"):
-            axes, _ = BatchLayer.of(module).axes_of(x.shape)
+            axes, _ = module._axes_of(x.shape)
             batch = moments(x, axes, mask=call_kwargs.get("mask"))
             mean, var = (module.get_variable("batch_stats", key) for key in ("mean", "var"))
             if mean.shape == batch.mean.shape:  # else there are statistics per domain

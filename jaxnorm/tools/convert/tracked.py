@@ -12,15 +12,15 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike
 from jaxnorm._core.moments import Moments
 from jaxnorm._layers import running
-from jaxnorm._layers.decisions import Decisions
+from jaxnorm._layers.call import Decisions, State
 from jaxnorm._layers.sources import choose
 from jaxnorm.functional import group
 from jaxnorm.functional.moments import moments
 from jaxnorm.functional.standardize import standardize
-from jaxnorm.linen._state import StateVariables, context_of
+from jaxnorm.linen._base import Module
 
 
-class TrackedInstanceNorm(nn.Module, kw_only=True):
+class TrackedInstanceNorm(Module, kw_only=True):
     """Instance norm in training, by running statistics in evaluation.
 
     The running mean and variance move towards the mean over the batch of the instances' means and
@@ -58,11 +58,11 @@ class TrackedInstanceNorm(nn.Module, kw_only=True):
             gamma = self.param("gamma", nn.initializers.ones, shape, self.param_dtype)
         if self.use_beta:
             beta = self.param("beta", nn.initializers.zeros, shape, self.param_dtype)
-        context = context_of(self, "TrackedInstanceNorm")
+        context = self._context()
         evaluate = self.use_running_average if use_running_average is None else use_running_average
-        decisions = Decisions.make(evaluate, None, "batch", "running", None, context.label)
-        first = running.first_moments(shape, x.dtype, counts=False)
-        state = StateVariables(self, first)
+        decisions = Decisions.of_mode(evaluate, context)
+        first = running.init_moments(shape, x.dtype, counts=False)
+        state = self._read_state(first, x)
         results = [
             self._normalize(x, source, state, gamma, beta, channel) for source in decisions.sources
         ]
@@ -71,10 +71,10 @@ class TrackedInstanceNorm(nn.Module, kw_only=True):
             mean, var, count = jax.lax.stop_gradient(moments(x, positions))
             average = Moments(jnp.mean(mean, 0), jnp.mean(var, 0), count)
             options = {"momentum": self.momentum, "unbiased": True, "debias": False}
-            state.keep(running.track(state.value, average, decisions.update, **options))
+            self._write_state(running.track(state, average, decisions.update, **options))
         return choose(decisions.evaluate, results)
 
-    def _normalize(self, x, source, state: StateVariables, gamma, beta, channel) -> jax.Array:
+    def _normalize(self, x, source, state: State, gamma, beta, channel) -> jax.Array:
         options = {"epsilon": self.epsilon, "dtype": self.dtype}
         if source == "batch":
             report = group.ignore
@@ -83,4 +83,4 @@ class TrackedInstanceNorm(nn.Module, kw_only=True):
             positions = {"channel_axis": channel, "axis": None}
             return group.normalize_positions(report, x, gamma, beta, None, **positions, **options)
         axes = _axes.other_axes((channel,), x.ndim)
-        return standardize(x, running.moments_of(state.value), gamma, beta, axis=axes, **options)
+        return standardize(x, running.moments_of(state), gamma, beta, axis=axes, **options)

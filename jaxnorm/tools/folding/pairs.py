@@ -10,8 +10,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxnorm._core import axes as _axes
-from jaxnorm._layers.batch import BatchLayer
-from jaxnorm._layers.layer import Context
+from jaxnorm._layers.call import Context
 from jaxnorm.tools.folding.search import (
     LAYER_VALUES,
     TAG,
@@ -115,13 +114,13 @@ _AXES = "its statistics are not of the last axis alone"
 
 
 def _why_not_own(visit: Visit, given: dict[str, Any]) -> str:
-    layer, shape = BatchLayer.of(visit.module), jnp.shape(given["x"])
-    decisions = layer.decide(
+    layer, shape = visit.module, jnp.shape(given["x"])
+    decisions = layer._decide(
         given["use_running_average"], given["update_running"], Context(visit.name)
     )
     if decisions.sources != ("running",) or decisions.update is not False:
         return _TRAINS
-    pooled, features = layer.axes_of(shape)
+    pooled, features = layer._axes_of(shape)
     last = len(shape) - 1
     fits = features == (last,) and len(pooled) == last and layer.num_domains is None
     return "" if fits else _AXES

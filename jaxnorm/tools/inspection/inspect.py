@@ -13,7 +13,6 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxnorm._core.moments import Moments
-from jaxnorm._layers.batch import BatchLayer
 from jaxnorm.tools.inspection.findings import findings_of, metric_finding
 from jaxnorm.tools.inspection.layers import SMALL, InspectedLayer, Inspection
 from jaxnorm.tools.inspection.survey import ROWS, Traits, measure, merge, traits
@@ -260,7 +259,7 @@ class _Survey:
 
 
 def _keeps_none(module: Any) -> bool:
-    return isinstance(module, OWN_BATCH) and BatchLayer.of(module).keeps_none
+    return isinstance(module, OWN_BATCH) and module._keeps_none
 
 
 def _layer(path: str, known: Traits, rows: list[np.ndarray]) -> InspectedLayer:

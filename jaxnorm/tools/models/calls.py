@@ -15,7 +15,7 @@ from jaxnorm.tools.models.norms import DROP_IN, FLAX, OWN
 _NORMS: list[Any] = [
     kind
     for kind in dict.fromkeys((*FLAX, *OWN, *DROP_IN))
-    if issubclass(kind, nnx.Module) and "__call__" in vars(kind)
+    if issubclass(kind, nnx.Module) and ("__call__" in vars(kind) or kind in OWN)
 ]
 _lock = threading.Lock()
 _blocks = 0  # of `watching`, in all threads
@@ -41,7 +41,10 @@ def watching() -> Iterator[list[str]]:
             _blocks -= 1
             if _blocks == 0:
                 for kind in _NORMS:
-                    kind.__call__ = kind.__call__.__wrapped__
+                    call = kind.__call__.__wrapped__
+                    del kind.__call__
+                    if kind.__call__ is not call:  # else it is that of a base
+                        kind.__call__ = call
 
 
 def _watched(call: Any) -> Any:

@@ -19,7 +19,6 @@ import jaxnorm.drop_in.nnx
 import jaxnorm.linen
 import jaxnorm.nnx
 from jaxnorm._core import axes as _axes
-from jaxnorm._layers.batch import BatchLayer
 from jaxnorm.drop_in.linen import BODIES
 from jaxnorm.functional.moments import moments
 
@@ -104,7 +103,7 @@ def arguments(function: Any, module: Any, args: tuple, kwargs: dict) -> dict[str
 def batch_axes(module: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the axes that a batch norm of jaxnorm's or flax's pools."""
     if isinstance(module, OWN_BATCH):
-        return BatchLayer.of(module).axes_of(shape)[0]
+        return module._axes_of(shape)[0]
     return _axes.other_axes(_axes.canonical_axes(module.axis, shape, "axis"), len(shape))
 
 
@@ -120,7 +119,7 @@ def can_normalize_by_batch(module: Any, x: Any, mask: Any) -> bool:
     """
     shape = np.shape(x)
     if isinstance(module, OWN_BATCH):
-        return BatchLayer.of(module).can_normalize_by_batch(shape, mask)
+        return module._can_normalize_by_batch(shape, mask)
     return math.prod(shape[a] for a in batch_axes(module, shape)) > 1
 
 
@@ -140,7 +139,7 @@ def run_with(module: Any, run: Any, given: dict[str, Any], by_batch: bool) -> An
     by_batch = by_batch and can_normalize_by_batch(module, x, mask)
     rest = {name: value for name, value in given.items() if name != "x"}
     if isinstance(module, OWN_BATCH):
-        whole = {} if BatchLayer.of(module).divides(np.shape(x)) else {"num_virtual_batches": 1}
+        whole = {} if module._divides(np.shape(x)) else {"num_virtual_batches": 1}
         with instead(module, whole):
             return run(x, **{**rest, "use_running_average": not by_batch, "update_running": False})
     # Flax's own take it from one place only, and would keep what normalizes by the batch.

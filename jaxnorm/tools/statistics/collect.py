@@ -19,8 +19,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.moments import Moments
-from jaxnorm._layers.batch import BatchLayer
-from jaxnorm._layers.layer import Context
+from jaxnorm._layers.batch import BatchNorm
+from jaxnorm._layers.call import Call, Context
 from jaxnorm._layers.running import ACCUMULATORS
 from jaxnorm.functional.moments import moments
 from jaxnorm.tools.models.batches import split_arrays
@@ -144,12 +144,12 @@ def _moments_of(module: Any, given: dict[str, Any]) -> Moments:
         return moments(x, batch_axes(module, x.shape), mask=mask)
     plain = {"train_statistics": "running", "eval_statistics": "running", "frozen": None}
     alone = {"axis_name": None, "axis_index_groups": None, "num_virtual_batches": 1}
-    layer = dataclasses.replace(BatchLayer.of(module), **plain, **alone)
+    fields = {field.name: getattr(module, field.name) for field in dataclasses.fields(BatchNorm)}
+    layer = BatchNorm(**{**fields, **plain, **alone})
     context = Context(type(module).__name__, accumulates=True)
-    decisions = layer.decide(True, True, context)
-    state = {name: make() for name, make in layer.first_state(x, decisions, context).items()}
-    own: dict[str, Any] = {}
-    _, new = layer.apply(x, state, own, decisions, context, mask=mask, domain=given["domain"])
+    decisions = layer._decide(True, True, context)
+    state = {name: make() for name, make in layer._init_state(x, decisions, context).items()}
+    _, new = layer._normalize(x, {}, state, Call(context, mask, decisions, given["domain"]))
     assert new is not None
     return Moments(*(new[name] for name in ACCUMULATORS))
 

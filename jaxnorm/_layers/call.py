@@ -1,14 +1,46 @@
-"""What a call of batch norm decides: which statistics normalize, and whether they are updated."""
+"""What is said of a call: by the framework, and by the one who calls."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 
+from jaxnorm._core.axes import ArrayLike
 from jaxnorm._core.flags import check_switch
-from jaxnorm._layers.layer import Context
+from jaxnorm._core.mesh import placed
 from jaxnorm._layers.sources import Statistics, check_statistics
+
+State = Mapping[str, jax.Array]
+StateInit = dict[str, Callable[[], jax.Array]]  # what makes each array that a state starts with
+NO_STATE: State = MappingProxyType({})
+Params = Mapping[str, Any]  # the values of parameters, by name; absent where there is none
+
+
+class Context(NamedTuple):
+    """What a framework says of a call.
+
+    Attributes:
+      label: what errors call the layer, such as "BatchNorm block_1/norm".
+      initializing: whether variables are only made: no state moves, nothing is sent to others.
+      mutable: whether new state can be kept.
+      accumulates: whether the state has accumulators; see `jaxnorm.tools.accumulate`.
+      evaluation: how the call is told to evaluate, for errors.
+      widening: how parameters are cast and the state is not, for warnings.
+    """
+
+    label: str
+    initializing: bool = False
+    mutable: bool = True
+    accumulates: bool = False
+    evaluation: str = "use_running_average=True"
+    widening: str = (
+        "Keep batch_stats in float32 and cast the parameters alone: variables = {**variables, "
+        "'params': jax.tree.map(lambda a: a.astype(jnp.bfloat16), variables['params'])}."
+    )
 
 
 class Decisions(NamedTuple):
@@ -45,6 +77,11 @@ class Decisions(NamedTuple):
         return self.update is not False
 
     @classmethod
+    def of_mode(cls, evaluate: Any, context: Context) -> Decisions:
+        """Returns those of training by the batch and evaluation by running statistics."""
+        return cls.make(evaluate, None, "batch", "running", None, context.label)
+
+    @classmethod
     def make(
         cls,
         evaluate: Any,
@@ -73,3 +110,33 @@ class Decisions(NamedTuple):
         if isinstance(evaluate, bool):
             return cls((test,) if evaluate else (train,), evaluate, update)
         return cls((train, test), evaluate, update)
+
+
+class Call(NamedTuple):
+    """A call of a layer.
+
+    Attributes:
+      context: what the framework says of it.
+      mask: which elements count.
+      decisions: which statistics normalize, and whether they are updated.
+      domain: the domain of the batch or of each example.
+      overrides: the parameters that the call brings.
+    """
+
+    context: Context
+    mask: ArrayLike | None = None
+    decisions: Decisions = Decisions(("running",), True, False)
+    domain: ArrayLike | None = None
+    overrides: Params = MappingProxyType({})
+
+
+def placed_init(init: StateInit, specs: Mapping[str, Any]) -> StateInit:
+    """Returns `init` so that each array, by its name, lies where `specs` says.
+
+    A state that starts as it goes on can be carried through a loop.
+    """
+    return {name: functools.partial(_make, make, specs[name]) for name, make in init.items()}
+
+
+def _make(make: Callable[[], jax.Array], spec: Any) -> jax.Array:
+    return placed(make(), spec)
