@@ -51,9 +51,9 @@ def counted_passes():
     Returns a function that returns the count since the last call of it.
     """
     taken = []
-    usual = statistics.about
+    usual = statistics.shifted_sums
 
-    def about(*given, **options):
+    def shifted_sums(*given, **options):
         jax.debug.callback(lambda: taken.append(None))
         return usual(*given, **options)
 
@@ -64,9 +64,9 @@ def counted_passes():
         return number
 
     jax.clear_caches()
-    statistics.about = about
+    statistics.shifted_sums = shifted_sums
     try:
         yield count
     finally:
-        statistics.about = usual
+        statistics.shifted_sums = usual
         jax.clear_caches()

@@ -12,7 +12,7 @@ from jaxnorm._core.formula import Options
 from jaxnorm._core.normalize import forward
 from jaxnorm._core.plan import Plan
 from jaxnorm._core.pool import Pool
-from jaxnorm._core.statistics import find
+from jaxnorm._core.statistics import compute_statistics
 from tests.plans import counted_passes, plan_of, planned_as
 from tests.test_contract_exact import TOLERANCE, excess
 
@@ -25,7 +25,7 @@ each_way = pytest.mark.parametrize("plan", WAYS.values(), ids=WAYS)
 COLUMNS = Pool((0,))
 SIZES = (1000, 3)
 
-jitted = functools.partial(jax.jit, static_argnums=(2, 4))(find)
+jitted = functools.partial(jax.jit, static_argnums=(2, 4))(compute_statistics)
 normalized = functools.partial(jax.jit, static_argnames=("options", "plan", "alone"))(forward)
 
 
@@ -110,18 +110,20 @@ def test_masked_exact_whatever_is_given_as_near(kind, plan, rng):
     nothing[:, 2] = False
     poisoned = np.where(mask, x, np.nan)
     for distance in NEARS:
-        near = near_of(x, distance)
-        stats, count = jitted(poisoned, mask, COLUMNS, near, plan)
+        shift_hint = near_of(x, distance)
+        stats, count = jitted(poisoned, mask, COLUMNS, shift_hint, plan)
         assert error(x, stats, mask) <= 1, distance
         np.testing.assert_array_equal(count, mask.sum(0, keepdims=True))
         # The last pool keeps nothing: the others are as exact.
-        stats, count = jitted(np.where(nothing, x, np.nan), nothing, COLUMNS, near, plan)
+        stats, count = jitted(np.where(nothing, x, np.nan), nothing, COLUMNS, shift_hint, plan)
         assert error(x[:, :2], [s[:, :2] for s in stats], nothing[:, :2]) <= 1, distance
         assert count[0, 2] == 0
         for statistic in stats:
             assert np.isfinite(statistic).all()
         # And so does every pool.
-        stats, count = jitted(np.full(SIZES, np.nan, np.float32), mask & False, COLUMNS, near, plan)
+        stats, count = jitted(
+            np.full(SIZES, np.nan, np.float32), mask & False, COLUMNS, shift_hint, plan
+        )
         assert not np.asarray(count).any()
         assert not np.asarray(stats.var).any()
         for statistic in stats:
@@ -136,10 +138,18 @@ def test_nothing_remains_of_a_constant(size, plan):
         mean = x[:1].astype(np.float64)
         # Another value than the constant in one column, or in all.
         other = np.where([0, 1, 0], mean + 1e-3 * abs(mean) + 1, mean)
-        for near in (None, mean, mean * 0, mean + 1, other, mean * 0 + 1e20, mean * 0 + np.nan):
-            near = None if near is None else near.astype(np.float32)
-            (shift, offset, var), _ = jitted(x, None, COLUMNS, near, plan)
-            given = (constant, None if near is None else near.tolist())
+        for shift_hint in (
+            None,
+            mean,
+            mean * 0,
+            mean + 1,
+            other,
+            mean * 0 + 1e20,
+            mean * 0 + np.nan,
+        ):
+            shift_hint = None if shift_hint is None else shift_hint.astype(np.float32)
+            (shift, offset, var), _ = jitted(x, None, COLUMNS, shift_hint, plan)
+            given = (constant, None if shift_hint is None else shift_hint.tolist())
             np.testing.assert_array_equal(x - shift - offset, np.zeros_like(x), err_msg=f"{given}")
             # What is left of the squares' difference is nothing beside epsilon.
             assert (np.asarray(var) <= 1e-10 * np.maximum(mean**2, 1e-30)).all(), given
@@ -150,9 +160,9 @@ def test_values_whose_squares_vanish(plan, rng):
     """Their variance is 0 in float32, and their mean is right."""
     values = 1e-25 * (rng.standard_normal(SIZES) + np.array([0, 1, 1e4]))
     x = values.astype(np.float32)
-    for near in (None, 0.0, 1e-25, 1.0, 1e20):
-        near = None if near is None else np.full((1, 3), near, np.float32)
-        (shift, offset, var), _ = jitted(x, None, COLUMNS, near, plan)
+    for shift_hint in (None, 0.0, 1e-25, 1.0, 1e20):
+        shift_hint = None if shift_hint is None else np.full((1, 3), shift_hint, np.float32)
+        (shift, offset, var), _ = jitted(x, None, COLUMNS, shift_hint, plan)
         assert not np.asarray(var).any()
         rest = (x - np.asarray(shift) - np.asarray(offset)) / 1e-25
         wide = x.astype(np.float64)
@@ -175,9 +185,11 @@ def test_variances_beyond_float32_give_0(values, plan):
     """The inputs are finite, and so must be the result."""
     x = np.float32([values, [1.0, -1.0] * (len(values) // 2)])
     options = Options(Pool((1,)), 1e-6, jnp.dtype(jnp.float32))
-    for near in (None, 0, 1e38, -3.4e38, np.inf):
-        near = None if near is None else np.full((2, 1), near, np.float32)
-        y, *stats = normalized(x, None, None, None, near, options=options, plan=plan, alone=False)
+    for shift_hint in (None, 0, 1e38, -3.4e38, np.inf):
+        shift_hint = None if shift_hint is None else np.full((2, 1), shift_hint, np.float32)
+        y, *stats = normalized(
+            x, None, None, None, shift_hint, options=options, plan=plan, alone=False
+        )
         np.testing.assert_array_equal(y[0], np.zeros(len(values)))
         # The other row is normalized all the same: 1 / sqrt(1 + epsilon).
         np.testing.assert_allclose(y[1], x[1], rtol=1e-6)
@@ -188,9 +200,11 @@ def test_variances_beyond_float32_give_0(values, plan):
 def test_sums_of_squares_beyond_float32(plan, rng):
     """Of a variance that is not: deviations of 1e18."""
     x = (1e18 * rng.standard_normal(SIZES)).astype(np.float32)
-    for near in (None, 0.0, 1e18, 1e20):
-        stats, _ = jitted(x, None, COLUMNS, None if near is None else near_of(x, near), plan)
-        assert error(x, stats) <= 1, near
+    for shift_hint in (None, 0.0, 1e18, 1e20):
+        stats, _ = jitted(
+            x, None, COLUMNS, None if shift_hint is None else near_of(x, shift_hint), plan
+        )
+        assert error(x, stats) <= 1, shift_hint
 
 
 @each_way
@@ -207,9 +221,9 @@ def test_groups_have_statistics_of_their_own(plan, rng):
     x = rng.standard_normal((300, 6)) * [1, 1, 1, 5, 5, 5] + [0, 0, 0, 1e6, 1e6, 1e6]
     x = x.astype(np.float32)
     flat = x.reshape(300, 2, 3).transpose(0, 2, 1).reshape(900, 2)
-    for near in (None, 0.0, 1e6, 1e20):
-        near = None if near is None else np.full((1, 2), near, np.float32)
-        stats, count = jitted(x, None, Pool((0,), groups=(1, 2)), near, plan)
+    for shift_hint in (None, 0.0, 1e6, 1e20):
+        shift_hint = None if shift_hint is None else np.full((1, 2), shift_hint, np.float32)
+        stats, count = jitted(x, None, Pool((0,), groups=(1, 2)), shift_hint, plan)
         assert error(flat, stats) <= 1
         assert count == 900
 
@@ -249,9 +263,9 @@ def test_no_pass_is_taken_without_need(given, rng):
     with counted_passes() as count:
         for kind, distance, quick in [case for case in cases if (case[1] is not None) == given]:
             x = draw(kind, rng)
-            near = near_of(x, distance)
+            shift_hint = near_of(x, distance)
             for way, plan in WAYS.items():
-                jax.block_until_ready(jitted(x, None, COLUMNS, near, plan))
+                jax.block_until_ready(jitted(x, None, COLUMNS, shift_hint, plan))
                 assert count() == (quick if way == "shifted" else 1), (kind, distance, way)
 
 
@@ -265,6 +279,6 @@ def test_constants_stay_constant_where_sums_are_rough(plan, monkeypatch):
 
     monkeypatch.setattr(Pool, "sum", rough)
     x = np.tile(np.float32([1 / 3, -1e6 / 7, 1e15, 3.3e-20, -2.7e12]), (64, 1))
-    stats, _ = jax.jit(lambda x: find(x, None, COLUMNS, None, plan))(x)
+    stats, _ = jax.jit(lambda x: compute_statistics(x, None, COLUMNS, None, plan))(x)
     rest = x - np.asarray(stats.shift) - np.asarray(stats.offset)
     np.testing.assert_array_equal(rest, 0)

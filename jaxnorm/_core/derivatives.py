@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnorm._core.centered import Centered
 from jaxnorm._core.formula import Options, full_gamma, inverse_root, normalized
 from jaxnorm._core.plan import Plan
-from jaxnorm._core.pool import compute_dtype, keep, reduced_shape, widen
+from jaxnorm._core.pool import compute_dtype, reduced_shape, widen, zero_masked
+from jaxnorm._core.split_moments import SplitMoments
 from jaxnorm._core.statistics import local_count
 from jaxnorm._core.sums import sum_axes
 
@@ -27,7 +27,7 @@ def tangent(x, gamma, mask, shift, offset, var, dx, dgamma, dbeta, *, options: O
     dmean = P(dx) and dvar = 2 P((x - mean) dx); without centering, no P(dx).
     """
     pool = options.pool
-    x_hat = normalized(x, mask, Centered(shift, offset, var), options)
+    x_hat = normalized(x, mask, SplitMoments(shift, offset, var), options)
     dy, dmean, dvar = jnp.zeros_like(x_hat), None, None
     if dx is not None:
         dx = widen(dx, mask)
@@ -35,16 +35,20 @@ def tangent(x, gamma, mask, shift, offset, var, dx, dgamma, dbeta, *, options: O
         inv = inverse_root(var, options.epsilon)
         correlation = pool.sum(x_hat * dx, plan) / count
         dvar = 2 * correlation / _nonzero(inv)
-        dy = dx - x_hat * pool.spread(correlation, dx.shape)
+        dy = dx - x_hat * pool.broadcast_to_input(correlation, dx.shape)
         if options.center:
             dmean = pool.sum(dx, plan) / count
-            dy = dy - pool.spread(dmean, dx.shape)
-        dy = dy * pool.spread(inv, dx.shape) * full_gamma(gamma, options.gamma_offset, dy.dtype)
+            dy = dy - pool.broadcast_to_input(dmean, dx.shape)
+        dy = (
+            dy
+            * pool.broadcast_to_input(inv, dx.shape)
+            * full_gamma(gamma, options.gamma_offset, dy.dtype)
+        )
     if dgamma is not None:
         dy = dy + x_hat * dgamma.astype(x_hat.dtype)
     if dbeta is not None:
         dy = dy + dbeta.astype(x_hat.dtype)
-    return keep(mask, dy).astype(options.dtype), dmean, dvar
+    return zero_masked(mask, dy).astype(options.dtype), dmean, dvar
 
 
 def cotangents(
@@ -77,7 +81,7 @@ def cotangents(
     dgamma = None if gamma_axes is None else jnp.zeros(reduced_shape(x.shape, gamma_axes), wide)
     dbeta = None if beta_axes is None else jnp.zeros(reduced_shape(x.shape, beta_axes), wide)
     level = slope = jnp.zeros((), wide)
-    arrays, stats = (x, mask, dy), Centered(shift, offset, var)
+    arrays, stats = (x, mask, dy), SplitMoments(shift, offset, var)
 
     def next_pass(*others):
         """Returns dy, x_hat and the others for another pass over the arrays."""
@@ -131,12 +135,12 @@ def cotangents(
         if dmean is not None:
             level = level + dmean / count
         wide_dy, x_hat, slope, level, gamma = pass_of_pool(slope, level, gamma)
-        dx = x_hat * pool.spread(slope, x.shape)
+        dx = x_hat * pool.broadcast_to_input(slope, x.shape)
         if wide_dy is not None:
-            dx = dx + wide_dy * (pool.spread(inv, x.shape) * gamma)
+            dx = dx + wide_dy * (pool.broadcast_to_input(inv, x.shape) * gamma)
         if options.center:
-            dx = dx + pool.spread(level, x.shape)
-        dx = keep(mask, dx).astype(x.dtype)
+            dx = dx + pool.broadcast_to_input(level, x.shape)
+        dx = zero_masked(mask, dx).astype(x.dtype)
     if dy is not None and pool.varies_within(gamma):
         if gamma_axes is not None:
             _, dgamma = sums(gamma_axes, None)

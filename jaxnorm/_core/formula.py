@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm._core.centered import Centered
 from jaxnorm._core.plain import is_plain
-from jaxnorm._core.pool import Pool, keep, subtract, unit_axes
+from jaxnorm._core.pool import Pool, subtract, unit_axes, zero_masked
+from jaxnorm._core.split_moments import SplitMoments
 
 
 class Options(NamedTuple):
@@ -67,24 +67,24 @@ def apply_affine(y, gamma, beta, gamma_offset: float, round_to=None) -> jax.Arra
     return y if beta is None else y + beta.astype(y.dtype)
 
 
-def normalized(x, mask, stats: Centered, options: Options) -> jax.Array:
+def normalized(x, mask, stats: SplitMoments, options: Options) -> jax.Array:
     """Returns x_hat = (x - mean) / sqrt(var + epsilon), in float32 or wider."""
     centered = subtract(x, mask, options.pool, stats.shift, stats.offset)
-    inv = options.pool.spread(inverse_root(stats.var, options.epsilon), x.shape)
-    return keep(mask, centered * inv.astype(centered.dtype))
+    inv = options.pool.broadcast_to_input(inverse_root(stats.var, options.epsilon), x.shape)
+    return zero_masked(mask, centered * inv.astype(centered.dtype))
 
 
-def result(x, gamma, beta, mask, stats: Centered, options: Options) -> jax.Array:
+def result(x, gamma, beta, mask, stats: SplitMoments, options: Options) -> jax.Array:
     """Returns y for given statistics."""
     if options.cast_before_gamma:
         y = normalized(x, mask, stats, options)
         y = apply_affine(y, gamma, beta, options.gamma_offset, x.dtype)
     else:
         centered = subtract(x, mask, options.pool, stats.shift, stats.offset)
-        inv = options.pool.spread(inverse_root(stats.var, options.epsilon), x.shape)
+        inv = options.pool.broadcast_to_input(inverse_root(stats.var, options.epsilon), x.shape)
         scale = inv.astype(centered.dtype)
         if gamma is not None or options.gamma_offset:
             # Gamma first: where it varies as the statistics do, one product for each of them.
             scale = scale * full_gamma(gamma, options.gamma_offset, centered.dtype)
         y = apply_affine(centered * scale, None, beta, 0.0)
-    return keep(mask, y).astype(options.dtype)
+    return zero_masked(mask, y).astype(options.dtype)

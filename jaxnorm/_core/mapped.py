@@ -11,24 +11,24 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm._core import collectives
-from jaxnorm._core.centered import Centered
 from jaxnorm._core.formula import Options, full_gamma, inverse_root
 from jaxnorm._core.mesh import varying
 from jaxnorm._core.plain import is_plain
 from jaxnorm._core.plan import MAPPED, PORTABLE
-from jaxnorm._core.pool import keep, subtract, widen
+from jaxnorm._core.pool import subtract, widen, zero_masked
 from jaxnorm._core.residuals import save
-from jaxnorm._core.statistics import find
+from jaxnorm._core.split_moments import SplitMoments
+from jaxnorm._core.statistics import compute_statistics
 
 
-def find_mapped(x, mask, near, options: Options) -> tuple[Centered, jax.Array]:
+def mapped_statistics(x, mask, shift_hint, options: Options) -> tuple[SplitMoments, jax.Array]:
     """Returns the statistics of each pool, and the count."""
     function = _find if is_plain() else _found
-    *stats, count = function(x, mask, near, options)
-    return Centered(*stats), count
+    *stats, count = function(x, mask, shift_hint, options)
+    return SplitMoments(*stats), count
 
 
-def _find(x, mask, near, options: Options):
+def _find(x, mask, shift_hint, options: Options):
     """Returns shift, offset, var and the count.
 
     Over mapped axes quick sums save a collective: the condition is the same on all devices, but
@@ -37,9 +37,11 @@ def _find(x, mask, near, options: Options):
     names, plan = options.pool.names, PORTABLE
     if names and options.pool.index_groups is None:
         plan = MAPPED
-        if near is not None and not varying(x) - varying(near) >= set(names):
-            near = None
-    stats, count = find(x, mask, options.pool, near, plan, center=options.center)
+        if shift_hint is not None and not varying(x) - varying(shift_hint) >= set(names):
+            shift_hint = None
+    stats, count = compute_statistics(
+        x, mask, options.pool, shift_hint, plan, center=options.center
+    )
     return (*stats, count)
 
 
@@ -49,10 +51,10 @@ _found = jax.custom_jvp(_find, nondiff_argnums=(3,))
 @_found.defjvp
 def _found_jvp(options: Options, primals, tangents):
     """The tangents of offset and var are P(dx) and 2 P(Re((x - mean)* dx)), P the pool's mean."""
-    x, mask, near = primals
-    shift, offset, var, count = (save(v) for v in _found(x, mask, near, options))
+    x, mask, shift_hint = primals
+    shift, offset, var, count = (save(v) for v in _found(x, mask, shift_hint, options))
     pool, dx = options.pool, widen(tangents[0], mask)
-    rest = keep(mask, subtract(x, mask, pool, shift, offset))
+    rest = zero_masked(mask, subtract(x, mask, pool, shift, offset))
     product = (rest.conj() * dx).real if jnp.iscomplexobj(rest) else rest * dx
     sums = (pool.sum(product), pool.sum(dx)) if options.center else (pool.sum(product),)
     if pool.names:
@@ -63,7 +65,7 @@ def _found_jvp(options: Options, primals, tangents):
     return (shift, offset, var, count), tangents
 
 
-def sent_once(gamma, beta, stats: Centered, options: Options):
+def fuse_beta_collective(gamma, beta, stats: SplitMoments, options: Options):
     """Returns beta and the statistics, for derivatives that devices exchange once.
 
     The cotangent of the offset is that of beta times -scale. So the offset is held fixed, and its

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from jaxnorm._core.centered import Centered
 from jaxnorm._core.mesh import spec_of, splits_evenly, without_explicit_axes
 from jaxnorm._core.pool import Pool, compute_dtype
 from jaxnorm._core.residuals import recomputed, save
-from jaxnorm._core.statistics import find
+from jaxnorm._core.split_moments import SplitMoments
+from jaxnorm._core.statistics import compute_statistics
 
 
 class Moments(NamedTuple):
@@ -34,7 +34,7 @@ class Moments(NamedTuple):
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
-def to_moments(stats: Centered, count: jax.Array, axes: Sequence[int]) -> Moments:
+def to_moments(stats: SplitMoments, count: jax.Array, axes: Sequence[int]) -> Moments:
     """Returns public moments, without the reduced axes."""
     squeeze = functools.partial(jnp.squeeze, axis=tuple(axes))
     parts = [part for part in (stats.shift, stats.offset) if part is not None]
@@ -49,8 +49,8 @@ def pooled_moments(x, mask, pool: Pool) -> Moments:
 
     @recomputed
     def compute(x, mask):
-        stats, count = find(x, mask, pool, None)
-        return to_moments(Centered(*map(save, stats)), count, pool.axes)
+        stats, count = compute_statistics(x, mask, pool, None)
+        return to_moments(SplitMoments(*map(save, stats)), count, pool.axes)
 
     return without_explicit_axes(compute, moments_specs(x, mask, pool))(x, mask)
 

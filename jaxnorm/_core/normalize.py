@@ -15,10 +15,9 @@ import jax.numpy as jnp
 from jax.interpreters import ad
 
 from jaxnorm._core import moments as _moments
-from jaxnorm._core.centered import Centered, is_narrow
 from jaxnorm._core.derivatives import cotangents, tangent
 from jaxnorm._core.formula import Options, result
-from jaxnorm._core.mapped import find_mapped, sent_once
+from jaxnorm._core.mapped import fuse_beta_collective, mapped_statistics
 from jaxnorm._core.mesh import is_manual, spec_of, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.plain import is_plain
@@ -27,11 +26,12 @@ from jaxnorm._core.pool import Pool, compute_dtype, real_dtype, reduced_shape
 from jaxnorm._core.primitive import Operation, Shape
 from jaxnorm._core.residuals import recomputed, save
 from jaxnorm._core.rows import SMALLEST_SCALED_EPSILON, rows_in_one_kernel
-from jaxnorm._core.statistics import find, local_count
+from jaxnorm._core.split_moments import SplitMoments, is_narrow
+from jaxnorm._core.statistics import compute_statistics, local_count
 
 
 @functools.partial(jax.jit, static_argnames="options", inline=True)
-def normalize(x, gamma, beta, mask, options: Options, near=None) -> tuple[jax.Array, Moments]:
+def normalize(x, gamma, beta, mask, options: Options, shift_hint=None) -> tuple[jax.Array, Moments]:
     """Normalizes `x` by its own statistics over `options.pool`.
 
     gamma, beta and mask have the rank of `x`, and so has `near`, with size 1 along the pooled axes:
@@ -45,7 +45,7 @@ def normalize(x, gamma, beta, mask, options: Options, near=None) -> tuple[jax.Ar
     way = _by_primitives if has_primitives(x, pool) else _recomputed
     compute = functools.partial(way, options=options)
     return without_explicit_axes(compute, (spec_of(x), _moments.moments_specs(x, mask, pool)))(
-        x, gamma, beta, mask, near
+        x, gamma, beta, mask, shift_hint
     )
 
 
@@ -58,30 +58,30 @@ def has_primitives(x, pool: Pool) -> bool:
     return not (is_plain() or pool.names or jnp.iscomplexobj(x) or is_manual(x))
 
 
-def statistics_of(x, mask, options: Options, near=None) -> tuple[Centered, jax.Array]:
+def statistics_of(x, mask, options: Options, shift_hint=None) -> tuple[SplitMoments, jax.Array]:
     """Returns the statistics of each pool, marked to be kept, and the count."""
     if not has_primitives(x, options.pool):
-        return find_mapped(x, mask, near, options)
+        return mapped_statistics(x, mask, shift_hint, options)
     # The compiler drops y, which nothing uses. With a wide result the mean has two parts.
     options = options._replace(dtype=compute_dtype(x.dtype))
-    _, *stats = _forward(x, None, None, mask, near, options=options, alone=False)
-    return Centered(*map(save, stats)), local_count(x, mask, options.pool)
+    _, *stats = _forward(x, None, None, mask, shift_hint, options=options, statistics_unused=False)
+    return SplitMoments(*map(save, stats)), local_count(x, mask, options.pool)
 
 
-def _by_primitives(x, gamma, beta, mask, near, options: Options) -> tuple[jax.Array, Moments]:
+def _by_primitives(x, gamma, beta, mask, shift_hint, options: Options) -> tuple[jax.Array, Moments]:
     """Normalizes by primitives that keep only the statistics beside the input."""
-    y, *stats = _forward(x, gamma, beta, mask, near, options=options, alone=True)
+    y, *stats = _forward(x, gamma, beta, mask, shift_hint, options=options, statistics_unused=True)
     count = local_count(x, mask, options.pool)
-    return y, _moments.to_moments(Centered(*stats), count, options.pool.axes)
+    return y, _moments.to_moments(SplitMoments(*stats), count, options.pool.axes)
 
 
-def _recomputed(x, gamma, beta, mask, near, options: Options) -> tuple[jax.Array, Moments]:
+def _recomputed(x, gamma, beta, mask, shift_hint, options: Options) -> tuple[jax.Array, Moments]:
     """Normalizes by JAX's own derivatives, computing all but the statistics again for them."""
 
     @recomputed
     def compute(x, gamma, beta):
-        stats, count = statistics_of(x, mask, options, near)
-        bias, given = sent_once(gamma, beta, stats, options)
+        stats, count = statistics_of(x, mask, options, shift_hint)
+        bias, given = fuse_beta_collective(gamma, beta, stats, options)
         if is_narrow(x.dtype, options.dtype):
             given = given.with_one_mean()
         y = result(x, gamma, bias, mask, given, options)
@@ -90,20 +90,24 @@ def _recomputed(x, gamma, beta, mask, near, options: Options) -> tuple[jax.Array
     return compute(x, gamma, beta)
 
 
-def forward(x, gamma, beta, mask, near, *, options: Options, plan: Plan, alone: bool):
+def forward(
+    x, gamma, beta, mask, shift_hint, *, options: Options, plan: Plan, statistics_unused: bool
+):
     """Returns y and the statistics: shift, offset and var. If `alone`, nothing else needs those.
 
     In half precision the shift is the mean and there is no offset.
     """
     pool = options.pool
-    plan = plan.of_pool(pool, x.shape, alone)
-    if mask is None and plan.is_one_kernel(pool, x.shape, alone):
-        if options.center and alone and options.epsilon >= SMALLEST_SCALED_EPSILON:
+    plan = plan.of_pool(pool, x.shape, statistics_unused)
+    if mask is None and plan.is_one_kernel(pool, x.shape, statistics_unused):
+        if options.center and statistics_unused and options.epsilon >= SMALLEST_SCALED_EPSILON:
             return rows_in_one_kernel(x, gamma, beta, options, plan)
         if not options.center:
             plan = plan._replace(barrier=None)
     one_mean = is_narrow(x.dtype, options.dtype)
-    stats, _ = find(x, mask, pool, near, plan, center=options.center, one_mean=one_mean)
+    stats, _ = compute_statistics(
+        x, mask, pool, shift_hint, plan, center=options.center, one_mean=one_mean
+    )
     (x, mask), again = plan.next_pass((x, mask), stats)
     return (result(x, gamma, beta, mask, again, options), *stats)
 
@@ -115,26 +119,28 @@ def _statistics_shapes(x, options: Options) -> tuple[Shape | None, Shape | None,
     return mean, offset, Shape(shape, real_dtype(x.dtype))
 
 
-def _forward_shapes(x, gamma, beta, mask, near, *, options, alone):
+def _forward_shapes(x, gamma, beta, mask, shift_hint, *, options, statistics_unused):
     return (Shape(x.shape, options.dtype), *_statistics_shapes(x, options))
 
 
 def _tangent_shapes(x, gamma, mask, shift, offset, var, dx, dgamma, dbeta, *, options):
-    main = x if dx is None else dx
-    dmean, _, dvar = _statistics_shapes(main, options)
-    y = Shape(main.shape, options.dtype)
+    batched_operand = x if dx is None else dx
+    dmean, _, dvar = _statistics_shapes(batched_operand, options)
+    y = Shape(batched_operand.shape, options.dtype)
     return (y, None, None) if dx is None else (y, dmean, dvar)
 
 
 def _cotangent_shapes(
     x, gamma, mask, shift, offset, var, dy, dmean, dvar, *, options, gamma_axes, beta_axes, want_x
 ):
-    main = x if dy is None else dy
+    batched_operand = x if dy is None else dy
     wide = compute_dtype(x.dtype)
     return (
-        Shape(main.shape, x.dtype) if want_x else None,
-        None if gamma_axes is None else Shape(reduced_shape(main.shape, gamma_axes), wide),
-        None if beta_axes is None else Shape(reduced_shape(main.shape, beta_axes), wide),
+        Shape(batched_operand.shape, x.dtype) if want_x else None,
+        None
+        if gamma_axes is None
+        else Shape(reduced_shape(batched_operand.shape, gamma_axes), wide),
+        None if beta_axes is None else Shape(reduced_shape(batched_operand.shape, beta_axes), wide),
     )
 
 
@@ -164,11 +170,11 @@ _cotangents = Operation(
 
 
 @_forward.def_jvp
-def _forward_jvp(operands, tangents, *, options, alone):
-    del alone  # the derivatives need the statistics
+def _forward_jvp(operands, tangents, *, options, statistics_unused):
+    del statistics_unused  # the derivatives need the statistics
     x, gamma, _, mask, _ = operands
     dx, dgamma, dbeta, _, _ = tangents
-    y, *stats = _forward(*operands, options=options, alone=False)
+    y, *stats = _forward(*operands, options=options, statistics_unused=False)
     stats = [save(s) for s in stats]  # or `jax.checkpoint` would find them again
     dy, dmean, dvar = _tangent(x, gamma, mask, *stats, dx, dgamma, dbeta, options=options)
     # The derivative of shift + offset: of the last of the two that there is.

@@ -41,26 +41,28 @@ class Plan(NamedTuple):
     merges_axes: bool = False
     row_kernel: Literal["rounded", "divided"] | None = None
 
-    def of_pool(self, pool: Any, shape: tuple[int, ...], alone: bool) -> Plan:
+    def of_pool(self, pool: Any, shape: tuple[int, ...], statistics_unused: bool) -> Plan:
         """Returns the plan for a pool; if `alone`, for statistics that only y is made of.
 
         XLA on GPU makes one kernel of rows and their use, which reads a row once, if nothing stands
         in between. Over several TPUs the condition of "shifted" is an all-reduce of a boolean, for
         which every chip waits: pools of single examples, which lie on one chip each, do without.
         """
-        if self.algorithm == "sampled_shift" and alone and pool.is_row(shape):
+        if self.algorithm == "sampled_shift" and statistics_unused and pool.is_row(shape):
             return self._replace(algorithm="two_pass", barrier=None, reduction=None)
         if self.algorithm == "shifted" and not self.one_device and 0 not in pool.axes:
             return self._replace(algorithm="sampled_shift")
         return self
 
-    def is_one_kernel(self, pool: Any, shape: tuple[int, ...], alone: bool = False) -> bool:
+    def is_one_kernel(
+        self, pool: Any, shape: tuple[int, ...], statistics_unused: bool = False
+    ) -> bool:
         """Whether all that is computed of the rows of an array of `shape` is one kernel."""
         if self.row_kernel is None or not pool.is_row(shape) or not isinstance(shape[-1], int):
             return False
         rows = math.prod(shape[:-1])
         many = isinstance(rows, int) and rows >= MANY_ROWS
-        return alone if self.row_kernel == "rounded" else many
+        return statistics_unused if self.row_kernel == "rounded" else many
 
     def next_pass(self, arrays: tuple[Any, ...], statistics: Any = ()) -> tuple[Any, ...]:
         """Returns the arrays and the statistics (None stays None) for the next pass over them."""

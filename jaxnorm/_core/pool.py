@@ -69,7 +69,7 @@ class Pool(NamedTuple):
         counted = self.sum(mask.astype(dtype), plan) * jnp.asarray(times, dtype)
         return jnp.broadcast_to(counted, self.statistic_shape(shape))
 
-    def spread(self, statistic: Any, shape: tuple[int, ...]) -> Any:
+    def broadcast_to_input(self, statistic: Any, shape: tuple[int, ...]) -> Any:
         """Returns `statistic` so that it broadcasts against an array of shape `shape`."""
         if statistic is None or self.groups is None:
             return statistic
@@ -182,7 +182,7 @@ def widen(x: jax.Array, mask: jax.Array | None) -> jax.Array:
     return wide if mask is None else jnp.where(mask, wide, 0)
 
 
-def keep(mask: jax.Array | None, x: jax.Array) -> jax.Array:
+def zero_masked(mask: jax.Array | None, x: jax.Array) -> jax.Array:
     """Returns `x` with zeros in the masked slots."""
     return x if mask is None else jnp.where(mask, x, 0)
 
@@ -192,5 +192,5 @@ def subtract(x: jax.Array, mask: jax.Array | None, pool: Any, *statistics: Any) 
     wide = widen(x, mask)
     for statistic in statistics:
         if statistic is not None:
-            wide = wide - pool.spread(statistic, x.shape)
+            wide = wide - pool.broadcast_to_input(statistic, x.shape)
     return wide

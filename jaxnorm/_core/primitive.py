@@ -49,11 +49,11 @@ class Operation:
         function: Callable[..., tuple[Optional, ...]],
         shapes: Callable[..., tuple[Shape | None, ...]],
         renumber: Callable[[dict[str, Any], Callable[[int], int]], dict[str, Any]],
-        main: Sequence[int],
+        batched_operand: Sequence[int],
         kinds: Callable[..., Sequence[Any]],
     ):
         self.function, self.shapes = function, shapes
-        self.renumber, self.main, self.kinds = renumber, main, kinds
+        self.renumber, self.batched_operand, self.kinds = renumber, batched_operand, kinds
         self.primitive = Primitive(name)
         self.primitive.multiple_results = True
         self.primitive.def_impl(self._evaluate)
@@ -148,9 +148,9 @@ class Operation:
     def _batch(self, operands, dims, *, present, **params):
         sizes = {x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None}
         (size,) = sizes
-        main = [i for i in self.main if present[i]][:1]
+        batched_operand = [i for i in self.batched_operand if present[i]][:1]
         flat = {i: n for n, i in enumerate(i for i, p in enumerate(present) if p)}
-        position = next((dims[flat[i]] for i in main if dims[flat[i]] is not None), 0)
+        position = next((dims[flat[i]] for i in batched_operand if dims[flat[i]] is not None), 0)
 
         def move(x, dim, full):
             if dim is not None:
@@ -160,7 +160,7 @@ class Operation:
                 return x
             return jnp.broadcast_to(x, (*x.shape[:position], size, *x.shape[position + 1 :]))
 
-        full = {flat[i] for i in main}
+        full = {flat[i] for i in batched_operand}
         moved = [move(x, d, n in full) for n, (x, d) in enumerate(zip(operands, dims, strict=True))]
         params = self.renumber(params, lambda axis: axis + (axis >= position))
         results = self.primitive.bind(*moved, present=present, **params)

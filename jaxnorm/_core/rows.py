@@ -8,10 +8,10 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm._core.centered import Centered, is_narrow
 from jaxnorm._core.formula import Options, result
 from jaxnorm._core.plan import Plan
 from jaxnorm._core.pool import abs2, compute_dtype
+from jaxnorm._core.split_moments import SplitMoments, is_narrow
 from jaxnorm._core.statistics import without_rounding
 from jaxnorm._core.sums import reduce_precision
 
@@ -35,7 +35,7 @@ def rows_in_one_kernel(x, gamma, beta, options: Options, plan: Plan):
     return y, shift / scale, None if offset is None else offset / scale, var / scale**2
 
 
-def _find(x, divided: bool) -> Centered:
+def _find(x, divided: bool) -> SplitMoments:
     """Finds the statistics of rows of numbers so small that no sum overflows, in two passes.
 
     A constant row leaves equal remainders of few bits, whose sum is exact. If `divided` so is their
@@ -51,4 +51,4 @@ def _find(x, divided: bool) -> Centered:
     offset = jnp.sum(rest, -1, keepdims=True) / size
     square = jnp.minimum(abs2(offset), jnp.finfo(x.dtype).max)
     var = jnp.maximum(jnp.sum(abs2(rest), -1, keepdims=True) / x.shape[-1] - square, 0)
-    return Centered(shift, offset if divided else without_rounding(offset, var, square), var)
+    return SplitMoments(shift, offset if divided else without_rounding(offset, var, square), var)

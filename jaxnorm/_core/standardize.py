@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxnorm._core.formula import apply_affine, full_gamma, inverse_root
 from jaxnorm._core.mesh import spec_of, without_explicit_axes
-from jaxnorm._core.pool import compute_dtype, keep, real_dtype, widen
+from jaxnorm._core.pool import compute_dtype, real_dtype, widen, zero_masked
 from jaxnorm._core.residuals import recomputed
 
 
@@ -42,7 +42,7 @@ def standardize_full(x, mean, var, gamma, beta, mask, epsilon, gamma_offset, dty
         y = (widen(x, mask) - mean.astype(wide)) * scale
         left = (None, 0.0) if scales_as_var else (gamma, gamma_offset)
         y = apply_affine(y, left[0], beta, left[1])
-        return keep(mask, y).astype(dtype)
+        return zero_masked(mask, y).astype(dtype)
 
     # Where the one product over the array is of the input's own size, nothing else is kept.
     if not (scales_as_var and x.dtype == wide):

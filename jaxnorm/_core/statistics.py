@@ -20,7 +20,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm._core import collectives
-from jaxnorm._core.centered import Centered
 from jaxnorm._core.plain import is_plain
 from jaxnorm._core.plan import PLAIN, PORTABLE, Plan
 from jaxnorm._core.pool import (
@@ -28,23 +27,31 @@ from jaxnorm._core.pool import (
     abs2,
     bounded,
     compute_dtype,
-    keep,
     real_dtype,
     snap,
     subtract,
     unit_axes,
     widen,
+    zero_masked,
 )
 from jaxnorm._core.residuals import save
+from jaxnorm._core.split_moments import SplitMoments
 from jaxnorm._core.sums import reduce_precision
 
 # What sums of equal numbers may be off by, in eps; 100,000 on GPU by 100.
 SUM_ERRORS = 256
 
 
-def find(
-    x, mask, pool: Pool, near, plan: Plan = PORTABLE, *, center: bool = True, one_mean: bool = False
-) -> tuple[Centered, jax.Array]:
+def compute_statistics(
+    x,
+    mask,
+    pool: Pool,
+    shift_hint,
+    plan: Plan = PORTABLE,
+    *,
+    center: bool = True,
+    one_mean: bool = False,
+) -> tuple[SplitMoments, jax.Array]:
     """Returns the statistics of `x` and the count, found by the plan's algorithm.
 
     With `one_mean` the mean is one number; see `Centered.with_one_mean`.
@@ -54,10 +61,10 @@ def find(
     if is_plain():
         return textbook(x, mask, pool)
     algorithms = {"shifted": shifted, "sampled_shift": sampled_shift, "two_pass": two_pass}
-    return algorithms[plan.algorithm](x, mask, pool, near, plan, one_mean)
+    return algorithms[plan.algorithm](x, mask, pool, shift_hint, plan, one_mean)
 
 
-def textbook(x, mask, pool: Pool) -> tuple[Centered, jax.Array]:
+def textbook(x, mask, pool: Pool) -> tuple[SplitMoments, jax.Array]:
     """Returns the mean, sum(x) / n, and the variance, sum(|x - mean|^2) / n.
 
     The three ways find the same, and the mean in two parts.
@@ -66,34 +73,34 @@ def textbook(x, mask, pool: Pool) -> tuple[Centered, jax.Array]:
     (total,), count = _across((total,), count, mask, pool)
     number = count if mask is None else jnp.maximum(count, 1)
     mean = total / number.astype(total.dtype)
-    squares = pool.sum(abs2(keep(mask, subtract(x, mask, pool, mean))), PLAIN)
+    squares = pool.sum(abs2(zero_masked(mask, subtract(x, mask, pool, mean))), PLAIN)
     (squares,), _ = _across((squares,), None, mask, pool)
-    return Centered(mean, None, squares / number), count
+    return SplitMoments(mean, None, squares / number), count
 
 
 def two_pass(
-    x, mask, pool: Pool, near, plan: Plan, one_mean: bool = False
-) -> tuple[Centered, jax.Array]:
+    x, mask, pool: Pool, shift_hint, plan: Plan, one_mean: bool = False
+) -> tuple[SplitMoments, jax.Array]:
     """Finds the mean, then takes sums about it."""
-    del near
+    del shift_hint
     shift, count = mean_of(x, mask, pool, plan)
     (x, mask), shift = plan.next_pass((x, mask), shift)
-    return about(shift, count, x, mask, pool, plan, one_mean=one_mean)
+    return shifted_sums(shift, count, x, mask, pool, plan, one_mean=one_mean)
 
 
 def sampled_shift(
-    x, mask, pool: Pool, near, plan: Plan, one_mean: bool = False
-) -> tuple[Centered, jax.Array]:
+    x, mask, pool: Pool, shift_hint, plan: Plan, one_mean: bool = False
+) -> tuple[SplitMoments, jax.Array]:
     """Finds the mean of an eighth of the elements, then takes sums about it."""
     if mask is not None:
-        return two_pass(x, mask, pool, near, plan, one_mean)
+        return two_pass(x, mask, pool, shift_hint, plan, one_mean)
     shift, _ = mean_of(_sample(x, pool, plan), None, pool, plan)
     count = local_count(x, mask, pool)
     (x, _), shift = plan.next_pass((x, None), shift)
-    return about(shift, count, x, None, pool, plan, one_mean=one_mean)
+    return shifted_sums(shift, count, x, None, pool, plan, one_mean=one_mean)
 
 
-def shifted(x, mask, pool: Pool, near, plan: Plan, one_mean: bool = False):
+def shifted(x, mask, pool: Pool, shift_hint, plan: Plan, one_mean: bool = False):
     """Takes sums about `near` (None: 0), and for pools whose sums cannot be trusted, others.
 
     They can where the mean is not further than sqrt(2) deviations from `near`: the variance is off
@@ -103,16 +110,16 @@ def shifted(x, mask, pool: Pool, near, plan: Plan, one_mean: bool = False):
     size 1, which XLA for TPU pads a hundredfold.
     """
     shape = pool.statistic_shape(x.shape)
-    if near is not None:
-        near = reduce_precision(near.astype(compute_dtype(x.dtype)), 3)
-        near = jnp.broadcast_to(jnp.where(jnp.isfinite(near), near, 0), shape)
+    if shift_hint is not None:
+        shift_hint = reduce_precision(shift_hint.astype(compute_dtype(x.dtype)), 3)
+        shift_hint = jnp.broadcast_to(jnp.where(jnp.isfinite(shift_hint), shift_hint, 0), shape)
 
     def flat(statistics):
         return jax.tree.map(lambda s: jnp.squeeze(s, unit_axes(shape)), statistics)
 
     def again(quick):
         mean = stats.shift + stats.offset
-        if near is not None:
+        if shift_hint is not None:
             # So far off `near` can be that x - near kept nothing of x, nor of its mean.
             lost = (stats.shift != 0) & ~_is_close(stats, 300)
             found = functools.partial(mean_of, x, mask, pool, plan)
@@ -120,10 +127,10 @@ def shifted(x, mask, pool: Pool, near, plan: Plan, one_mean: bool = False):
                 jnp.any(lost), lambda m: jnp.where(lost, flat(found()[0]), m), lambda m: m, mean
             )
         (rest, kept), shift = plan.next_pass((x, mask), bounded(mean, 3).reshape(shape))
-        exact, _ = about(shift, count, rest, kept, pool, plan, one_mean=one_mean)
+        exact, _ = shifted_sums(shift, count, rest, kept, pool, plan, one_mean=one_mean)
         return jax.tree.map(functools.partial(jnp.where, trusted), quick, flat(exact))
 
-    stats, count = about(near, None, x, mask, pool, plan, plain=True)
+    stats, count = shifted_sums(shift_hint, None, x, mask, pool, plan, plain=True)
     stats = flat(stats)
     trusted = _is_close(stats, 2**0.5)
     quick = stats.with_one_mean() if one_mean else stats
@@ -132,7 +139,7 @@ def shifted(x, mask, pool: Pool, near, plan: Plan, one_mean: bool = False):
     return jax.tree.map(lambda s: s.reshape(shape), quick), count
 
 
-def _is_close(stats: Centered, deviations: float) -> jax.Array:
+def _is_close(stats: SplitMoments, deviations: float) -> jax.Array:
     """Whether the mean is at most so many deviations from the shift, as far as float32 can tell."""
     _, offset, var = stats
     # Without "or equal", squares that vanish in float32 tell nothing.
@@ -140,9 +147,9 @@ def _is_close(stats: Centered, deviations: float) -> jax.Array:
     return within & (var < jnp.inf)
 
 
-def about(
+def shifted_sums(
     shift, count, x, mask, pool: Pool, plan: Plan, *, plain: bool = False, one_mean: bool = False
-) -> tuple[Centered, jax.Array]:
+) -> tuple[SplitMoments, jax.Array]:
     """Returns the statistics from sums of x - shift (None: 0) and of its square, and the count.
 
     A `count` of None is found as well, with the sums. Nothing is multiplied inside the sums: on CPU
@@ -151,7 +158,7 @@ def about(
     """
 
     def rest(x, mask, shift):
-        return keep(mask, subtract(x, mask, pool, shift))
+        return zero_masked(mask, subtract(x, mask, pool, shift))
 
     first = pool.sum(rest(x, mask, shift), plan)
     (x, mask), again = plan.next_pass((x, mask), shift)
@@ -168,7 +175,7 @@ def about(
     var = jnp.maximum(second / divisor - square, 0)
     if not plain:
         offset = without_rounding(offset, var, square)
-    stats = Centered(jnp.zeros_like(offset) if shift is None else shift, offset, var)
+    stats = SplitMoments(jnp.zeros_like(offset) if shift is None else shift, offset, var)
     return stats.with_one_mean() if one_mean else stats, count
 
 
@@ -178,12 +185,14 @@ def without_rounding(offset, var, square) -> jax.Array:
     return jnp.where(is_constant, snap(offset, SUM_ERRORS), offset)
 
 
-def mean_square(x, mask, pool: Pool, plan: Plan) -> tuple[Centered, jax.Array]:
+def mean_square(x, mask, pool: Pool, plan: Plan) -> tuple[SplitMoments, jax.Array]:
     """Returns the mean of |x|^2 in place of the statistics, and the count."""
     count = local_count(x, mask, pool, plan)
     total = pool.sum(abs2(widen(x, mask)), plan)
     (total,), count = _across((total,), count, mask, pool)
-    return Centered(None, None, total / (count if mask is None else jnp.maximum(count, 1))), count
+    return SplitMoments(
+        None, None, total / (count if mask is None else jnp.maximum(count, 1))
+    ), count
 
 
 def local_count(x, mask, pool: Pool, plan: Plan = PORTABLE) -> jax.Array:
@@ -216,7 +225,7 @@ def _across(sums, count, mask, pool: Pool) -> tuple[tuple[jax.Array, ...], Any]:
     """
     if not pool.names:
         return sums, count
-    parts = _apart(*sums) if mask is None or count is None else (*_apart(*sums), count)
+    parts = _unmerged(*sums) if mask is None or count is None else (*_unmerged(*sums), count)
     totals = [save(v) for v in collectives.psum(parts, pool.names, pool.index_groups)]
     if len(parts) > len(sums):
         *totals, count = totals
@@ -226,7 +235,7 @@ def _across(sums, count, mask, pool: Pool) -> tuple[tuple[jax.Array, ...], Any]:
     return tuple(totals), count
 
 
-def _apart(*sums: jax.Array) -> tuple[jax.Array, ...]:
+def _unmerged(*sums: jax.Array) -> tuple[jax.Array, ...]:
     """Returns the sums less a bit, so that XLA does not merge them with those over mapped axes."""
     return tuple(reduce_precision(s, 1) for s in sums)
 

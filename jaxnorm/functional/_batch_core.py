@@ -14,13 +14,13 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core import collectives, residuals
 from jaxnorm._core import moments as _moments
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
-from jaxnorm._core.centered import Centered
 from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.formula import Options, apply_affine, inverse_root, normalized
 from jaxnorm._core.mesh import count_shards, is_manual, placed, spec_of, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.normalize import normalize, statistics_of
-from jaxnorm._core.pool import Pool, compute_dtype, keep, pool_of
+from jaxnorm._core.pool import Pool, compute_dtype, pool_of, zero_masked
+from jaxnorm._core.split_moments import SplitMoments
 from jaxnorm._core.standardize import expand_moment, standardize_full
 from jaxnorm._core.sums import split_axis
 from jaxnorm.functional._corrections import Correction
@@ -125,7 +125,7 @@ def normalize_by_running(inputs: Inputs, batch: Batch, options: Options) -> jax.
     def compute(inputs, ids):
         x, gamma, beta, mask, running = inputs
         pool = make_pool(options.pool, ids, number, batch.axis)
-        mean, var = (pool.spread(value, x.shape) for value in running[:2])
+        mean, var = (pool.broadcast_to_input(value, x.shape) for value in running[:2])
         mask = _both(mask, pool.holds(x.ndim))
         return standardize_full(x, mean, var, gamma, beta, mask, *common)
 
@@ -218,7 +218,7 @@ def _widened(inputs: Inputs) -> Inputs:
 
 
 def _apply(
-    correction: Correction | None, stats: Centered, inputs: Inputs, options: Options
+    correction: Correction | None, stats: SplitMoments, inputs: Inputs, options: Options
 ) -> jax.Array:
     """Returns y, by statistics that `correction` brings closer to the running ones."""
     x, gamma, beta, mask, running = inputs
@@ -226,14 +226,14 @@ def _apply(
     if correction is not None and running is not None:
         stats, scale, bias = correction.apply(stats, running, options.epsilon)
     y = normalized(x, mask, stats, options)
-    scale, bias = (options.pool.spread(value, x.shape) for value in (scale, bias))
+    scale, bias = (options.pool.broadcast_to_input(value, x.shape) for value in (scale, bias))
     y = apply_affine(y, scale, bias, 0.0)
-    return keep(mask, apply_affine(y, gamma, beta, 0.0)).astype(options.dtype)
+    return zero_masked(mask, apply_affine(y, gamma, beta, 0.0)).astype(options.dtype)
 
 
 def _apply_to_segments(
     correction: Correction | None,
-    stats: Centered,
+    stats: SplitMoments,
     inputs: Inputs,
     pool: SegmentPool,
     options: Options,
@@ -251,7 +251,7 @@ def _apply_to_segments(
     return y.astype(options.dtype)
 
 
-def _segment_moments(stats: Centered, count: jax.Array, pool: SegmentPool) -> Moments:
+def _segment_moments(stats: SplitMoments, count: jax.Array, pool: SegmentPool) -> Moments:
     """Returns public moments, with a count for each mean."""
     count = jnp.broadcast_to(count, stats.var.shape)
     return _moments.to_moments(stats, count, pool.axes)

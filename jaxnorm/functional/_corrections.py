@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm._core.axes import ArrayLike
-from jaxnorm._core.centered import Centered
 from jaxnorm._core.formula import inverse_root
 from jaxnorm._core.moments import Moments
+from jaxnorm._core.split_moments import SplitMoments
 
 
 class Blend(NamedTuple):
@@ -19,7 +19,9 @@ class Blend(NamedTuple):
 
     weight: ArrayLike  # of the batch's
 
-    def apply(self, stats: Centered, running: Moments, epsilon: float) -> tuple[Centered, Any, Any]:
+    def apply(
+        self, stats: SplitMoments, running: Moments, epsilon: float
+    ) -> tuple[SplitMoments, Any, Any]:
         """Returns the statistics that normalize, and what then scales and shifts the result."""
         del epsilon
         real, kind = stats.var.dtype, stats.shift.dtype
@@ -28,7 +30,7 @@ class Blend(NamedTuple):
         if stats.offset is not None:
             offset = w.astype(kind) * stats.offset + offset
         var = w * stats.var + (1 - w) * running.var.astype(real)
-        return Centered(stats.shift, offset, var), None, None
+        return SplitMoments(stats.shift, offset, var), None, None
 
 
 class Renorm(NamedTuple):
@@ -37,7 +39,9 @@ class Renorm(NamedTuple):
     r_max: ArrayLike
     d_max: ArrayLike
 
-    def apply(self, stats: Centered, running: Moments, epsilon: float) -> tuple[Centered, Any, Any]:
+    def apply(
+        self, stats: SplitMoments, running: Moments, epsilon: float
+    ) -> tuple[SplitMoments, Any, Any]:
         """Returns the statistics that normalize, and what then scales and shifts the result."""
         real, kind = stats.var.dtype, stats.shift.dtype
         r_max, d_max = (jnp.asarray(v, real) for v in (self.r_max, self.d_max))

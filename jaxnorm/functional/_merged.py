@@ -7,16 +7,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm._core import collectives
-from jaxnorm._core.centered import Centered
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.residuals import save
+from jaxnorm._core.split_moments import SplitMoments
 from jaxnorm._core.statistics import bounded
 from jaxnorm.functional.merge import merge_moments
 
 
 def merge_along(
-    stats: Centered, count: jax.Array, axes: tuple[int, ...], names: tuple[str, ...] = ()
-) -> tuple[Centered, jax.Array]:
+    stats: SplitMoments, count: jax.Array, axes: tuple[int, ...], names: tuple[str, ...] = ()
+) -> tuple[SplitMoments, jax.Array]:
     """Returns the statistics of the union of pools along `axes` and mapped axes, and its count.
 
     The mean stays in two parts: a constant near the means, and their mean less that.
@@ -33,10 +33,10 @@ def merge_along(
         Moments(rest_of(stats, center), stats.var, count), axis=axes, axis_name=names or None
     )
     offset, var, total = (jnp.expand_dims(part, axes) for part in merged)
-    return Centered(center, offset, var), total
+    return SplitMoments(center, offset, var), total
 
 
-def rest_of(stats: Centered, center: jax.Array) -> jax.Array:
+def rest_of(stats: SplitMoments, center: jax.Array) -> jax.Array:
     """Returns the mean less `center`, exact where they are close."""
     rest = stats.shift - center
     return rest if stats.offset is None else rest + stats.offset

@@ -15,13 +15,13 @@ from jax import lax
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core import collectives, statistics
-from jaxnorm._core.centered import Centered
 from jaxnorm._core.formula import apply_affine
 from jaxnorm._core.mesh import is_manual, placed, spec_of
 from jaxnorm._core.plain import is_plain
 from jaxnorm._core.plan import PORTABLE, Plan
-from jaxnorm._core.pool import Pool, compute_dtype, keep, subtract, widen
+from jaxnorm._core.pool import Pool, compute_dtype, subtract, widen, zero_masked
 from jaxnorm._core.residuals import save
+from jaxnorm._core.split_moments import SplitMoments
 from jaxnorm._core.sums import sum_axes
 
 # How many numbers a scatter may add up one after the other; of 128 equal ones the error is as large
@@ -96,7 +96,7 @@ class SegmentPool:
         mask = jnp.broadcast_to(mask, tuple(sizes))
         return self.sum(mask.astype(dtype), plan) * jnp.asarray(times, dtype)
 
-    def spread(self, statistic: Any, shape: tuple[int, ...]) -> Any:
+    def broadcast_to_input(self, statistic: Any, shape: tuple[int, ...]) -> Any:
         """Returns for each example the statistic of its segment."""
         del shape
         return None if statistic is None else _spread(statistic, self)
@@ -178,8 +178,12 @@ def _find_route(ids: jax.Array, number: int) -> tuple[jax.Array, ...]:
     # Of constants the compiler would find the route itself, which takes it a second.
     ids = lax.optimization_barrier(ids).reshape(blocks, size // blocks)
     longest = max(LONGEST, math.isqrt(size // blocks))
-    find = functools.partial(_divide, number=number, longest=longest)
-    return tuple(jax.vmap(find)(ids) if blocks > 1 else (v[None] for v in find(ids[0])))
+    compute_statistics = functools.partial(_divide, number=number, longest=longest)
+    return tuple(
+        jax.vmap(compute_statistics)(ids)
+        if blocks > 1
+        else (v[None] for v in compute_statistics(ids[0]))
+    )
 
 
 def _divide(ids: jax.Array, number: int, longest: int) -> tuple[jax.Array, jax.Array]:
@@ -222,7 +226,7 @@ def affine_of_segments(
     x: jax.Array,
     mask: jax.Array | None,
     pool: SegmentPool,
-    stats: Centered,
+    stats: SplitMoments,
     scale: jax.Array,
     bias: jax.Array | None = None,
     gamma: jax.Array | None = None,
@@ -245,21 +249,21 @@ def affine_of_segments(
         gamma = None
         if beta is not None and not pool.whole.varies_within(beta):
             bias, beta = bias + beta.astype(bias.dtype), None
-    rest = keep(mask, subtract(x, mask, pool, mean, offset))
-    y = rest * pool.spread(scale, x.shape) + pool.spread(bias, x.shape)
-    return keep(mask, apply_affine(y, gamma, beta, 0.0))
+    rest = zero_masked(mask, subtract(x, mask, pool, mean, offset))
+    y = rest * pool.broadcast_to_input(scale, x.shape) + pool.broadcast_to_input(bias, x.shape)
+    return zero_masked(mask, apply_affine(y, gamma, beta, 0.0))
 
 
 def find_statistics(x: jax.Array, mask: jax.Array | None, pool: SegmentPool):
     """Returns the statistics of each segment, marked to be kept, and the count."""
     function = _find if is_plain() else _found
     *stats, count = function(x, mask, pool)
-    return Centered(*map(save, stats)), count
+    return SplitMoments(*map(save, stats)), count
 
 
 def _find(x, mask, pool: SegmentPool):
     whole: Any = pool  # which does what a pool does
-    stats, count = statistics.find(x, mask, whole, None)
+    stats, count = statistics.compute_statistics(x, mask, whole, None)
     return (*stats, count)
 
 
@@ -273,7 +277,7 @@ def _found_jvp(primals, tangents):
     *stats, count = _found(x, mask, pool)
     shift, offset, var = map(save, stats)
     dx = widen(tangents[0], mask)
-    rest = keep(mask, subtract(x, mask, pool, shift, offset))
+    rest = zero_masked(mask, subtract(x, mask, pool, shift, offset))
     product = (rest.conj() * dx).real if jnp.iscomplexobj(rest) else rest * dx
     sums = (pool.sum(product), pool.sum(dx))
     if pool.names:

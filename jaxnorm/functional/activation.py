@@ -14,7 +14,7 @@ from jaxnorm._core.flags import check_flag
 from jaxnorm._core.formula import Options, apply_affine, inverse_root
 from jaxnorm._core.mesh import spec_of, without_explicit_axes
 from jaxnorm._core.plan import PORTABLE
-from jaxnorm._core.pool import Pool, abs2, compute_dtype, keep, real_dtype, widen
+from jaxnorm._core.pool import Pool, abs2, compute_dtype, real_dtype, widen, zero_masked
 from jaxnorm._core.residuals import recomputed, save
 from jaxnorm._core.statistics import local_count, mean_square
 from jaxnorm.functional._arguments import check_real
@@ -207,7 +207,7 @@ def _poly_norm(x, weights, bias, mask, axes, epsilon, dtype):
             for weight, factor in zip(weights.astype(wide), factors, strict=True):
                 y = part * (y + factor * weight)
             y = y if bias is None else y + bias.astype(wide)
-            return keep(mask, y).astype(dtype)
+            return zero_masked(mask, y).astype(dtype)
 
         return combine(x, weights.astype(real if not jnp.iscomplexobj(weights) else wide), bias)
 
@@ -300,7 +300,9 @@ def _gated_rms_norm(x, gate, gamma, options: Options, norm_before_gate, activati
             # In everyday operations: a primitive would need the product as an array.
             stats, _ = mean_square(value, None, options.pool, PORTABLE)
             scale = inverse_root(save(stats.var), options.epsilon).astype(value.dtype)
-            y = apply_affine(value * options.pool.spread(scale, x.shape), gamma, None, 0.0)
+            y = apply_affine(
+                value * options.pool.broadcast_to_input(scale, x.shape), gamma, None, 0.0
+            )
             y = y * opened.astype(y.dtype) if norm_before_gate else y
             return y.astype(options.dtype)
 

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from jaxnorm._core import axes as _axes
 from jaxnorm._core import moments as _moments
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
-from jaxnorm._core.centered import Centered
 from jaxnorm._core.formula import Options, apply_affine, inverse_root, root
 from jaxnorm._core.mesh import spec_of, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.normalize import normalize, statistics_of
-from jaxnorm._core.pool import Pool, compute_dtype, keep, pool_of, subtract
+from jaxnorm._core.pool import Pool, compute_dtype, pool_of, subtract, zero_masked
 from jaxnorm._core.residuals import recomputed, save
+from jaxnorm._core.split_moments import SplitMoments
 from jaxnorm._core.standardize import expand_moment
 from jaxnorm.functional._arguments import expand_channels, position_axes
 from jaxnorm.functional._merged import merge_along, rest_of
@@ -257,11 +257,11 @@ def _mixed(x, how, gamma, beta, given, mask, options: Options, channel: int, for
             stats, count = statistics_of(x, mask, own)
             count = jnp.broadcast_to(count, stats.var.shape)
             batch, total = merge_along(stats, count, (0,), pool.names)
-            batch = Centered(*map(save, batch))
+            batch = SplitMoments(*map(save, batch))
             used = batch if given is None else _centered(given, x.dtype)
-            centered = keep(mask, subtract(x, mask, own.pool, stats.shift))
+            centered = zero_masked(mask, subtract(x, mask, own.pool, stats.shift))
             y = formula(centered, how, stats, count, used, channel, options.epsilon)
-            y = keep(mask, apply_affine(y, gamma, beta, 0.0)).astype(options.dtype)
+            y = zero_masked(mask, apply_affine(y, gamma, beta, 0.0)).astype(options.dtype)
             return y, _moments.to_moments(batch, total, (0, *pool.axes))
 
         return normalize_by_mixture(x, how, gamma, beta, given)
@@ -272,11 +272,11 @@ def _mixed(x, how, gamma, beta, given, mask, options: Options, channel: int, for
     return without_explicit_axes(compute, out)(x, how, gamma, beta, given, mask)
 
 
-def _centered(moments, dtype) -> Centered:
+def _centered(moments, dtype) -> SplitMoments:
     """Returns running statistics in the form of a batch's."""
     mean, var = moments
     wide = compute_dtype(dtype)
-    return Centered(mean.astype(wide), None, var.astype(jnp.finfo(wide).dtype))
+    return SplitMoments(mean.astype(wide), None, var.astype(jnp.finfo(wide).dtype))
 
 
 def _switch(centered, weights, stats, count, batch, channel, epsilon):

@@ -15,7 +15,7 @@ from jaxnorm._core.formula import Options, apply_affine, root
 from jaxnorm._core.mesh import spec_of, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.normalize import normalize, statistics_of
-from jaxnorm._core.pool import Pool, keep, pool_of, widen
+from jaxnorm._core.pool import Pool, pool_of, widen, zero_masked
 from jaxnorm._core.residuals import recomputed
 from jaxnorm._core.standardize import expand_moment
 from jaxnorm.functional._arguments import REAL_ACTIVATION, check_real
@@ -230,7 +230,7 @@ def _divide(x, v, gamma, beta, var, mask, options: Options, kind: Kind):
             divisor = jnp.maximum(batch, other)
             positive = divisor > 0
             y = jnp.where(positive, wide / jnp.where(positive, divisor, 1), 0)
-            return keep(mask, apply_affine(y, gamma, beta, 0.0)).astype(options.dtype)
+            return zero_masked(mask, apply_affine(y, gamma, beta, 0.0)).astype(options.dtype)
 
         return divide(x, v, gamma, beta, var)
 

@@ -12,7 +12,7 @@ from jaxnorm._core.axes import ArrayLike, DTypeLike
 from jaxnorm._core.formula import Options, apply_affine, inverse_root
 from jaxnorm._core.mesh import spec_of, without_explicit_axes
 from jaxnorm._core.normalize import statistics_of
-from jaxnorm._core.pool import Pool, keep, widen
+from jaxnorm._core.pool import Pool, widen, zero_masked
 from jaxnorm._core.residuals import recomputed
 from jaxnorm.functional._arguments import REAL_ACTIVATION, check_real, expand_channels
 from jaxnorm.functional.group import count_groups
@@ -187,11 +187,13 @@ def _activate(x, v, gamma, beta, mask, options: Options):
         @recomputed
         def divide(x, v, gamma, beta):
             stats, _ = statistics_of(x, mask, options)
-            scale = options.pool.spread(inverse_root(stats.var, options.epsilon), x.shape)
+            scale = options.pool.broadcast_to_input(
+                inverse_root(stats.var, options.epsilon), x.shape
+            )
             wide = widen(x, mask)
             inner = wide if v is None else wide * v.astype(wide.dtype)
             y = apply_affine(wide * jax.nn.sigmoid(inner) * scale, gamma, beta, 0.0)
-            return keep(mask, y).astype(options.dtype)
+            return zero_masked(mask, y).astype(options.dtype)
 
         return divide(x, v, gamma, beta)
 

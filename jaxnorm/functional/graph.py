@@ -10,12 +10,12 @@ import jax.numpy as jnp
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, DTypeLike
-from jaxnorm._core.centered import Centered
 from jaxnorm._core.formula import Options, inverse_root
 from jaxnorm._core.mesh import spec_of, without_explicit_axes
 from jaxnorm._core.normalize import statistics_of
-from jaxnorm._core.pool import Pool, abs2, keep, subtract
+from jaxnorm._core.pool import Pool, abs2, subtract, zero_masked
 from jaxnorm._core.residuals import recomputed
+from jaxnorm._core.split_moments import SplitMoments
 from jaxnorm.functional._segments import (
     affine_of_segments,
     check_segments,
@@ -160,12 +160,12 @@ def _pair_norm(x, ids, scale, mask, number, epsilon, dtype):
     def compute(x, ids, scale, mask):
         pool, mask = _nodes(x, ids, mask, number)
         stats = _statistics(x, mask, pool, dtype)
-        rest = keep(mask, subtract(x, mask, pool, stats.shift, stats.offset))
+        rest = zero_masked(mask, subtract(x, mask, pool, stats.shift, stats.offset))
         var = jnp.sum(stats.var, tuple(range(1, x.ndim)), keepdims=True)
         inverse = inverse_root(var, epsilon)
         inverse = inverse * jnp.asarray(scale, inverse.dtype)
-        y = rest * pool.spread(inverse, x.shape).astype(rest.dtype)
-        return keep(mask, y).astype(dtype)
+        y = rest * pool.broadcast_to_input(inverse, x.shape).astype(rest.dtype)
+        return zero_masked(mask, y).astype(dtype)
 
     return without_explicit_axes(compute, spec_of(x))(x, ids, scale, mask)
 
@@ -180,11 +180,11 @@ def _nodes(x, ids, mask, number) -> tuple[Any, jax.Array | None]:
     return pool, held if mask is None else mask & held
 
 
-def _statistics(x, mask, pool, dtype) -> Centered:
+def _statistics(x, mask, pool, dtype) -> SplitMoments:
     if isinstance(pool, Pool):
         return statistics_of(x, mask, Options(pool, 0.0, dtype))[0]
     return find_statistics(x, mask, pool)[0]
 
 
-def _mean(stats: Centered) -> jax.Array:
+def _mean(stats: SplitMoments) -> jax.Array:
     return stats.shift if stats.offset is None else stats.shift + stats.offset

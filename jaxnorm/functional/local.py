@@ -14,7 +14,7 @@ from jaxnorm._core.flags import check_flag
 from jaxnorm._core.formula import apply_affine, inverse_root
 from jaxnorm._core.mesh import spec_of, without_explicit_axes
 from jaxnorm._core.plan import PORTABLE
-from jaxnorm._core.pool import Pool, abs2, keep, real_dtype, subtract, widen
+from jaxnorm._core.pool import Pool, abs2, real_dtype, subtract, widen, zero_masked
 from jaxnorm._core.residuals import recomputed
 from jaxnorm._core.statistics import mean_of
 from jaxnorm.functional._window import window_count, window_sum
@@ -178,18 +178,18 @@ def _divisive_norm(x, gamma, beta, sigma, mask, reach, center, dtype):
             count = jnp.maximum(window_count(mask, x.shape, windows, real), 1)
 
             def mean(v):
-                return window_sum(keep(mask, v), windows) / count.astype(v.dtype)
+                return window_sum(zero_masked(mask, v), windows) / count.astype(v.dtype)
 
             rest = widen(x, mask)
             if center:
                 # Less the mean over all the axes first: sums of small numbers are exact.
                 pool = Pool(tuple(windows))
                 shift = jax.lax.stop_gradient(mean_of(x, mask, pool, PORTABLE)[0])
-                rest = keep(mask, subtract(x, mask, pool, shift))
-                rest = keep(mask, rest - mean(rest))
+                rest = zero_masked(mask, subtract(x, mask, pool, shift))
+                rest = zero_masked(mask, rest - mean(rest))
             var = mean(abs2(rest)) + jnp.square(sigma.astype(real))
             y = rest * inverse_root(var, 0.0).astype(rest.dtype)
-            return keep(mask, apply_affine(y, gamma, beta, 0.0)).astype(dtype)
+            return zero_masked(mask, apply_affine(y, gamma, beta, 0.0)).astype(dtype)
 
         return divide(x, gamma, beta, sigma)
 

@@ -12,7 +12,7 @@ from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.formula import Options, apply_affine, inverse_root
 from jaxnorm._core.mesh import spec_of, without_explicit_axes
 from jaxnorm._core.normalize import normalize, statistics_of
-from jaxnorm._core.pool import Pool, keep, widen
+from jaxnorm._core.pool import Pool, widen, zero_masked
 from jaxnorm._core.residuals import recomputed, save
 from jaxnorm.functional._arguments import (
     check_real,
@@ -87,7 +87,7 @@ def _lp_norm(x, gamma, mask, axes, p, epsilon, dtype):
             wide = widen(x, mask)
             length = Length(*map(save, length_of(wide, axes, p)))
             y = wide * _inverse(length, epsilon).astype(wide.dtype)
-            return keep(mask, apply_affine(y, gamma, None, 0.0)).astype(dtype)
+            return zero_masked(mask, apply_affine(y, gamma, None, 0.0)).astype(dtype)
 
         return divide(x, gamma)
 
@@ -187,7 +187,7 @@ def _filter_response_norm(x, gamma, beta, tau, learned, mask, options: Options):
                 wide * inverse_root(radicand, 0.0).astype(wide.dtype), gamma, beta, 0.0
             )
             y = y if tau is None else jnp.maximum(y, tau.astype(y.dtype))
-            return keep(mask, y).astype(options.dtype)
+            return zero_masked(mask, y).astype(options.dtype)
 
         return divide(x, gamma, beta, tau, learned)
 
@@ -264,7 +264,7 @@ def _global_response_norm(x, gamma, beta, mask, axes, channel, epsilon, dtype):
             positive = divisor > 0
             relative = save(size / jnp.where(positive, divisor, 1))
             y = apply_affine(wide * relative.astype(wide.dtype), gamma, beta, 0.0) + wide
-            return keep(mask, y).astype(dtype)
+            return zero_masked(mask, y).astype(dtype)
 
         return scale(x, gamma, beta)
 

@@ -14,7 +14,7 @@ from jaxnorm._core.formula import Options, apply_affine, inverse_root
 from jaxnorm._core.mesh import spec_of, without_explicit_axes
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.normalize import statistics_of
-from jaxnorm._core.pool import Pool, abs2, compute_dtype, keep, real_dtype, widen
+from jaxnorm._core.pool import Pool, abs2, compute_dtype, real_dtype, widen, zero_masked
 from jaxnorm._core.residuals import recomputed, save
 from jaxnorm._core.standardize import expand_moment
 from jaxnorm.functional._merged import rest_of
@@ -120,7 +120,7 @@ def _cumulative_norm(x, gamma, beta, initial, mask, options: Options, time: int)
             past = Moments(*map(save, past))
             rest = widen(x, mask) - start - past.mean
             y = rest * inverse_root(past.var, options.epsilon).astype(rest.dtype)
-            y = keep(mask, apply_affine(y, gamma, beta, 0.0)).astype(options.dtype)
+            y = zero_masked(mask, apply_affine(y, gamma, beta, 0.0)).astype(options.dtype)
             last = (lax.slice_in_dim(v, x.shape[time] - 1, None, axis=time) for v in past)
             last = Moments(*last)
             last = last._replace(mean=jnp.where(last.count > 0, last.mean + start, 0))

@@ -19,7 +19,7 @@ from jaxnorm._core.flags import check_flag
 from jaxnorm._core.formula import apply_affine
 from jaxnorm._core.mesh import broadcast_spec, placed, spec_of, without_explicit_axes
 from jaxnorm._core.plan import PORTABLE
-from jaxnorm._core.pool import Pool, compute_dtype, keep, pool_of, snap, widen
+from jaxnorm._core.pool import Pool, compute_dtype, pool_of, snap, widen, zero_masked
 from jaxnorm.functional._layout import Layout, check_arrays, check_layout
 from jaxnorm.functional._matrix_root import inverse_root, inverse_root_by_iteration
 from jaxnorm.functional._restored import as_statistics
@@ -268,7 +268,7 @@ def _whiten(x, gamma, beta, mask, layout: Layout, pool: Pool, steps, epsilon, dt
         shift, count = statistics.mean_of(rows, kept, pool, PORTABLE)
         if count.ndim:
             count = count[..., :1, :1]  # all units of an example count, or none
-        centered = keep(kept, widen(rows, kept) - shift)
+        centered = zero_masked(kept, widen(rows, kept) - shift)
         offset, covariance = _covariance(centered, count, layout, pool)
         if steps is None:
             projection = inverse_root(covariance, epsilon)
@@ -277,7 +277,7 @@ def _whiten(x, gamma, beta, mask, layout: Layout, pool: Pool, steps, epsilon, dt
             projection = inverse_root_by_iteration(covariance, epsilon, steps)
             projection = residuals.save(projection)
         y = layout.from_rows(_project(projection, centered - offset, layout), x.shape)
-        y = keep(mask, apply_affine(y, gamma, beta, 0.0)).astype(dtype)
+        y = zero_masked(mask, apply_affine(y, gamma, beta, 0.0)).astype(dtype)
         mean = jnp.squeeze(layout.from_rows(shift + offset, x.shape), layout.axes)
         if count.ndim:
             count = jnp.squeeze(layout.from_rows(count, x.shape), layout.axes)
@@ -335,9 +335,9 @@ def _decorrelate(x, mean, projection, gamma, beta, mask, layout: Layout, dtype):
     def compute(x, mean, projection, gamma, beta, mask):
         wide = compute_dtype(x.dtype)
         full = jnp.expand_dims(mean.astype(wide), layout.axes)
-        centered = layout.to_rows(keep(mask, widen(x, mask) - full))
+        centered = layout.to_rows(zero_masked(mask, widen(x, mask) - full))
         y = layout.from_rows(_project(projection.astype(wide), centered, layout), x.shape)
-        return keep(mask, apply_affine(y, gamma, beta, 0.0)).astype(dtype)
+        return zero_masked(mask, apply_affine(y, gamma, beta, 0.0)).astype(dtype)
 
     place = without_explicit_axes(compute, spec_of(x))
     return place(x, mean, projection, gamma, beta, mask)

@@ -136,8 +136,8 @@ def count_untrusted(trained, nears):
     jitted = jax.jit(find, static_argnums=(2, 4))
     untrusted = 0
     with counted_passes() as count:
-        for (x, _), near in zip(trained, nears, strict=True):
-            jax.block_until_ready(jitted(x, None, Pool((0,)), near, Plan("shifted")))
+        for (x, _), shift_hint in zip(trained, nears, strict=True):
+            jax.block_until_ready(jitted(x, None, Pool((0,)), shift_hint, Plan("shifted")))
             untrusted += count() > 1
     return untrusted
 
@@ -153,6 +153,6 @@ def test_sums_about_0_are_not(trained):
 
 def test_running_means_are_close(trained):
     """Ten times as close as the rule asks for, mean^2 <= 2 var about the running mean."""
-    for x, near in trained:
+    for x, shift_hint in trained:
         wide = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
-        assert ((wide.mean(0) - near) ** 2 <= 0.2 * wide.var(0)).all()
+        assert ((wide.mean(0) - shift_hint) ** 2 <= 0.2 * wide.var(0)).all()
