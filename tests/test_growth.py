@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxnorm
 from jaxnorm.functional._window import window_count, window_sum
+from tests import registry
 from tests.hlo import collectives
 from tests.programs import QUICKLY
 from tests.test_contract_exact import excess
@@ -60,6 +61,34 @@ def test_segments(name, rng):
     assert abs(many - few) < 80 and many < 900
 
 
+def test_more_segments_than_nodes(rng):
+    """Their statistics are of the size of the input, not larger than it."""
+    x = jnp.asarray(rng.standard_normal((512, 256)), jnp.float32)
+    ids = jnp.asarray(rng.integers(-1, 40, 512) * 501, jnp.int32)
+
+    def norm(x, ids, number=20_000):
+        return jaxnorm.graph_norm(x, ids, num_segments=number, alpha=jnp.full(256, 0.5))
+
+    memory, _ = costs(norm, x, ids)
+    # Beyond the limit of 5: statistics of each of 512 segments are arrays like the input. Those of
+    # 20,000 would be 40 times as large.
+    assert memory < 14
+    few = norm(x, jnp.where(ids < 0, -1, ids // 501), 40)
+    np.testing.assert_allclose(norm(x, ids), few, atol=4e-6)
+
+
+def test_moments_of_more_segments_than_nodes(rng):
+    x = jnp.asarray(rng.standard_normal((6, 2)), jnp.float32)
+    ids = np.array([900, 3, 900, -1, 3, 1000])
+    _, moments = jaxnorm.segment_batch_norm(x, ids, num_segments=1000, axis=0)
+    mean, var, count = np.zeros((3, 1000, 2))
+    for segment in (3, 900):
+        own = np.float64(x)[ids == segment]
+        mean[segment], var[segment], count[segment] = own.mean(0), own.var(0), len(own)
+    for values, expected in zip(moments, (mean, var, count), strict=True):
+        np.testing.assert_allclose(values, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("axis", "windows", "most"),
     # Of a prime number of places one is added by itself, which takes two more arrays.
@@ -74,6 +103,112 @@ def test_windows(axis, windows, most, rng):
     memory, operations = zip(*found, strict=True)
     assert max(memory) < most
     assert max(operations) < 250
+
+
+def affine(size):
+    return jnp.ones(size), jnp.zeros(size)
+
+
+def running(size=64):
+    return jaxnorm.Moments(jnp.zeros(size), jnp.ones(size), jnp.ones(()))
+
+
+IMAGE, TOKENS, KERNEL = (8, 16, 16, 64), (8, 64, 256), (3, 3, 64, 128)
+BATCH = {"axis": (0, 1, 2)}
+STEP = jaxnorm.Moments(np.zeros(64, np.float32), np.ones(64, np.float32), np.zeros(64, np.float32))
+# Of every public function a result like its input, and the input's shape.
+CATALOGUE = {
+    "adaptive_instance_norm": (lambda x: jaxnorm.adaptive_instance_norm(x, x[:, :4]), IMAGE),
+    "batch_instance_norm": (
+        lambda x: jaxnorm.batch_instance_norm(x, jnp.full(64, 0.5), *affine(64))[0],
+        IMAGE,
+    ),
+    "batch_norm": (lambda x: jaxnorm.batch_norm(x, *affine(64), **BATCH)[0], IMAGE),
+    "batch_norm_step": (
+        lambda x: jaxnorm.batch_norm_step(x, STEP, training=True, **BATCH)[0],
+        IMAGE,
+    ),
+    "batch_renorm": (
+        lambda x: jaxnorm.batch_renorm(x, running(), r_max=3.0, d_max=5.0, **BATCH)[0],
+        IMAGE,
+    ),
+    "blended_batch_norm": (
+        lambda x: jaxnorm.blended_batch_norm(x, running(), weight=0.5, **BATCH)[0],
+        IMAGE,
+    ),
+    "cumulative_norm": (
+        lambda x: jaxnorm.cumulative_norm(x, *affine(256), axis=-1)[0],
+        TOKENS,
+    ),
+    "decorrelate": (
+        lambda x: jaxnorm.decorrelate(
+            x, jaxnorm.Whitening(jnp.zeros(64), jnp.eye(64)[None], jnp.ones(())), axis=0
+        ),
+        (2048, 64),
+    ),
+    "demodulate": (
+        lambda x: jaxnorm.demodulate(x, jnp.ones((1, 64)), axis=(0, 1, 2)),
+        KERNEL,
+    ),
+    "dynamic_erf": (lambda x: jaxnorm.dynamic_erf(x, 0.5, 0.0, *affine(256)), TOKENS),
+    "dynamic_tanh": (lambda x: jaxnorm.dynamic_tanh(x, 0.5, *affine(256)), TOKENS),
+    "evo_norm_b0": (lambda x: jaxnorm.evo_norm_b0(x, jnp.ones(64), **BATCH)[0], IMAGE),
+    "evo_norm_b1": (lambda x: jaxnorm.evo_norm_b1(x, **BATCH)[0], IMAGE),
+    "evo_norm_b2": (lambda x: jaxnorm.evo_norm_b2(x, **BATCH)[0], IMAGE),
+    "evo_norm_s0": (lambda x: jaxnorm.evo_norm_s0(x, jnp.ones(64), num_groups=8), IMAGE),
+    "evo_norm_s1": (lambda x: jaxnorm.evo_norm_s1(x, num_groups=8), IMAGE),
+    "evo_norm_s2": (lambda x: jaxnorm.evo_norm_s2(x, num_groups=8), IMAGE),
+    "filter_response_norm": (
+        lambda x: jaxnorm.filter_response_norm(x, *affine(64), tau=jnp.zeros(64)),
+        IMAGE,
+    ),
+    "gated_rms_norm": (lambda x: jaxnorm.gated_rms_norm(x, x, jnp.ones(256)), TOKENS),
+    "ghost_batch_norm": (
+        lambda x: jaxnorm.ghost_batch_norm(x, num_virtual_batches=8, **BATCH)[0],
+        IMAGE,
+    ),
+    "global_response_norm": (lambda x: jaxnorm.global_response_norm(x, *affine(64)), IMAGE),
+    "group_norm": (lambda x: jaxnorm.group_norm(x, *affine(64), num_groups=8), IMAGE),
+    "instance_norm": (lambda x: jaxnorm.instance_norm(x, *affine(64)), IMAGE),
+    "layer_norm": (lambda x: jaxnorm.layer_norm(x, *affine(256)), TOKENS),
+    "local_response_norm": (lambda x: jaxnorm.local_response_norm(x, size=5), IMAGE),
+    "lp_norm": (jaxnorm.lp_norm, TOKENS),
+    "poly_norm": (lambda x: jaxnorm.poly_norm(x, jnp.ones(3), 0.5), TOKENS),
+    "rms_norm": (lambda x: jaxnorm.rms_norm(x, jnp.ones(256)), TOKENS),
+    "scaled_weight_standardize": (
+        lambda x: jaxnorm.scaled_weight_standardize(x, jnp.ones(128), axis=(0, 1, 2)),
+        KERNEL,
+    ),
+    "spectral_norm": (lambda x: jaxnorm.spectral_norm(x, jnp.ones(128))[0], KERNEL),
+    "standardize": (
+        lambda x: jaxnorm.standardize(x, running(), *affine(64), epsilon=1e-5, **BATCH),
+        IMAGE,
+    ),
+    "switchable_norm": (
+        lambda x: jaxnorm.switchable_norm(x, jnp.ones(3), jnp.ones(3), *affine(64))[0],
+        IMAGE,
+    ),
+    "weight_norm": (lambda x: jaxnorm.weight_norm(x, jnp.ones(128), axis=(0, 1, 2)), KERNEL),
+    "weight_standardize": (
+        lambda x: jaxnorm.weight_standardize(x, jnp.ones(128), axis=(0, 1, 2)),
+        KERNEL,
+    ),
+    "whiten": (lambda x: jaxnorm.whiten(x, axis=0, num_groups=8)[0], (2048, 64)),
+}
+GROWING = {*SEGMENTS, "divisive_norm"}  # which have tests of their own, above
+
+
+def test_the_catalogue_is_whole():
+    assert CATALOGUE.keys() | GROWING == set(jaxnorm.__all__) - set(registry.OTHERS)
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_memory_of_the_catalogue(name, rng):
+    """At most four arrays like the input, one of which is the cotangent, made of y."""
+    function, shape = CATALOGUE[name]
+    memory, _ = costs(function, jnp.asarray(rng.standard_normal(shape), jnp.float32))
+    # And statistics: a few numbers for each of 64 channels.
+    assert memory <= 4.03
 
 
 @pytest.mark.parametrize("before", [0, 3, 16, 50])

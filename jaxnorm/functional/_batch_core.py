@@ -30,6 +30,7 @@ from jaxnorm.functional._segments import (
     affine_of_segments,
     find_statistics,
     make_pool,
+    number_by_rows,
 )
 from jaxnorm.functional.merge import merge_moments
 
@@ -193,12 +194,19 @@ def _normalize_corrected(inputs: Inputs, correction: Correction, options: Option
 def _normalize_segments(inputs, ids, correction, number, batch_axis, options: Options):
     @residuals.recomputed
     def compute(inputs, ids, correction):
-        pool: Any = make_pool(options.pool, ids, number, batch_axis)
+        rows, size, found = ids, number, None
+        if correction is None and not options.pool.names:
+            rows, size, found = number_by_rows(ids, number)
+        pool: Any = make_pool(options.pool, rows, size, batch_axis)
         inputs = inputs._replace(mask=_both(inputs.mask, pool.holds(inputs.x.ndim)))
         inputs = _widened(inputs)
         stats, count = find_statistics(inputs.x, inputs.mask, pool)
         y = _apply_to_segments(correction, stats, inputs, pool, options)
-        return y, _segment_moments(stats, count, pool)
+        moments = _segment_moments(stats, count, pool)
+        if found is not None:
+            at = _position(options.pool.axes, batch_axis)
+            moments = Moments(*(jnp.take(v, found, at, mode="fill", fill_value=0) for v in moments))
+        return y, moments
 
     out = spec_of(inputs.x), _segment_specs(inputs.x, options.pool, batch_axis)
     return without_explicit_axes(compute, out)(inputs, ids, correction)

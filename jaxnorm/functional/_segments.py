@@ -107,6 +107,23 @@ def make_pool(whole: Pool, ids: jax.Array, number: int, batch_axis: int) -> Segm
     return SegmentPool(whole, ids, number, batch_axis, _find_route(ids, number))
 
 
+def number_by_rows(ids: jax.Array, number: int) -> tuple[jax.Array, int, jax.Array | None]:
+    """Returns other ids and their number, at most that of examples, and the new id of each segment.
+
+    Of more segments than examples most are empty, and their statistics would be larger than the
+    input: here a segment is numbered by its first example. The new id of an empty one is beyond.
+    Without gain ids and number are the same, and None.
+    """
+    size = ids.shape[0]
+    if not isinstance(size, int) or number <= size or is_manual(ids):
+        return ids, number, None
+    outside = (ids < 0) | (ids >= number)
+    rows = jnp.arange(size, dtype=jnp.int32)
+    first = jnp.full(number, size, jnp.int32)
+    first = save(first.at[jnp.where(outside, number, ids)].min(rows, mode="drop"))
+    return save(jnp.where(outside, size, _gather(first, ids))), size, first
+
+
 @jax.custom_jvp
 def _spread(statistic: jax.Array, pool: SegmentPool) -> jax.Array:
     x = _gather(jnp.moveaxis(statistic, pool.batch_axis, 0), pool.ids)

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.flags import check_flag
-from jaxnorm._core.formula import Options, apply_affine, inverse_root, result
+from jaxnorm._core.formula import Options, apply_affine, inverse_root
 from jaxnorm._core.mesh import spec_of, without_explicit_axes
-from jaxnorm._core.normalize import statistics_of
+from jaxnorm._core.plan import PORTABLE
 from jaxnorm._core.pool import Pool, abs2, compute_dtype, real_dtype, widen, zero_masked
 from jaxnorm._core.residuals import recomputed, save
-from jaxnorm._core.statistics import local_count
+from jaxnorm._core.statistics import local_count, mean_square
 from jaxnorm.functional._arguments import check_real
 from jaxnorm.functional._length import largest
 
@@ -297,8 +297,12 @@ def _gated_rms_norm(x, gate, gamma, options: Options, norm_before_gate, activati
             opened = activation(gate.astype(compute_dtype(gate.dtype)))
             wide = widen(x, None)
             value = wide if norm_before_gate else wide * opened.astype(wide.dtype)
-            stats, _ = statistics_of(value, None, options)
-            y = result(value, gamma, None, None, stats, options._replace(dtype=value.dtype))
+            # In everyday operations: a primitive would need the product as an array.
+            stats, _ = mean_square(value, None, options.pool, PORTABLE)
+            scale = inverse_root(save(stats.var), options.epsilon).astype(value.dtype)
+            y = apply_affine(
+                value * options.pool.broadcast_to_input(scale, x.shape), gamma, None, 0.0
+            )
             y = y * opened.astype(y.dtype) if norm_before_gate else y
             return y.astype(options.dtype)
 

@@ -21,6 +21,7 @@ from jaxnorm.functional._segments import (
     check_segments,
     find_statistics,
     make_pool,
+    number_by_rows,
 )
 
 
@@ -173,6 +174,7 @@ def _nodes(x, ids, mask, number) -> tuple[Any, jax.Array | None]:
     """Returns the pool of each graph, and the mask of the elements that are in one."""
     if ids is None:
         return Pool((0,)), mask
+    ids, number, _ = number_by_rows(ids, number)
     pool = make_pool(Pool((0,)), ids, number, 0)
     held = pool.holds(x.ndim)
     return pool, held if mask is None else mask & held
