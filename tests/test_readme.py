@@ -46,8 +46,10 @@ def test_python_is_shown_as_examples_that_run():
 
 
 def test_it_is_read_in_two_minutes():
-    """At most 11 kB beside the table of techniques, of a row for each."""
-    assert len(TEXT.replace("".join(TABLE), "").encode()) <= 11_000
+    """At most 1,300 words before the table of techniques, which comes last."""
+    before, _, table = TEXT.partition("## The techniques")
+    assert len(before.split()) <= 1300
+    assert table.rstrip().endswith(TABLE[-1].rstrip())
 
 
 def commands():
@@ -62,7 +64,12 @@ def modules_in(command):
     return [name for flag, name in itertools.pairwise(command) if flag == "-m"]
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if "pip" in c], ids=" ".join)
+def test_it_is_installed_from_the_repository():
+    (command,) = (c for c in commands() if c[0] == "pip")
+    assert command == ["pip", "install", f"git+{PROJECT['urls']['Repository']}"]
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if "pip" in c[1:]], ids=" ".join)
 def test_what_is_installed_is_an_extra(command):
     (extra,) = re.findall(r"\.\[(\w+)\]", " ".join(command))
     assert extra in PROJECT["optional-dependencies"]
@@ -79,7 +86,7 @@ def test_commands_of_the_package_exist(command, capsys):
 
 def test_tools_of_the_development_lines_are_in_the_dev_extra():
     dev = {re.match(r"[\w-]+", r)[0] for r in PROJECT["optional-dependencies"]["dev"]}
-    programs = {pathlib.Path(c[0]).name for c in commands()} - {"python3", "python"}
+    programs = {pathlib.Path(c[0]).name for c in commands()} - {"python3", "python", "pip"}
     modules = {m for c in commands() for m in modules_in(c)} - {"venv", "pip", "jaxnorm"}
     assert programs | modules == {"ruff", "pyright", "pytest", "pdoc"} <= dev
 
