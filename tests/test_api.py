@@ -7,8 +7,12 @@ import re
 import subprocess
 import sys
 import types
+from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.extend.core import Primitive
 
 import jaxnorm
 import jaxnorm.linen
@@ -155,3 +159,34 @@ def test_every_module_has_a_docstring():
     for info in pkgutil.walk_packages(jaxnorm.__path__, "jaxnorm."):
         if not info.name.endswith("__main__"):
             assert inspect.getdoc(importlib.import_module(info.name)), info.name
+
+
+ARITHMETIC = {"add", "sub", "mul", "div", "reduce_sum", "integer_pow", "square", "rsqrt"}
+# Of a shape of its own each: what is compiled already runs without any frame.
+CALLS = {
+    "linen": lambda: jaxnorm.linen.LayerNorm().apply({"params": AFFINE}, jnp.ones((3, 53))),
+    "nnx": lambda: jaxnorm.nnx.LayerNorm(53)(jnp.ones((5, 53))),
+}
+AFFINE = {"gamma": jnp.ones(53), "beta": jnp.zeros(53)}
+
+
+@pytest.mark.parametrize("library", CALLS)
+def test_a_call_is_short(library, monkeypatch):
+    """From the call to the first arithmetic on the input there are at most 11 frames of ours."""
+    root, bind, found = str(Path(jaxnorm.__file__).parent), Primitive.bind, []
+
+    def look(self, *args, **params):
+        if self.name in ARITHMETIC and any(jnp.ndim(value) > 1 for value in args):
+            frame, names = sys._getframe(1), []
+            while frame is not None:
+                if frame.f_code.co_filename.startswith(root):
+                    names.append(f"{frame.f_code.co_filename}: {frame.f_code.co_name}")
+                frame = frame.f_back
+            found.append(names)
+        return bind(self, *args, **params)
+
+    call = CALLS[library]
+    monkeypatch.setattr(Primitive, "bind", look)
+    jax.block_until_ready(call())
+    (first, *_) = (names for names in found if names)
+    assert 3 < len(first) <= 11, "\n".join(first)

@@ -8,7 +8,7 @@ import jax
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import Axes
-from jaxnorm._layers.call import Call, Context, Params, State
+from jaxnorm._layers.call import Call, Params, State
 from jaxnorm._layers.layer import MappedNorm, options
 from jaxnorm.functional import feature
 
@@ -19,19 +19,30 @@ class _FeatureNorm(MappedNorm):
     """the axes pooled."""
     feature_axes: Axes = -1
     """the axes that gamma and beta vary along."""
+    gamma_offset: float = 0.0
+    """added to gamma; give `gamma_init=jax.nn.initializers.zeros` with 1.0."""
 
     def _features_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return _axes.canonical_axes(self.feature_axes, shape, "feature_axes")
 
-    def _arguments(self, x: jax.Array, context: Context) -> dict[str, Any]:
-        """Returns what the options say, as functions take it."""
-        return {
-            "axis": _axes.canonical_axes(self.reduction_axes, x.shape, "reduction_axes"),
-            "feature_axes": self._features_of(x.shape),
-            "epsilon": self.epsilon,
-            "dtype": self.dtype,
-            **self._mapped(context),
-        }
+    def _formula(self) -> dict[str, Any]:
+        """Returns what the formula has besides that of layer norm."""
+        return {}
+
+    def _normalize(self, x: jax.Array, params: Params, state: State, call: Call) -> jax.Array:
+        return feature.normalize_features(
+            x,
+            params.get("gamma"),
+            params.get("beta"),
+            _axes.canonical_axes(self.reduction_axes, x.shape, "reduction_axes"),
+            self.feature_axes,
+            self.epsilon,
+            call.mask,
+            self._mapped(call.context),
+            self.dtype,
+            gamma_offset=float(self.gamma_offset),
+            **self._formula(),
+        )
 
 
 @options
@@ -42,14 +53,6 @@ class LayerNorm(_FeatureNorm):
 
     Reference: Ba, Kiros & Hinton 2016, Layer Normalization, arXiv:1607.06450.
     """
-
-    gamma_offset: float = 0.0
-    """added to gamma; give `gamma_init=jax.nn.initializers.zeros` with 1.0."""
-
-    def _normalize(self, x: jax.Array, params: Params, state: State, call: Call) -> jax.Array:
-        arguments = self._arguments(x, call.context)
-        offset = self.gamma_offset
-        return feature.layer_norm(x, **params, mask=call.mask, gamma_offset=offset, **arguments)
 
 
 @options
@@ -65,12 +68,5 @@ class RMSNorm(_FeatureNorm):
     cast_before_gamma: bool = False
     """round to the input's dtype before gamma is applied, Llama's rule."""
 
-    def _normalize(self, x: jax.Array, params: Params, state: State, call: Call) -> jax.Array:
-        return feature.rms_norm(
-            x,
-            **params,
-            mask=call.mask,
-            gamma_offset=self.gamma_offset,
-            cast_before_gamma=self.cast_before_gamma,
-            **self._arguments(x, call.context),
-        )
+    def _formula(self) -> dict[str, Any]:
+        return {"center": False, "cast_before_gamma": self.cast_before_gamma}

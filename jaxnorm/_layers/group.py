@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 
@@ -12,7 +13,15 @@ from jaxnorm.functional import group
 
 
 @options
-class GroupNorm(PositionNorm, MappedNorm):
+class _Positions(PositionNorm, MappedNorm):
+    def _pooled(self, x: jax.Array, context: Context) -> dict[str, Any]:
+        """Returns what the options say, as functions take it."""
+        name, groups = self._mapped(context)
+        return {**self._arguments(x), "axis_name": name, "axis_index_groups": groups}
+
+
+@options
+class GroupNorm(_Positions):
     """Group normalization; see `jaxnorm.group_norm`.
 
     Reference: Wu & He 2018, Group Normalization, arXiv:1803.08494.
@@ -25,20 +34,20 @@ class GroupNorm(PositionNorm, MappedNorm):
 
     def _normalize(self, x: jax.Array, params: Params, state: State, call: Call) -> jax.Array:
         groups = {"num_groups": self.num_groups, "group_size": self.group_size}
-        arguments = {**self._arguments(x), **self._mapped(call.context), **groups}
+        arguments = {**self._pooled(x, call.context), **groups}
         affine = params.get("gamma"), params.get("beta")
         return group.normalize_groups(_report(call.context), x, *affine, call.mask, **arguments)
 
 
 @options
-class InstanceNorm(PositionNorm, MappedNorm):
+class InstanceNorm(_Positions):
     """Instance normalization; see `jaxnorm.instance_norm`.
 
     Reference: Ulyanov, Vedaldi & Lempitsky 2016, Instance Normalization, arXiv:1607.08022.
     """
 
     def _normalize(self, x: jax.Array, params: Params, state: State, call: Call) -> jax.Array:
-        arguments = {**self._arguments(x), **self._mapped(call.context)}
+        arguments = self._pooled(x, call.context)
         affine = params.get("gamma"), params.get("beta")
         return group.normalize_positions(_report(call.context), x, *affine, call.mask, **arguments)
 

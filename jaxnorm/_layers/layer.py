@@ -251,11 +251,11 @@ class MappedNorm(PlainNorm):
     axis_index_groups: AxisIndexGroups = None
     """groups of indices of `axis_name` that pool together."""
 
-    def _mapped(self, context: Context) -> dict[str, Any]:
-        """Returns the mapped axes as functions take them; none outside of any map."""
+    def _mapped(self, context: Context) -> tuple[str | Sequence[str] | None, AxisIndexGroups]:
+        """Returns the mapped axes and the groups to pool over; none outside of any map."""
         if context.initializing:
-            return {}
-        return {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}
+            return None, None
+        return self.axis_name, self.axis_index_groups
 
 
 @options

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,12 @@ class _Cell(Layer):
         """Returns the layer norm called `name`, of a value. Modules have it."""
         raise NotImplementedError
 
+    def _first_carry(
+        self, key: jax.Array | None, input_shape: tuple[int, ...], init: Initializer | None = None
+    ) -> Any:
+        """Returns a first carry for inputs of shape `input_shape`, by `carry_init` or `init`."""
+        raise NotImplementedError
+
     @property
     def num_feature_axes(self) -> int:
         """How many axes of features there are: the last."""
@@ -59,10 +66,10 @@ class _Cell(Layer):
         return _axes.result_dtype(_axes.check_input(inputs, "inputs"), self.dtype)
 
     def _first(
-        self, key: jax.Array | None, input_shape: tuple[int, ...], init: Callable[..., jax.Array]
+        self, key: jax.Array | None, input_shape: tuple[int, ...], init: Initializer | None
     ) -> jax.Array:
-        """Returns a first carry for inputs of shape `input_shape`."""
-        return init(key, (*input_shape[:-1], self.features), self.param_dtype)
+        shape = (*input_shape[:-1], self.features)
+        return (init or self.carry_init)(key, shape, self.param_dtype)
 
 
 @options
@@ -100,13 +107,8 @@ class LSTM(_Cell):
         return (new_c.astype(c.dtype), new_h.astype(h.dtype)), new_h.astype(hidden.dtype)
 
     def _first_carry(
-        self,
-        key: jax.Array | None,
-        input_shape: tuple[int, ...],
-        init: Callable[..., jax.Array] | None = None,
+        self, key: jax.Array | None, input_shape: tuple[int, ...], init: Initializer | None = None
     ) -> LSTMCarry:
-        """Returns the first c and h."""
-        init = init or self.carry_init
         # Without a key, which a constant initializer does not need.
         key_c, key_h = (None, None) if key is None else jax.random.split(key)
         return self._first(key_c, input_shape, init), self._first(key_h, input_shape, init)
@@ -146,13 +148,9 @@ class GRU(_Cell):
         return new.astype(carry.dtype), new.astype(dtype)
 
     def _first_carry(
-        self,
-        key: jax.Array | None,
-        input_shape: tuple[int, ...],
-        init: Callable[..., jax.Array] | None = None,
+        self, key: jax.Array | None, input_shape: tuple[int, ...], init: Initializer | None = None
     ) -> jax.Array:
-        """Returns the first h."""
-        return self._first(key, input_shape, init or self.carry_init)
+        return self._first(key, input_shape, init)
 
 
 def _split(x: jax.Array, parts: int | tuple[int, ...]) -> list[jax.Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -68,11 +69,12 @@ def layer_norm(
     deviation is the root of the mean squared deviation: an often copied formula that divides
     the root of the sum by the count has its root in the wrong place.
     """
-    return _normalize_features(
+    x = _axes.check_input(x)
+    return normalize_features(
         x,
         gamma,
         beta,
-        axis,
+        _axes.canonical_axes(axis, x.shape),
         feature_axes,
         epsilon,
         mask,
@@ -135,11 +137,12 @@ def rms_norm(
 
     Reference: Zhang & Sennrich 2019, Root Mean Square Layer Normalization, arXiv:1910.07467.
     """
-    return _normalize_features(
+    x = _axes.check_input(x)
+    return normalize_features(
         x,
         gamma,
         beta,
-        axis,
+        _axes.canonical_axes(axis, x.shape),
         feature_axes,
         epsilon,
         mask,
@@ -151,14 +154,23 @@ def rms_norm(
     )
 
 
-def _normalize_features(
-    x, gamma, beta, axis, feature_axes, epsilon, mask, mapped, dtype, **options
-):
-    x = _axes.check_input(x)
-    axes = _axes.canonical_axes(axis, x.shape)
+def normalize_features(
+    x: jax.Array,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
+    axes: tuple[int, ...],
+    feature_axes: Axes | None,
+    epsilon: float,
+    mask: ArrayLike | None,
+    mapped: tuple[str | Sequence[str] | None, AxisIndexGroups],
+    dtype: DTypeLike | None,
+    **options: Any,
+) -> jax.Array:
+    """Normalizes `x` over `axes`, both checked; `mapped` are axis_name and axis_index_groups."""
     gamma = _axes.expand_parameter(gamma, x, feature_axes, axes, "gamma")
     beta = _axes.expand_parameter(beta, x, feature_axes, axes, "beta")
     mask = _axes.expand_mask(mask, x)
     pool = pool_of(axes, *mapped)
-    options = Options(pool, _axes.check_epsilon(epsilon), _axes.result_dtype(x, dtype), **options)
-    return normalize(x, gamma, beta, mask, options)[0]
+    result = _axes.result_dtype(x, dtype)
+    formula = Options(pool, _axes.check_epsilon(epsilon), result, **options)
+    return normalize(x, gamma, beta, mask, formula)[0]

@@ -61,7 +61,9 @@ def record(apply: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, R
 
     def intercept(call, call_args, call_kwargs, context):
         module = context.module
-        if not isinstance(module, AffineLayer) or context.method_name != "__call__":
+        if not isinstance(module, AffineLayer) or not isinstance(module, nn.Module):
+            return call(*call_args, **call_kwargs)
+        if context.method_name != "__call__":
             return call(*call_args, **call_kwargs)
         name = _new_name("/".join(module.path) or type(module).__name__, seen.before)
         x = call_args[0] if call_args else call_kwargs["x"]
