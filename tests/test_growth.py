@@ -207,8 +207,8 @@ def test_memory_of_the_catalogue(name, rng):
     """At most four arrays like the input, one of which is the cotangent, made of y."""
     function, shape = CATALOGUE[name]
     memory, _ = costs(function, jnp.asarray(rng.standard_normal(shape), jnp.float32))
-    # And statistics: a few numbers for each of 64 channels.
-    assert memory <= 4.03
+    # And statistics: a few numbers for each channel, or for each of 512 rows of 256.
+    assert memory <= 4 + 12 / 256
 
 
 @pytest.mark.parametrize("before", [0, 3, 16, 50])
