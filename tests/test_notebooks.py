@@ -79,6 +79,7 @@ def test_a_notebook_is_saved_with_its_outputs(path):
     found = {kind for cell in cells for kind in kinds(cell)}
     assert "picture" in found and "error" not in found
     assert not [o.text for cell in cells for o in cell.outputs if o.get("name") == "stderr"]
+    assert not [cell for cell in cells if "execution" in cell.metadata]  # times of a run
 
 
 @every_notebook
@@ -87,6 +88,16 @@ def test_links_between_notebooks_lead_somewhere(path):
     for name in NAMES:
         if f"({name[:2]}_" in text:
             assert f"({name}.ipynb)" in text
+
+
+@every_notebook
+def test_a_notebook_ends_with_where_to_go_next(path):
+    cells = nbformat.read(path, as_version=4).cells
+    end = [cell.source for cell in cells if cell.cell_type == "markdown"][-1]
+    named = set(re.findall(r"\((\d\d_\w+)\.ipynb\)", end))
+    assert named
+    if path.stem == NAMES[0]:
+        assert named == set(NAMES[1:])
 
 
 @every_notebook
