@@ -47,7 +47,7 @@ def _of_tokens() -> list[Entry]:
 
     def standardize(x, gamma, beta, mean, var):
         moments = jaxnorm.Moments(mean, var, jnp.ones(()))
-        return jaxnorm.standardize(x, moments, gamma, beta, axis=-1, epsilon=1e-5)
+        return jaxnorm.standardize(x, moments, gamma, beta, axis=-1, feature_axes=-1, epsilon=1e-5)
 
     return [
         _affine("layer_norm", TOKENS, kind="layer"),
@@ -103,7 +103,7 @@ def _of_batches() -> list[Entry]:
 
 def _of_whitening() -> list[Entry]:
     channels = SMALL[-1]
-    statistics = (np.zeros(channels, np.float32), np.eye(channels, dtype=np.float32))
+    statistics = (np.zeros(channels, np.float32), np.eye(channels, dtype=np.float32)[None])
 
     def decorrelate(x, gamma, beta, mean, projection):
         whitening = jaxnorm.Whitening(mean, projection, jnp.ones(()))
