@@ -13,7 +13,7 @@ from jaxnorm.cli.bench.cases import SEGMENTS
 from jaxnorm.cli.bench.catalogue import by_hand, weights
 from jaxnorm.cli.bench.catalogue.entry import Call, Entry, Shape
 
-TOKENS, IMAGES, SERIES, NODES = (4096, 768), (8, 56, 56, 64), (16, 400, 256), (20_000, 128)
+TOKENS, IMAGES, SERIES, NODES = (4096, 768), (8, 56, 56, 64), (16, 400, 256), (100_000, 32)
 WINDOWED, SMALL = (6, 96, 96, 48), (8, 28, 28, 64)
 BATCH = (0, 1, 2)
 
