@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -65,13 +65,21 @@ positive_float = _reader(float, lambda value: 0 < value < math.inf, "a positive 
 share = _reader(float, lambda value: 0 < value <= 1, "a number above 0 and up to 1")
 
 
-def one_of(*names: str) -> Read:
-    """Returns a reader of one of the given names."""
+def one_of(*names: str, also: Sequence[str] = (), called: str = "") -> Read:
+    """Returns a reader of one of the given names.
+
+    Args:
+      *names: errors list them.
+      also: other names, too many to list.
+      called: what errors call one of these.
+    """
+    known = (*names, *also)
+    expected = ", ".join(names) + (f" or a {called}" if also else "")
 
     def read(text: str) -> str:
-        if text not in names:
+        if text not in known:
             raise argparse.ArgumentTypeError(
-                f"unknown {text!r}, expected {', '.join(names)}{nearest(text, names)}"
+                f"unknown {text!r}, expected {expected}{nearest(text, known)}"
             )
         return text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+import jaxnorm
 from jaxnorm.cli.errors import UserError
 from jaxnorm.cli.peers.case import Case, Data
 
@@ -14,6 +15,15 @@ NORMS = (
     *("layer", "layer-pixels", "layer-odd", "rms"),
     *("batch", "batch-first", "group", "instance"),
 )
+# The catalogue: what normalizes, of all that is public; and all of it.
+_OTHERS = {
+    *("Moments", "Whitening", "init_running", "moments", "merge_moments", "mix_moments", "plain"),
+    *("update_moments", "update_whitening", "unstandardize", "statistics_penalty"),
+}
+CATALOGUE, ALL = tuple(name for name in jaxnorm.__all__ if name not in _OTHERS), "all"
+# Of the catalogue, what pools over segments or windows, whose number or size can grow.
+SEGMENTS = ("segment_batch_norm", "graph_norm", "pair_norm")
+WINDOWS = ("divisive_norm", "local_response_norm")
 # Tokens (rows, features) and images (N, H, W, C), in float32: 8 kB; 1.5 to 3 MB; more than
 # 16 MB, so that the halves of bfloat16 are still large; and what fills a GPU or TPU.
 TOKENS = {

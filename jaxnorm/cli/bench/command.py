@@ -6,9 +6,20 @@ import argparse
 
 from jaxnorm.cli import arguments
 from jaxnorm.cli.bench import timing
-from jaxnorm.cli.bench.cases import CHIPS, MOST_DEVICES, NORMS, SIZES, parse_shape
+from jaxnorm.cli.bench.cases import (
+    ALL,
+    CATALOGUE,
+    CHIPS,
+    MOST_DEVICES,
+    NORMS,
+    SEGMENTS,
+    SIZES,
+    WINDOWS,
+    parse_shape,
+)
 from jaxnorm.cli.errors import UserError, require
 from jaxnorm.cli.peers.case import DTYPES
+from jaxnorm.cli.peers.case import NORMS as KINDS
 from jaxnorm.cli.peers.installed import PEERS
 
 DESCRIPTION = """\
@@ -16,6 +27,8 @@ Times the normalizations, forward and forward+backward (the result and the cotan
 gamma and beta), in one process and in turn with the same normalizations of other libraries, each
 compiled or as it is fastest, and with a copy that reads and writes the same bytes. Also gives
 compile times, the compiled programs' temporary memory, and what is kept for the backward pass.
+With --norms all every function that normalizes is measured, with --growth --norms all how the cost
+of some grows with segments and windows.
 Writes bench.csv and bench.png. Ctrl-C ends it early and keeps what was measured."""
 # What has no effect beside these options.
 UNUSED = {
@@ -72,9 +85,13 @@ def add_parser(subparsers) -> None:
 
     add_list(
         "--norms",
-        arguments.one_of(*NORMS),
+        arguments.one_of(*NORMS, ALL, also=CATALOGUE, called="function of the catalogue"),
         f"of {', '.join(NORMS)}; batch norm in steady state and in its first step (default: "
-        "all; with --models and --growth, batch,layer)",
+        f"these; with --models and --growth, batch,layer). Or {ALL}: the catalogue, which is every "
+        "function of jaxnorm that normalizes, forward and backward, in natural shapes, beside "
+        "libraries or formulas by hand; or some of it, such as "
+        f"graph_norm,divisive_norm; with --growth {', '.join((*SEGMENTS, *WINDOWS))} as segments "
+        "and windows grow",
     )
     add_list(
         "--sizes",
@@ -110,8 +127,8 @@ def add_parser(subparsers) -> None:
         metavar="stock|reused",
         help="stock: memory as the allocator has it, on Linux in fresh pages, which cost time, for "
         "arrays of more than 32 MB and for others as it happens; reused: in used pages for all, so "
-        "that programs alone are compared; on CPU, with glibc (default: stock; with --growth "
-        "reused)",
+        "that programs alone are compared; on CPU, with glibc (default: stock; with --growth and "
+        "with the catalogue reused)",
     )
     parser.add_argument(
         "--rounds",
@@ -136,15 +153,22 @@ def run(args: argparse.Namespace) -> int:
         from jaxnorm.cli.bench import compiled as kind
     elif args.models:
         from jaxnorm.cli.bench import models as kind
+    elif is_catalogue(args):
+        from jaxnorm.cli.bench.catalogue import command as kind
     elif args.growth:
         from jaxnorm.cli.bench import growth as kind
     else:
         from jaxnorm.cli.bench import norms as kind
     if args.pages is None:
-        args.pages = "reused" if args.growth else "stock"
+        args.pages = "reused" if args.growth or is_catalogue(args) else "stock"
     if args.pages == "reused":
         timing.reuse_pages()
     return kind.run(args)
+
+
+def is_catalogue(args: argparse.Namespace) -> bool:
+    """Returns whether norms are named by functions of the catalogue."""
+    return any(norm not in NORMS for norm in args.norms or ())
 
 
 def check(args: argparse.Namespace) -> None:
@@ -165,6 +189,8 @@ def check(args: argparse.Namespace) -> None:
     for name, where in unused.items():
         if getattr(args, name) not in (None, False):
             raise UserError(f"--{name} has no effect {where}; leave it out")
+    if is_catalogue(args):
+        check_catalogue(args)
     for norm in args.norms or ():
         if "-" in norm and (args.models or args.compile_for):
             where, kind = (
@@ -174,3 +200,36 @@ def check(args: argparse.Namespace) -> None:
             raise UserError(f"--norms: {norm} is a matter of data; with {where} it is {kind}")
     if args.devices and args.devices > MOST_DEVICES:
         raise UserError(f"--devices: expected at most {MOST_DEVICES}, got {args.devices}")
+
+
+def check_catalogue(args: argparse.Namespace) -> None:
+    """Checks that options suit functions of the catalogue.
+
+    Raises:
+      UserError: they do not.
+    """
+    norms = args.norms
+    first = next(norm for norm in norms if norm not in NORMS)
+    what = f"--norms {first}"
+    for kind in ("models", "compile-for"):
+        if getattr(args, kind.replace("-", "_")):
+            raise UserError(f"{what} has no effect with --{kind}; give {', '.join(KINDS)}")
+    for name in ("sizes", "shapes", "megabytes"):
+        if getattr(args, name):
+            raise UserError(f"--{name} has no effect with {what}; leave it out")
+    if ALL in norms and len(norms) > 1:
+        raise UserError(f"--norms: {ALL} is the whole catalogue; leave the others out")
+    others = [norm for norm in norms if norm in NORMS]
+    if others:
+        raise UserError(
+            f"--norms: {first} is measured in shapes of its own, {others[0]} in --sizes; give them "
+            f"in two runs, or {others[0]} as a function: {others[0].partition('-')[0]}_norm"
+        )
+    growing = (*SEGMENTS, *WINDOWS)
+    if args.growth and first != ALL:
+        still = [norm for norm in norms if norm not in growing]
+        if still:
+            raise UserError(
+                f"--norms: {still[0]} has neither segments nor windows; with --growth expected "
+                f"{', '.join((*growing, ALL))}"
+            )

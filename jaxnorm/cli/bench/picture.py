@@ -22,6 +22,7 @@ STYLES = {
     "tokamax": ("#F0E442", "xx"),
     "torch": ("#CC79A7", "--"),
     "torch.compile": ("#999999", "++"),
+    "by hand": ("#FFFFFF", "||"),
 }
 COPY_STYLE = {"color": "#000000", "linewidth": 1.0, "linestyle": (0, (4, 2))}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,12 +21,24 @@ class TorchPeer:
       torch: the package.
       device: "cpu" or "cuda".
       compiles: whether its functions go through `torch.compile`.
+      own: a function (torch, x, *parameters) in place of its norms, and the kind that it is.
     """
 
-    def __init__(self, name: str, torch: Any, device: str, compiles: bool):
+    def __init__(
+        self,
+        name: str,
+        torch: Any,
+        device: str,
+        compiles: bool,
+        own: tuple[str, Callable[..., Any]] | None = None,
+    ):
         self.name, self.version = name, torch.__version__
-        self.norms: Sequence[str] = NORMS
-        self.torch, self.device, self.compiles = torch, device, compiles
+        self.norms: Sequence[str] = (own[0],) if own else NORMS
+        self.torch, self.device, self.compiles, self.own = torch, device, compiles, own
+
+    def of(self, kind: str, function: Callable[..., Any]) -> TorchPeer:
+        """Returns the peer whose one norm is that function of (torch, x, *parameters)."""
+        return TorchPeer(self.name, self.torch, self.device, self.compiles, (kind, function))
 
     def programs(self, case: Case, data: Data, backward: bool) -> list[Program]:
         """Returns a program for each memory layout that PyTorch has; see `Peer`."""
@@ -110,6 +123,8 @@ class TorchPeer:
 
     def _normalization(self, case: Case, data: Data) -> Callable[..., Any]:
         torch, functional = self.torch, self.torch.nn.functional
+        if self.own:
+            return functools.partial(self.own[1], torch)
         features = case.shape[-1:]
         match case.kind:
             case "layer":
@@ -134,7 +149,7 @@ class TorchPeer:
 
 
 def _is_spatial(case: Case) -> bool:
-    return case.kind in ("batch", "group", "instance") and len(case.shape) > 2
+    return case.kind not in ("layer", "rms") and len(case.shape) > 2
 
 
 def load_eager() -> TorchPeer:

@@ -1,0 +1,1 @@
+"""`python -m jaxnorm bench --norms all`: every normalizing function, in natural shapes."""
