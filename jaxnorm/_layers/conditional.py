@@ -77,6 +77,11 @@ class AdaptiveNorm(_OverNorm):
 class SPADE(_OverNorm):
     """Scale and shift for each position from a map: norm(x) * (1 + scale) + shift.
 
+    A convolution, an activation and two more convolutions make scale and shift from the map,
+    resized to the positions of `x` by its nearest values: position i of n takes floor(i * m / n) of
+    m, as F.interpolate(mode="nearest") of PyTorch in the authors' code, and not as
+    `jax.image.resize`. The paper has batch norm.
+
     Reference: Park, Liu, Wang & Zhu 2019, Semantic Image Synthesis with Spatially-Adaptive
     Normalization, arXiv:1903.07291.
     """

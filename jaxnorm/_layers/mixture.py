@@ -121,8 +121,14 @@ class SwitchableNorm(ChannelLayer, _Mixture):
     def _mix(
         self, x: jax.Array, params: Params, used: Moments | None, axis_name: Any, mask: Any
     ) -> tuple[jax.Array, Moments]:
-        call = {"batch_moments": used, "axis_name": axis_name, "mask": mask}
-        return adaptive.switchable_norm(x, **params, **call, **self._arguments(x))
+        return adaptive.switchable_norm(
+            x,
+            **params,
+            batch_moments=used,
+            axis_name=axis_name,
+            mask=mask,
+            **self._arguments(x),
+        )
 
 
 @options
@@ -142,5 +148,11 @@ class BatchInstanceNorm(ChannelLayer, _Mixture):
     def _mix(
         self, x: jax.Array, params: Params, used: Moments | None, axis_name: Any, mask: Any
     ) -> tuple[jax.Array, Moments]:
-        call = {"batch_moments": used, "axis_name": axis_name, "mask": mask}
-        return adaptive.batch_instance_norm(x, **params, **call, **self._arguments(x))
+        return adaptive.batch_instance_norm(
+            x,
+            **params,
+            batch_moments=used,
+            axis_name=axis_name,
+            mask=mask,
+            **self._arguments(x),
+        )

@@ -58,7 +58,6 @@ class _Cell(Layer):
 
     @property
     def num_feature_axes(self) -> int:
-        """How many axes of features there are: the last."""
         return 1
 
     def _result_dtype(self, inputs: ArrayLike) -> jnp.dtype:

@@ -43,8 +43,6 @@ class DynamicErf(activation.DynamicErf, Module, kw_only=True):
 class LayerScale(activation.LayerScale, Module, kw_only=True):
     """Scales the branches of a residual network by factors that start near zero: x * gamma.
 
-    With `feature_axes=()` and zeros it is SkipInit, and ReZero.
-
     Example:
       >>> import jax, jax.numpy as jnp, flax.linen as nn, jaxnorm.linen as jnn
       >>> x = jnp.array([[2., 4.]])

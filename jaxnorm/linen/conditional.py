@@ -42,11 +42,6 @@ class AdaptiveNorm(conditional.AdaptiveNorm, Module, kw_only=True):
 class SPADE(conditional.SPADE, Module, kw_only=True):
     """Scale and shift for each position from a map: norm(x) * (1 + scale) + shift.
 
-    A convolution, an activation and two more convolutions make scale and shift from the map,
-    resized to the positions of `x` by its nearest values: position i of n takes floor(i * m / n) of
-    m, as F.interpolate(mode="nearest") of PyTorch in the authors' code, and not as
-    `jax.image.resize`.
-
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnn
       >>> x, segmentation = jnp.ones((1, 4, 4, 2)), jnp.ones((1, 8, 8, 3))
