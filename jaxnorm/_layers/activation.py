@@ -19,8 +19,8 @@ from jaxnorm._layers.layer import (
     Parameters,
     ParametricLayer,
     PlainNorm,
-    options,
 )
+from jaxnorm._layers.options import options
 from jaxnorm.functional import activation, evolved_example
 
 

@@ -13,7 +13,8 @@ from jax.nn import initializers
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, DTypeLike
 from jaxnorm._core.pool import compute_dtype, real_dtype
-from jaxnorm._layers.layer import Initializer, Layer, options
+from jaxnorm._layers.layer import Initializer, Layer
+from jaxnorm._layers.options import options
 
 
 @options

@@ -14,7 +14,8 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, DTypeLike
 from jaxnorm._core.mesh import placed, spec_of, undivided
 from jaxnorm._core.pool import compute_dtype
-from jaxnorm._layers.layer import Initializer, Layer, options
+from jaxnorm._layers.layer import Initializer, Layer
+from jaxnorm._layers.options import options
 
 Activation = Callable[[jax.Array], jax.Array]
 LSTMCarry = tuple[jax.Array, jax.Array]

@@ -19,8 +19,8 @@ from jaxnorm._layers.layer import (
     ParametricLayer,
     PlainNorm,
     PositionNorm,
-    options,
 )
+from jaxnorm._layers.options import options
 from jaxnorm.functional import local, response
 
 

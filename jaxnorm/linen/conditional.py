@@ -6,11 +6,9 @@ import flax.linen as nn
 import jax
 
 from jaxnorm._layers import conditional
-from jaxnorm._layers.layer import documented
 from jaxnorm.linen._base import Module
 
 
-@documented
 class AdaptiveNorm(conditional.AdaptiveNorm, Module, kw_only=True):
     """Scale and shift from a condition: norm(x) * (1 + scale) + shift.
 
@@ -38,7 +36,6 @@ class AdaptiveNorm(conditional.AdaptiveNorm, Module, kw_only=True):
         return dense(condition)
 
 
-@documented
 class SPADE(conditional.SPADE, Module, kw_only=True):
     """Scale and shift for each position from a map: norm(x) * (1 + scale) + shift.
 
