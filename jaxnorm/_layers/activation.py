@@ -19,8 +19,8 @@ from jaxnorm._layers.layer import (
     Parameters,
     ParametricLayer,
     PlainNorm,
-    options,
 )
+from jaxnorm._layers.options import options
 from jaxnorm.functional import activation, evolved_example
 
 
@@ -29,7 +29,8 @@ class _Squash(AffineLayer):
     feature_axes: Axes = -1
     """the axes that gamma and beta vary along."""
     alpha_init: Initializer = initializers.constant(0.5)
-    """initializer of alpha, of rank 0."""
+    """initializer of alpha, of rank 0. In language models dynamic tanh starts higher in attention
+    than elsewhere, and lower where the width is larger."""
 
     def _features_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return _axes.canonical_axes(self.feature_axes, shape, "feature_axes")
@@ -56,13 +57,10 @@ class DynamicTanh(_Squash):
     arXiv:2503.10622.
     """
 
-    alpha_init: Initializer = initializers.constant(0.5)
-    """initializer of alpha, of rank 0. In language models the paper starts it higher in attention
-    than elsewhere, and lower where the width is larger."""
-
     def _squash(self, x: jax.Array, params: Params) -> jax.Array:
-        arguments = {"feature_axes": self.feature_axes, "dtype": self.dtype}
-        return activation.dynamic_tanh(x, **params, **arguments)
+        return activation.dynamic_tanh(
+            x, **params, feature_axes=self.feature_axes, dtype=self.dtype
+        )
 
 
 @options
@@ -79,13 +77,14 @@ class DynamicErf(_Squash):
         return {**super()._parameters(sizes), "shift": self._parameter((), self.shift_init)}
 
     def _squash(self, x: jax.Array, params: Params) -> jax.Array:
-        arguments = {"feature_axes": self.feature_axes, "dtype": self.dtype}
-        return activation.dynamic_erf(x, **params, **arguments)
+        return activation.dynamic_erf(x, **params, feature_axes=self.feature_axes, dtype=self.dtype)
 
 
 @options
 class LayerScale(ParametricLayer):
     """Scales the branches of a residual network by factors that start near zero: x * gamma.
+
+    With `feature_axes=()` and zeros it is SkipInit, and ReZero.
 
     Reference: Touvron, Cord, Sablayrolles, Synnaeve & Jégou 2021, Going Deeper with Image
     Transformers, arXiv:2103.17239.
@@ -139,8 +138,14 @@ class PolyNorm(ParametricLayer):
     def __call__(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
         """Applies the polynomial to `x`."""
         x = _axes.check_input(x)
-        arguments = {"axis": self.reduction_axes, "epsilon": self.epsilon, "dtype": self.dtype}
-        return activation.poly_norm(x, **self._params(x), mask=mask, **arguments)
+        return activation.poly_norm(
+            x,
+            **self._params(x),
+            axis=self.reduction_axes,
+            epsilon=self.epsilon,
+            mask=mask,
+            dtype=self.dtype,
+        )
 
 
 @options
@@ -208,5 +213,6 @@ class EvoNormS0(ChannelLayer, PlainNorm):
         return {**super()._parameters(sizes), "v": self._parameter(sizes, self.v_init, self.use_v)}
 
     def _normalize(self, x: jax.Array, params: Params, state: State, call: Call) -> jax.Array:
-        arguments = {"num_groups": self.num_groups, "mask": call.mask, **self._arguments(x)}
-        return evolved_example.evo_norm_s0(x, **params, **arguments)
+        return evolved_example.evo_norm_s0(
+            x, **params, num_groups=self.num_groups, mask=call.mask, **self._arguments(x)
+        )

@@ -15,8 +15,9 @@ from jaxnorm._core.formula import Options
 from jaxnorm._core.mesh import spec_of
 from jaxnorm._layers import banks, running, sources
 from jaxnorm._layers.call import Call, Context, Decisions, Params, State, StateInit, placed_init
-from jaxnorm._layers.layer import AffineLayer, options
+from jaxnorm._layers.layer import AffineLayer
 from jaxnorm._layers.narrow import warn_if_narrow
+from jaxnorm._layers.options import options
 from jaxnorm._layers.sources import Limit, Statistics
 from jaxnorm.functional import _batch_core as core
 from jaxnorm.functional.virtual import check_virtual

@@ -13,7 +13,8 @@ from jax.nn import initializers
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, DTypeLike
 from jaxnorm._core.pool import compute_dtype, real_dtype
-from jaxnorm._layers.layer import Initializer, Layer, options
+from jaxnorm._layers.layer import Initializer, Layer
+from jaxnorm._layers.options import options
 
 
 @options
@@ -76,6 +77,11 @@ class AdaptiveNorm(_OverNorm):
 @options
 class SPADE(_OverNorm):
     """Scale and shift for each position from a map: norm(x) * (1 + scale) + shift.
+
+    A convolution, an activation and two more convolutions make scale and shift from the map,
+    resized to the positions of `x` by its nearest values: position i of n takes floor(i * m / n) of
+    m, as F.interpolate(mode="nearest") of PyTorch in the authors' code, and not as
+    `jax.image.resize`. The paper has batch norm.
 
     Reference: Park, Liu, Wang & Zhu 2019, Semantic Image Synthesis with Spatially-Adaptive
     Normalization, arXiv:1903.07291.

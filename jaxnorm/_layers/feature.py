@@ -9,7 +9,8 @@ import jax
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import Axes
 from jaxnorm._layers.call import Call, Params, State
-from jaxnorm._layers.layer import MappedNorm, options
+from jaxnorm._layers.layer import MappedNorm
+from jaxnorm._layers.options import options
 from jaxnorm.functional import feature
 
 

@@ -9,7 +9,8 @@ from jax.nn import initializers
 
 from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike
-from jaxnorm._layers.layer import AffineLayer, Initializer, Parameters, options
+from jaxnorm._layers.layer import AffineLayer, Initializer, Parameters
+from jaxnorm._layers.options import options
 from jaxnorm.functional import graph
 
 

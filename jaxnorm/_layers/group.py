@@ -8,7 +8,8 @@ from typing import Any
 import jax
 
 from jaxnorm._layers.call import Call, Context, Params, State
-from jaxnorm._layers.layer import MappedNorm, PositionNorm, options
+from jaxnorm._layers.layer import MappedNorm, PositionNorm
+from jaxnorm._layers.options import options
 from jaxnorm.functional import group
 
 

@@ -12,7 +12,8 @@ from jaxnorm._core.axes import Axes, DTypeLike
 from jaxnorm._core.moments import Moments
 from jaxnorm._layers import running, sources
 from jaxnorm._layers.call import Call, Context, Params, State, StateInit
-from jaxnorm._layers.layer import ChannelLayer, Initializer, Parameters, RunningNorm, options
+from jaxnorm._layers.layer import ChannelLayer, Initializer, Parameters, RunningNorm
+from jaxnorm._layers.options import options
 from jaxnorm.functional import adaptive, evolved_batch
 
 
@@ -63,6 +64,9 @@ class _Mixture(RunningNorm):
 class EvoNormB0(_Mixture):
     """Batch norm joined to an activation; see `jaxnorm.evo_norm_b0`.
 
+    In training the batch's variance counts, and the running mean and variance move towards the
+    batch's; in evaluation the running variance counts.
+
     Reference: Liu, Brock, Simonyan & Le 2020, Evolving Normalization-Activation Layers,
     arXiv:2004.02967.
     """
@@ -103,6 +107,9 @@ class EvoNormB0(_Mixture):
 class SwitchableNorm(ChannelLayer, _Mixture):
     """A learned mixture of instance, layer and batch norm; see `jaxnorm.switchable_norm`.
 
+    In training the batch's statistics are those of the batch, and the running ones move towards
+    them; in evaluation they are the running ones.
+
     Reference: Luo, Ren, Peng, Zhang & Li 2018, Differentiable Learning-to-Normalize via Switchable
     Normalization, arXiv:1806.10779.
     """
@@ -121,13 +128,22 @@ class SwitchableNorm(ChannelLayer, _Mixture):
     def _mix(
         self, x: jax.Array, params: Params, used: Moments | None, axis_name: Any, mask: Any
     ) -> tuple[jax.Array, Moments]:
-        call = {"batch_moments": used, "axis_name": axis_name, "mask": mask}
-        return adaptive.switchable_norm(x, **params, **call, **self._arguments(x))
+        return adaptive.switchable_norm(
+            x,
+            **params,
+            batch_moments=used,
+            axis_name=axis_name,
+            mask=mask,
+            **self._arguments(x),
+        )
 
 
 @options
 class BatchInstanceNorm(ChannelLayer, _Mixture):
     """A learned mixture of batch and instance norm's results; see `jaxnorm.batch_instance_norm`.
+
+    In training the batch's statistics are those of the batch, and the running ones move towards
+    them; in evaluation they are the running ones.
 
     Reference: Nam & Kim 2018, Batch-Instance Normalization for Adaptively Style-Invariant Neural
     Networks, arXiv:1805.07925.
@@ -142,5 +158,11 @@ class BatchInstanceNorm(ChannelLayer, _Mixture):
     def _mix(
         self, x: jax.Array, params: Params, used: Moments | None, axis_name: Any, mask: Any
     ) -> tuple[jax.Array, Moments]:
-        call = {"batch_moments": used, "axis_name": axis_name, "mask": mask}
-        return adaptive.batch_instance_norm(x, **params, **call, **self._arguments(x))
+        return adaptive.batch_instance_norm(
+            x,
+            **params,
+            batch_moments=used,
+            axis_name=axis_name,
+            mask=mask,
+            **self._arguments(x),
+        )

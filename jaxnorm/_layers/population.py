@@ -16,7 +16,8 @@ from jaxnorm._core.mesh import placed, spec_of
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import compute_dtype, real_dtype
 from jaxnorm._layers.call import Call, Decisions, Params, State, StateInit, placed_init
-from jaxnorm._layers.layer import Layer, options
+from jaxnorm._layers.layer import Layer
+from jaxnorm._layers.options import options
 from jaxnorm.functional.inverse import unstandardize
 from jaxnorm.functional.merge import merge_moments
 from jaxnorm.functional.moments import moments

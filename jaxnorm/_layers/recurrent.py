@@ -14,7 +14,8 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike, DTypeLike
 from jaxnorm._core.mesh import placed, spec_of, undivided
 from jaxnorm._core.pool import compute_dtype
-from jaxnorm._layers.layer import Initializer, Layer, options
+from jaxnorm._layers.layer import Initializer, Layer
+from jaxnorm._layers.options import options
 
 Activation = Callable[[jax.Array], jax.Array]
 LSTMCarry = tuple[jax.Array, jax.Array]
@@ -58,7 +59,6 @@ class _Cell(Layer):
 
     @property
     def num_feature_axes(self) -> int:
-        """How many axes of features there are: the last."""
         return 1
 
     def _result_dtype(self, inputs: ArrayLike) -> jnp.dtype:

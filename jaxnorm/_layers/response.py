@@ -19,8 +19,8 @@ from jaxnorm._layers.layer import (
     ParametricLayer,
     PlainNorm,
     PositionNorm,
-    options,
 )
+from jaxnorm._layers.options import options
 from jaxnorm.functional import local, response
 
 
@@ -52,9 +52,14 @@ class ScaleNorm(ParametricLayer):
     ) -> jax.Array:
         """Scales `x`; a gamma given here replaces the module's own."""
         x = _axes.check_input(x)
-        params, axes = self._params(x, gamma=gamma), self._features_of(x.shape)
-        arguments = {"axis": axes, "epsilon": self.epsilon, "dtype": self.dtype}
-        return response.lp_norm(x, **params, mask=mask, **arguments)
+        return response.lp_norm(
+            x,
+            **self._params(x, gamma=gamma),
+            axis=self._features_of(x.shape),
+            epsilon=self.epsilon,
+            mask=mask,
+            dtype=self.dtype,
+        )
 
 
 @options
@@ -110,9 +115,15 @@ class DivisiveNorm(PlainNorm):
         return {**super()._parameters(sizes), "sigma": self._parameter(sizes, self.sigma_init)}
 
     def _normalize(self, x: jax.Array, params: Params, state: State, call: Call) -> jax.Array:
-        arguments = {"window": self.window, "center": self.center, "dtype": self.dtype}
-        axis = self.reduction_axes
-        return local.divisive_norm(x, **params, axis=axis, mask=call.mask, **arguments)
+        return local.divisive_norm(
+            x,
+            **params,
+            axis=self.reduction_axes,
+            window=self.window,
+            center=self.center,
+            mask=call.mask,
+            dtype=self.dtype,
+        )
 
 
 @options

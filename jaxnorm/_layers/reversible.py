@@ -10,7 +10,8 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import ArrayLike
 from jaxnorm._core.moments import Moments
 from jaxnorm._layers.call import Params
-from jaxnorm._layers.layer import AffineLayer, Initializer, options
+from jaxnorm._layers.layer import AffineLayer, Initializer
+from jaxnorm._layers.options import options
 from jaxnorm.functional.inverse import unstandardize
 from jaxnorm.functional.moments import moments
 from jaxnorm.functional.standardize import standardize

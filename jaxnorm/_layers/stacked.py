@@ -8,7 +8,8 @@ from typing import Any
 import jax
 
 from jaxnorm._core.axes import ArrayLike
-from jaxnorm._layers.layer import ParametricLayer, options
+from jaxnorm._layers.layer import ParametricLayer
+from jaxnorm._layers.options import options
 
 Norm = Callable[..., jax.Array]  # of the input and options of its call
 

@@ -12,7 +12,8 @@ from jaxnorm._core.axes import ArrayLike, Axes, DTypeLike
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.pool import compute_dtype, real_dtype
 from jaxnorm._layers.call import Call, Params, State, StateInit
-from jaxnorm._layers.layer import AffineLayer, options
+from jaxnorm._layers.layer import AffineLayer
+from jaxnorm._layers.options import options
 from jaxnorm.functional import sequence
 
 

@@ -15,7 +15,8 @@ from jaxnorm._core.axes import Axes, DTypeLike
 from jaxnorm._core.flags import check_flag
 from jaxnorm._core.pool import compute_dtype
 from jaxnorm._layers.call import Context
-from jaxnorm._layers.layer import Initializer, Layer, options
+from jaxnorm._layers.layer import Initializer, Layer
+from jaxnorm._layers.options import options
 from jaxnorm.functional.moments import moments
 from jaxnorm.functional.weight import spectral_norm, weight_length, weight_norm
 from jaxnorm.functional.weight_standardization import (

@@ -14,8 +14,9 @@ from jaxnorm._core.collectives import AxisIndexGroups
 from jaxnorm._core.mesh import spec_of
 from jaxnorm._core.pool import compute_dtype, real_dtype
 from jaxnorm._layers.call import Call, Context, Params, State, StateInit, placed_init
-from jaxnorm._layers.layer import RunningNorm, options
+from jaxnorm._layers.layer import RunningNorm
 from jaxnorm._layers.narrow import warn_if_narrow
+from jaxnorm._layers.options import options
 from jaxnorm.functional import whitening
 from jaxnorm.functional._layout import Layout, check_layout
 from jaxnorm.functional.whitening import Method, Whitening

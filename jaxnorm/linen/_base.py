@@ -9,6 +9,7 @@ import jax
 
 from jaxnorm._layers import layer
 from jaxnorm._layers.call import Context, State, StateInit
+from jaxnorm._layers.options import documented
 from jaxnorm._layers.running import ACCUMULATORS
 
 
@@ -16,6 +17,11 @@ class Module(layer.Layer, nn.Module):
     """Base of the modules: a layer's variables, and the context of a call."""
 
     _collection: ClassVar[str] = "batch_stats"  # of the state
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.__module__.startswith("jaxnorm."):
+            documented(cls)
 
     def __post_init__(self) -> None:
         self._check_flags()

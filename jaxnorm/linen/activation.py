@@ -5,11 +5,9 @@ from __future__ import annotations
 import flax.linen as nn
 
 from jaxnorm._layers import activation
-from jaxnorm._layers.layer import documented
 from jaxnorm.linen._base import Module
 
 
-@documented
 class DynamicTanh(activation.DynamicTanh, Module, kw_only=True):
     """A learned squashing in place of layer norm; see `jaxnorm.dynamic_tanh`.
 
@@ -24,7 +22,6 @@ class DynamicTanh(activation.DynamicTanh, Module, kw_only=True):
     __call__ = nn.compact(activation.DynamicTanh.__call__)
 
 
-@documented
 class DynamicErf(activation.DynamicErf, Module, kw_only=True):
     """A learned squashing by the error function; see `jaxnorm.dynamic_erf`.
 
@@ -39,11 +36,8 @@ class DynamicErf(activation.DynamicErf, Module, kw_only=True):
     __call__ = nn.compact(activation.DynamicErf.__call__)
 
 
-@documented
 class LayerScale(activation.LayerScale, Module, kw_only=True):
     """Scales the branches of a residual network by factors that start near zero: x * gamma.
-
-    With `feature_axes=()` and zeros it is SkipInit, and ReZero.
 
     Example:
       >>> import jax, jax.numpy as jnp, flax.linen as nn, jaxnorm.linen as jnn
@@ -56,7 +50,6 @@ class LayerScale(activation.LayerScale, Module, kw_only=True):
     __call__ = nn.compact(activation.LayerScale.__call__)
 
 
-@documented
 class PolyNorm(activation.PolyNorm, Module, kw_only=True):
     """A polynomial of normalized powers, in an activation's place; see `jaxnorm.poly_norm`.
 
@@ -71,7 +64,6 @@ class PolyNorm(activation.PolyNorm, Module, kw_only=True):
     __call__ = nn.compact(activation.PolyNorm.__call__)
 
 
-@documented
 class GatedRMSNorm(activation.GatedRMSNorm, Module, kw_only=True):
     """RMS norm with a gate; see `jaxnorm.gated_rms_norm`. Called with the input and the gate.
 
@@ -86,7 +78,6 @@ class GatedRMSNorm(activation.GatedRMSNorm, Module, kw_only=True):
     __call__ = nn.compact(activation.GatedRMSNorm.__call__)
 
 
-@documented
 class EvoNormS0(activation.EvoNormS0, Module, kw_only=True):
     """Group norm joined to an activation; see `jaxnorm.evo_norm_s0`.
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import flax.linen as nn
 
 from jaxnorm._layers import batch
-from jaxnorm._layers.layer import documented
 from jaxnorm.linen._base import Module
 
 
-@documented
 class BatchNorm(batch.BatchNorm, Module, kw_only=True):
     """Batch normalization; see `jaxnorm.batch_norm` and `jaxnorm.standardize`.
 

@@ -6,11 +6,9 @@ import flax.linen as nn
 import jax
 
 from jaxnorm._layers import conditional
-from jaxnorm._layers.layer import documented
 from jaxnorm.linen._base import Module
 
 
-@documented
 class AdaptiveNorm(conditional.AdaptiveNorm, Module, kw_only=True):
     """Scale and shift from a condition: norm(x) * (1 + scale) + shift.
 
@@ -38,14 +36,8 @@ class AdaptiveNorm(conditional.AdaptiveNorm, Module, kw_only=True):
         return dense(condition)
 
 
-@documented
 class SPADE(conditional.SPADE, Module, kw_only=True):
     """Scale and shift for each position from a map: norm(x) * (1 + scale) + shift.
-
-    A convolution, an activation and two more convolutions make scale and shift from the map,
-    resized to the positions of `x` by its nearest values: position i of n takes floor(i * m / n) of
-    m, as F.interpolate(mode="nearest") of PyTorch in the authors' code, and not as
-    `jax.image.resize`.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnn

@@ -5,11 +5,9 @@ from __future__ import annotations
 import flax.linen as nn
 
 from jaxnorm._layers import feature
-from jaxnorm._layers.layer import documented
 from jaxnorm.linen._base import Module
 
 
-@documented
 class LayerNorm(feature.LayerNorm, Module, kw_only=True):
     """Layer normalization; see `jaxnorm.layer_norm`.
 
@@ -25,7 +23,6 @@ class LayerNorm(feature.LayerNorm, Module, kw_only=True):
     __call__ = nn.compact(feature.LayerNorm.__call__)
 
 
-@documented
 class RMSNorm(feature.RMSNorm, Module, kw_only=True):
     """Root mean square normalization; see `jaxnorm.rms_norm`. Has no beta by default.
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import flax.linen as nn
 
 from jaxnorm._layers import graph
-from jaxnorm._layers.layer import documented
 from jaxnorm.linen._base import Module
 
 
-@documented
 class GraphNorm(graph.GraphNorm, Module, kw_only=True):
     """Normalization over the nodes of each graph; see `jaxnorm.graph_norm`.
 

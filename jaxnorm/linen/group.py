@@ -5,11 +5,9 @@ from __future__ import annotations
 import flax.linen as nn
 
 from jaxnorm._layers import group
-from jaxnorm._layers.layer import documented
 from jaxnorm.linen._base import Module
 
 
-@documented
 class GroupNorm(group.GroupNorm, Module, kw_only=True):
     """Group normalization; see `jaxnorm.group_norm`.
 
@@ -25,7 +23,6 @@ class GroupNorm(group.GroupNorm, Module, kw_only=True):
     __call__ = nn.compact(group.GroupNorm.__call__)
 
 
-@documented
 class InstanceNorm(group.InstanceNorm, Module, kw_only=True):
     """Instance normalization; see `jaxnorm.instance_norm`.
 

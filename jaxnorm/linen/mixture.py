@@ -5,18 +5,13 @@ from __future__ import annotations
 import flax.linen as nn
 
 from jaxnorm._layers import mixture, stacked
-from jaxnorm._layers.layer import documented
 from jaxnorm.linen._base import Module
 from jaxnorm.linen.batch import BatchNorm
 from jaxnorm.linen.group import GroupNorm
 
 
-@documented
 class EvoNormB0(mixture.EvoNormB0, Module, kw_only=True):
     """Batch norm joined to an activation; see `jaxnorm.evo_norm_b0`.
-
-    In training the batch's variance counts, and the running mean and variance in `batch_stats` move
-    towards the batch's; in evaluation the running variance counts.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnn
@@ -31,12 +26,8 @@ class EvoNormB0(mixture.EvoNormB0, Module, kw_only=True):
     __call__ = nn.compact(mixture.EvoNormB0.__call__)
 
 
-@documented
 class SwitchableNorm(mixture.SwitchableNorm, Module, kw_only=True):
     """A learned mixture of instance, layer and batch norm; see `jaxnorm.switchable_norm`.
-
-    In training the batch's statistics are those of the batch, and the running ones in `batch_stats`
-    move towards them; in evaluation they are the running ones.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnn
@@ -51,12 +42,8 @@ class SwitchableNorm(mixture.SwitchableNorm, Module, kw_only=True):
     __call__ = nn.compact(mixture.SwitchableNorm.__call__)
 
 
-@documented
 class BatchInstanceNorm(mixture.BatchInstanceNorm, Module, kw_only=True):
     """A learned mixture of batch and instance norm's results; see `jaxnorm.batch_instance_norm`.
-
-    In training the batch's statistics are those of the batch, and the running ones in `batch_stats`
-    move towards them; in evaluation they are the running ones.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm.linen as jnn
@@ -71,7 +58,6 @@ class BatchInstanceNorm(mixture.BatchInstanceNorm, Module, kw_only=True):
     __call__ = nn.compact(mixture.BatchInstanceNorm.__call__)
 
 
-@documented
 class BatchChannelNorm(stacked.BatchChannelNorm, Module, kw_only=True):
     """Batch norm, then group norm of its result, each with gamma and beta of its own.
 

@@ -9,7 +9,7 @@ import jax
 
 from jaxnorm._core.pool import compute_dtype
 from jaxnorm._layers import recurrent
-from jaxnorm._layers.layer import Initializer, documented
+from jaxnorm._layers.layer import Initializer
 from jaxnorm._layers.recurrent import for_each_gate
 from jaxnorm.linen._base import Module
 from jaxnorm.linen.feature import LayerNorm
@@ -42,7 +42,6 @@ class _Cell(recurrent._Cell, Module, nn.RNNCellBase, kw_only=True):
         return norm(value)
 
 
-@documented
 class LayerNormLSTMCell(recurrent.LSTM, _Cell, kw_only=True):
     """A long short-term memory cell with layer norm, to be used in `flax.linen.RNN`.
 
@@ -72,7 +71,6 @@ class LayerNormLSTMCell(recurrent.LSTM, _Cell, kw_only=True):
         return self._first_carry(rng, input_shape)
 
 
-@documented
 class LayerNormGRUCell(recurrent.GRU, _Cell, kw_only=True):
     """A gated recurrent unit with layer norm, to be used in `flax.linen.RNN`.
 

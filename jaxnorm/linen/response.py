@@ -5,11 +5,9 @@ from __future__ import annotations
 import flax.linen as nn
 
 from jaxnorm._layers import response
-from jaxnorm._layers.layer import documented
 from jaxnorm.linen._base import Module
 
 
-@documented
 class ScaleNorm(response.ScaleNorm, Module, kw_only=True):
     """Vectors of a learned length, one for all; see `jaxnorm.lp_norm`.
 
@@ -27,7 +25,6 @@ class ScaleNorm(response.ScaleNorm, Module, kw_only=True):
     __call__ = nn.compact(response.ScaleNorm.__call__)
 
 
-@documented
 class LocalResponseNorm(response.LocalResponseNorm, Module, kw_only=True):
     """Local response normalization over channels; see `jaxnorm.local_response_norm`.
 
@@ -41,7 +38,6 @@ class LocalResponseNorm(response.LocalResponseNorm, Module, kw_only=True):
     __call__ = nn.compact(response.LocalResponseNorm.__call__)
 
 
-@documented
 class DivisiveNorm(response.DivisiveNorm, Module, kw_only=True):
     """Divisive normalization by the elements nearby; see `jaxnorm.divisive_norm`.
 
@@ -59,7 +55,6 @@ class DivisiveNorm(response.DivisiveNorm, Module, kw_only=True):
     __call__ = nn.compact(response.DivisiveNorm.__call__)
 
 
-@documented
 class FilterResponseNorm(response.FilterResponseNorm, Module, kw_only=True):
     """Filter response normalization; see `jaxnorm.filter_response_norm`.
 
@@ -75,7 +70,6 @@ class FilterResponseNorm(response.FilterResponseNorm, Module, kw_only=True):
     __call__ = nn.compact(response.FilterResponseNorm.__call__)
 
 
-@documented
 class GlobalResponseNorm(response.GlobalResponseNorm, Module, kw_only=True):
     """Global response normalization; see `jaxnorm.global_response_norm`. Starts as the identity.
 

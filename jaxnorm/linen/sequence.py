@@ -7,11 +7,9 @@ from typing import ClassVar
 import flax.linen as nn
 
 from jaxnorm._layers import stream
-from jaxnorm._layers.layer import documented
 from jaxnorm.linen._base import Module
 
 
-@documented
 class CumulativeNorm(stream.CumulativeNorm, Module, kw_only=True):
     """Normalization by all steps up to each; see `jaxnorm.cumulative_norm`.
 

@@ -9,7 +9,6 @@ from jaxnorm._core.axes import ArrayLike
 from jaxnorm._core.moments import Moments
 from jaxnorm._layers import population, reversible
 from jaxnorm._layers.call import Params, State, StateInit
-from jaxnorm._layers.layer import documented
 from jaxnorm.linen._base import Module
 
 
@@ -19,7 +18,6 @@ class _Kept:
     moments: Moments | None = None
 
 
-@documented
 class RevIN(reversible.RevIN, Module, kw_only=True):
     """Reversible instance normalization of time series: each by its own statistics, and back.
 
@@ -63,7 +61,6 @@ class RevIN(reversible.RevIN, Module, kw_only=True):
         return self._kept.moments
 
 
-@documented
 class InputNorm(population.InputNorm, Module, kw_only=True):
     """Normalization of raw inputs by the moments of all that were ever seen.
 

@@ -8,12 +8,10 @@ import flax.linen as nn
 import jax
 
 from jaxnorm._layers import weight
-from jaxnorm._layers.layer import documented
 from jaxnorm._layers.weight import own_name
 from jaxnorm.linen._wrapper import WeightWrapper, box_features, rebox, unbox
 
 
-@documented
 class WeightNorm(weight.WeightNorm, WeightWrapper, kw_only=True):
     """Calls a layer with weights g * v / |v|, v being its own parameters; see `weight_norm`.
 
@@ -69,7 +67,6 @@ class WeightNorm(weight.WeightNorm, WeightWrapper, kw_only=True):
         return factor
 
 
-@documented
 class SpectralNorm(weight.SpectralNorm, WeightWrapper, kw_only=True):
     """Calls a layer with its weights divided by their largest singular value; see `spectral_norm`.
 
@@ -119,7 +116,6 @@ class SpectralNorm(weight.SpectralNorm, WeightWrapper, kw_only=True):
         return self._init_u(value, self.make_rng("params"))
 
 
-@documented
 class WeightStandardization(weight.WeightStandardization, WeightWrapper, kw_only=True):
     """Calls a layer with weights of mean 0 and variance 1; see `weight_standardize`.
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import flax.linen as nn
 
 from jaxnorm._layers import whitening
-from jaxnorm._layers.layer import documented
 from jaxnorm.linen._base import Module
 
 
-@documented
 class DecorrelatedBatchNorm(whitening.DecorrelatedBatchNorm, Module, kw_only=True):
     """Batch normalization that removes the correlations between units too; see `jaxnorm.whiten`.
 

@@ -17,7 +17,7 @@ from jaxnorm._core import axes as _axes
 from jaxnorm._core.axes import DTypeLike
 from jaxnorm._layers import layer
 from jaxnorm._layers.call import Context, State, StateInit
-from jaxnorm._layers.layer import documented, options
+from jaxnorm._layers.options import documented, options
 from jaxnorm._layers.running import ACCUMULATORS
 
 Metadata = Mapping[str, Any]

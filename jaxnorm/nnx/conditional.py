@@ -62,11 +62,6 @@ class AdaptiveNorm(conditional.AdaptiveNorm, Module):
 class SPADE(conditional.SPADE, Module):
     """Scale and shift for each position from a map: norm(x) * (1 + scale) + shift.
 
-    A convolution, an activation and two more convolutions make scale and shift from the map,
-    resized to the positions of `x` by its nearest values: position i of n takes floor(i * m / n) of
-    m, as F.interpolate(mode="nearest") of PyTorch in the authors' code, and not as
-    `jax.image.resize`. The paper has batch norm.
-
     Example:
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx
       >>> from flax import nnx

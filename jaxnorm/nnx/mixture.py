@@ -14,9 +14,6 @@ from jaxnorm.nnx.group import GroupNorm
 class EvoNormB0(Mode, mixture.EvoNormB0, Affine):
     """Batch norm joined to an activation; see `jaxnorm.evo_norm_b0`.
 
-    In training the batch's variance counts, and the running mean and variance move towards the
-    batch's; in evaluation the running variance counts.
-
     Example:
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx
       >>> norm = jnx.EvoNormB0(1, epsilon=0.0)
@@ -29,9 +26,6 @@ class EvoNormB0(Mode, mixture.EvoNormB0, Affine):
 class SwitchableNorm(Mode, mixture.SwitchableNorm, Affine):
     """A learned mixture of instance, layer and batch norm; see `jaxnorm.switchable_norm`.
 
-    In training the batch's statistics are those of the batch, and the running ones move towards
-    them; in evaluation they are the running ones.
-
     Example:
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx
       >>> norm = jnx.SwitchableNorm(1)
@@ -43,9 +37,6 @@ class SwitchableNorm(Mode, mixture.SwitchableNorm, Affine):
 @module
 class BatchInstanceNorm(Mode, mixture.BatchInstanceNorm, Affine):
     """A learned mixture of batch and instance norm's results; see `jaxnorm.batch_instance_norm`.
-
-    In training the batch's statistics are those of the batch, and the running ones move towards
-    them; in evaluation they are the running ones.
 
     Example:
       >>> import jax.numpy as jnp, jaxnorm.nnx as jnx

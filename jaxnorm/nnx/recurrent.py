@@ -50,12 +50,12 @@ class _Cell(recurrent._Cell, _Inputs):
 
         self.hidden = project(self.features, self.recurrent_kernel_init)
         self.input = project(self.in_features, self.kernel_init)
-        for name, size in self._norm_sizes.items():
+        for name, size in self.norm_sizes.items():
             norm = LayerNorm(size, epsilon=self.epsilon, param_dtype=self.param_dtype)
             setattr(self, name, norm)
 
     @property
-    def _norm_sizes(self) -> dict[str, int]:
+    def norm_sizes(self) -> dict[str, int]:
         """How many features each layer norm has, by name."""
         raise NotImplementedError
 
@@ -114,7 +114,7 @@ class LayerNormLSTMCell(recurrent.LSTM, _Cell):
         return self.bias[...]
 
     @property
-    def _norm_sizes(self) -> dict[str, int]:
+    def norm_sizes(self) -> dict[str, int]:
         all_gates = self.gates * self.features
         return {"norm_hidden": all_gates, "norm_input": all_gates, "norm_cell": self.features}
 
@@ -136,7 +136,7 @@ class LayerNormGRUCell(recurrent.GRU, _Cell):
     gates: ClassVar[int] = 3
 
     @property
-    def _norm_sizes(self) -> dict[str, int]:
+    def norm_sizes(self) -> dict[str, int]:
         gates = {"norm_hidden": 2 * self.features, "norm_input": 2 * self.features}
         candidate = ("norm_candidate_hidden", "norm_candidate_input")
         return gates | dict.fromkeys(candidate, self.features)
