@@ -265,7 +265,7 @@ def test_an_output_file_that_is_there_is_left_as_it_is(tmp_path):
         ("axes --shpae 3 4", "unrecognized arguments: --shpae; did you mean --shape?"),
         ("exact --markdwn", "unrecognized arguments: --markdwn; did you mean --markdown?"),
         ("axes --zzz=1", "unrecognized arguments: --zzz (see"),
-        ("bench --norms bach", "instance; did you mean batch?"),
+        ("bench --norms bach", "a function of the catalogue; did you mean batch?"),
     ],
 )
 def test_what_was_meant_by_a_misspelt_option(line, meant, capsys):

@@ -1,6 +1,5 @@
 """`python -m jaxnorm bench --norms all`: what is in the catalogue, its tables, its growth."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -105,7 +105,8 @@ def test_a_run_interrupted_at_once_writes_nothing(tmp_path, capsys, monkeypatch)
         (
             "--norms layer,power",
             "argument --norms: unknown 'power', expected layer, layer-pixels, layer-odd, rms, "
-            "batch, batch-first, group, instance (see python -m jaxnorm bench --help)",
+            "batch, batch-first, group, instance, all or a function of the catalogue "
+            "(see python -m jaxnorm bench --help)",
         ),
         (
             "--shapes 8x0",

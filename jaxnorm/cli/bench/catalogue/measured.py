@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jaxnorm
 from jaxnorm.cli.bench.cases import make_data
@@ -41,7 +42,8 @@ def _measure(
     entry: Entry, dtype: str, libraries: Sequence[Peer], rounds: int, tell: Progress
 ) -> Cell:
     case = entry.case(dtype)
-    data = make_data(case) if entry.kind else Arrays(entry, dtype)
+    # Those of an entry have the attributes that peers read of a case's.
+    data: Any = make_data(case) if entry.kind else Arrays(entry, dtype)
     peers = [_jax_peer("jaxnorm", jaxnorm.__version__, entry, entry.call)]
     peers += _list_peers(entry, libraries)
     cell = measure(case, data, True, peers, rounds, tell)
