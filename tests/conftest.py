@@ -10,8 +10,8 @@ os.environ["XLA_FLAGS"] = (
 # Several workers compile for TPU at once; no chip is opened.
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 
-# Processes that tests start compile without LLVM's passes, as those marked quickly_compiled do; this one, which
-# may be such a process itself, decides by the test.
+# Processes that tests start compile without LLVM's passes, as tests marked quickly_compiled do; this
+# one, which may be such a process itself, decides by the test.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import hypothesis

@@ -15,7 +15,7 @@ import jaxnorm.linen
 import jaxnorm.nnx
 from tests.contract import registry
 from tests.contract.norm import POINTS
-from tests.techniques.registry import registry as techniques
+from tests.techniques import registry as techniques
 
 pytestmark = pytest.mark.quickly_compiled
 

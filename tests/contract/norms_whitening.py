@@ -55,9 +55,9 @@ def decorrelate_given(x, *, epsilon, **given):
 
 
 TAKES = frozenset({"gamma", "beta", "dtype", "epsilon"})
-ALL_UNITS = "it needs all units of an example or none; techniques/test_whitening.py masks examples"
-COVARIANCE = "inverting a covariance amplifies errors; techniques/test_whitening.py bounds them"
-MATRICES = "it keeps two matrices for each group of units, as techniques/test_whitening_gradients.py checks"
+ALL_UNITS = "it needs all units of an example or none; test_whitening.py masks examples"
+COVARIANCE = "inverting a covariance amplifies errors; test_whitening.py bounds them"
+MATRICES = "it keeps two matrices for each group of units, as test_whitening_gradients.py checks"
 GIVEN = "its statistics are arguments, which the input does not change"
 
 WHITENING = [
@@ -109,7 +109,7 @@ WHITENING = [
         shapes={"plain": (8, 16), "five": (5, 7), "many": (100_000, 2), "large": (4096, 64)},
         exempt={
             "masks": ALL_UNITS,
-            "errors": "it takes no epsilon; techniques/test_whitening_errors.py has the errors that it raises",
+            "errors": "it takes no epsilon; test_whitening_errors.py has the errors that it raises",
             "shift": GIVEN,
             "scale": GIVEN,
             "constant": GIVEN,

@@ -1,7 +1,7 @@
 """Every public normalization, once. `tests/contract/test_*.py` runs the whole contract over it.
 
-A technique joins by one entry in `tests/contract/norms_*.py`. A point of the contract that cannot apply to
-it stands in `exempt` with the reason.
+A technique joins by one entry in `tests/contract/norms_*.py`. A point of the contract that cannot
+apply to it stands in `exempt` with the reason.
 """
 
 import pytest

@@ -150,7 +150,7 @@ def test_explicit_mesh_axes(norm, axis, rng):
 def test_explicit_mesh_axes_of_what_composes_the_core(norm, axis, rng):
     """Along each axis in turn, the types of the results say where these lie.
 
-    What they are, with the last axis on all devices, tests/core/test_explicit.py says of those that can
+    What they are, with the last axis on all devices, test_explicit.py says of those that can
     be divided without a mesh of explicit axes, too.
     """
     x, gamma, beta, mask = norm.draw(rng, norm.shapes["plain"], mask=True)

@@ -1,6 +1,6 @@
 """One of several processes that train a model with synchronised batch norm.
 
-Run as `python support/distributed_worker.py PROCESS PROCESSES PORT OUT`; PROCESS 0 writes what it ends with
+Run as `python distributed_worker.py PROCESS PROCESSES PORT OUT`; PROCESS 0 writes what it ends with
 to OUT. Four devices in all, whatever the number of processes.
 """
 

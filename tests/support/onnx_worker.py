@@ -1,7 +1,7 @@
 """Exports networks to ONNX and runs them, in a process of its own.
 
-Run as `python -m tests.support.onnx_worker`; prints one line of JSON. jax2onnx replaces functions of
-jax.numpy when it is imported, for all that the process does from then on.
+Run as `python -m tests.support.onnx_worker`; prints one line of JSON. jax2onnx replaces functions
+of jax.numpy when it is imported, for all that the process does from then on.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Compiles programs for TPU v5e, which need not be there.
 
-Run as `python -m tests.support.tpu_worker`; prints each program's name before it is compiled and, after,
-one line of JSON. libtpu's compiler takes the process with it where it dies.
+Run as `python -m tests.support.tpu_worker`; prints each program's name before it is compiled and,
+after, one line of JSON. libtpu's compiler takes the process with it where it dies.
 """
 
 import contextlib
