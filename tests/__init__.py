@@ -1,1 +1,1 @@
-"""The tests; a package, so that they share `reference` and `registry`."""
+"""The tests; a package, so that they share what stands in `support` and `contract`."""

@@ -10,8 +10,8 @@ os.environ["XLA_FLAGS"] = (
 # Several workers compile for TPU at once; no chip is opened.
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 
-# Processes that tests start compile without LLVM's passes, as QUICKLY_COMPILED do; this one, which
-# may be such a process itself, decides by the test.
+# Processes that tests start compile without LLVM's passes, as tests marked quickly_compiled do;
+# this one, which may be such a process itself, decides by the test.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import hypothesis
@@ -33,51 +33,11 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("jaxnorm")
 
-# Modules whose subject is what programs are made of, print, draw or learn, not how exactly compiled
-# ones compute (test_contract_exact, test_plans, test_statistics, test_techniques, ...). Theirs are
-# compiled without LLVM's passes, which take a quarter to a half of the time.
-QUICKLY_COMPILED = (
-    "tests.cli.bench",
-    "tests.cli.compare",
-    "tests.cli.test",
-    "tests.convert",
-    "tests.drop_in",
-    "tests.nnx",
-    "tests.plot",
-    "tests.test_api",
-    "tests.test_axes",
-    "tests.test_bake",
-    "tests.test_batch_collectives",
-    "tests.test_batch_domains",
-    "tests.test_batch_modes",
-    "tests.test_batch_shift_hint",
-    "tests.test_batch_running",
-    "tests.test_batch_sync",
-    "tests.test_batch_transforms",
-    "tests.test_batch_virtual",
-    "tests.test_decorrelated_batch_norm",
-    "tests.test_distributed",
-    "tests.test_explicit",
-    "tests.test_expressions",
-    "tests.test_feature_sync",
-    "tests.test_functional",
-    "tests.test_linen",
-    "tests.test_moments",
-    "tests.test_narrow_state",
-    "tests.test_penalty",
-    "tests.test_properties",
-    "tests.test_readme",
-    "tests.test_recurrent",
-    "tests.test_sequence",
-    "tests.test_sharding",
-    "tests.test_techniques_arguments",
-    "tests.test_tools",
-    "tests.test_training",
-    "tests.test_weight",
-    "tests.test_whitening_gradients",
-    "tests.test_whitening_sync",
-    "tests.tools",
-)
+
+def pytest_configure(config):
+    # Of modules whose subject is what programs are made of, print, draw or learn, not how exactly
+    # compiled ones compute: LLVM's passes take a quarter to a half of the time.
+    config.addinivalue_line("markers", "quickly_compiled: compiled without LLVM's passes")
 
 
 def pytest_itemcollected(item):
@@ -91,7 +51,7 @@ def pytest_itemcollected(item):
 @pytest.fixture(autouse=True, scope="module")
 def compiled_as_needed(request):
     """Leaves LLVM's passes out where they are not needed; neighbouring modules share programs."""
-    quickly = request.module.__name__.startswith(QUICKLY_COMPILED)
+    quickly = request.node.get_closest_marker("quickly_compiled") is not None
     if quickly != jax.config.read("jax_disable_most_optimizations"):
         jax.clear_caches()
         jax.config.update("jax_disable_most_optimizations", quickly)

@@ -17,8 +17,11 @@ from jax.extend.core import Primitive
 import jaxnorm
 import jaxnorm.linen
 import jaxnorm.nnx
-from tests import registry, techniques
-from tests.norm import POINTS
+from tests.contract import registry
+from tests.contract.norm import POINTS
+from tests.techniques import registry as techniques
+
+pytestmark = pytest.mark.quickly_compiled
 
 FUNCTIONS = {n: f for n, f in vars(jaxnorm).items() if isinstance(f, types.FunctionType)}
 MODULES = {

@@ -9,11 +9,14 @@ import sys
 
 import nbformat
 import numpy as np
+import pytest
 
-from tests import distributed_worker
+from tests.support import distributed_worker
+
+pytestmark = pytest.mark.quickly_compiled
 
 WORKER = pathlib.Path(distributed_worker.__file__)
-NOTEBOOK = WORKER.parents[1] / "notebooks" / "06_exact_lean_fast.ipynb"
+NOTEBOOK = WORKER.parents[2] / "notebooks" / "06_exact_lean_fast.ipynb"
 SECONDS = 300
 
 

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 import jaxnorm
 import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnx
-from tests.test_contract_errors import message
+from tests.contract.test_errors import message
 
 X = jnp.ones((2, 3, 4))
 

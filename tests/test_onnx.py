@@ -13,12 +13,12 @@ NORMS = ("batch", "layer", "rms", "group", "instance")
 
 @pytest.fixture(scope="module")
 def exported():
-    """What `tests.onnx_worker` found."""
+    """What `tests.support.onnx_worker` found."""
     for package in ("jax2onnx", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed: pip install 'jaxnorm[onnx]'")
     done = subprocess.run(
-        [sys.executable, "-m", "tests.onnx_worker"],
+        [sys.executable, "-m", "tests.support.onnx_worker"],
         capture_output=True,
         text=True,
         timeout=600,

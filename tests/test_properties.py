@@ -6,10 +6,13 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import assume, given
 
 import jaxnorm
-from tests import reference
+from tests.support import reference
+
+pytestmark = pytest.mark.quickly_compiled
 
 # A small pool of shapes, so that compilations are shared between examples.
 SHAPES = [(6,), (1, 5), (4, 3), (2, 3, 4), (3, 1, 2, 4), (2, 2, 3, 2, 2)]

@@ -20,6 +20,8 @@ import jaxnorm.plot
 import jaxnorm.tools
 from jaxnorm.__main__ import main
 
+pytestmark = pytest.mark.quickly_compiled
+
 README = pathlib.Path(__file__).parents[1] / "README.md"
 TEXT = README.read_text(encoding="utf-8")
 PROJECT = tomllib.loads((README.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -10,8 +10,10 @@ import pytest
 import jaxnorm
 import jaxnorm.linen
 from jaxnorm import tools
-from tests import registry
+from tests.contract import registry
 from tests.test_readme import TABLE
+
+pytestmark = pytest.mark.quickly_compiled
 
 ROWS = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in TABLE]
 HEADER, TECHNIQUES = ROWS[0], ROWS[2:]

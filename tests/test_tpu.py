@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests import tpu_worker
+from tests.support import tpu_worker
 
 SECONDS = 900
 
@@ -19,7 +19,7 @@ def compiled():
     left_out = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")
     environment = {k: v for k, v in os.environ.items() if k not in left_out}
     worker = subprocess.run(
-        [sys.executable, "-m", "tests.tpu_worker"],
+        [sys.executable, "-m", "tests.support.tpu_worker"],
         cwd=pathlib.Path(__file__).parents[1],
         env=environment | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu"},
         capture_output=True,

@@ -14,6 +14,8 @@ from flax.training import train_state
 import jaxnorm.linen as jnn
 from jaxnorm.tools import recalibrate
 
+pytestmark = pytest.mark.quickly_compiled
+
 STEPS = 60
 
 

@@ -12,6 +12,8 @@ from jaxnorm import __main__
 from jaxnorm.cli import arguments, outputs
 from jaxnorm.cli.errors import UserError, require
 
+pytestmark = pytest.mark.quickly_compiled
+
 
 def make_command(action):
     """A command named `act` that does `action`."""

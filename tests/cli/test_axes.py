@@ -5,7 +5,7 @@ import pytest
 
 from jaxnorm import __main__
 
-pytestmark = pytest.mark.usefixtures("close_figures")
+pytestmark = [pytest.mark.quickly_compiled, pytest.mark.usefixtures("close_figures")]
 
 
 def test_the_command_draws_the_usual_ones(tmp_path, capsys):

@@ -15,8 +15,10 @@ from jaxnorm.cli.peers.case import NORMS as ALL_NORMS
 from jaxnorm.cli.peers.jax_libraries import load_flax, load_jaxnorm
 from jaxnorm.cli.peers.jax_peer import JaxPeer
 from jaxnorm.cli.peers.peer import Unavailable, import_peer
-from tests import reference
 from tests.cli.bench.cells import LAYER
+from tests.support import reference
+
+pytestmark = pytest.mark.quickly_compiled
 
 
 def make_unavailable(monkeypatch, *names):

@@ -14,6 +14,8 @@ from tests.convert.reference import Reference, data
 from tests.convert.stand_ins import arrays, stand_in
 from tests.convert.training import Functional, check, check_alike, check_trees, train
 
+pytestmark = pytest.mark.quickly_compiled
+
 GAMMA, BETA, *STATISTICS = arrays(4, 4, 4, 4)
 MEAN, VAR = map(jnp.asarray, STATISTICS)
 PLANE = arrays((4, 5), (4, 5))

@@ -15,6 +15,8 @@ from tests.convert.reference import data
 from tests.convert.stand_ins import arrays
 from tests.convert.training import TOLERANCE, Functional, check_alike, check_trees, evaluate, train
 
+pytestmark = pytest.mark.quickly_compiled
+
 SHAPE = (3, 4, 5, 4)
 OPTIONS = {"epsilon": 1e-3}
 LINEN = {

@@ -14,6 +14,8 @@ from tests.convert.reference import Reference, data
 from tests.convert.stand_ins import arrays, stand_in
 from tests.convert.training import TOLERANCE, Functional, check, check_alike, evaluate, train
 
+pytestmark = pytest.mark.quickly_compiled
+
 GAMMA, BETA, MEAN, VAR = arrays(4, 4, 4, 4)
 PLANE = arrays((5, 4), (5, 4))
 IMAGES = (3, 4, 5, 2)  # channels first

@@ -14,6 +14,8 @@ from tests.convert.reference import RATE, Reference, data
 from tests.convert.stand_ins import Tensor, arrays, stand_in
 from tests.convert.training import check, evaluate
 
+pytestmark = pytest.mark.quickly_compiled
+
 GAMMA, BETA, MEAN, VAR = arrays(4, 4, 4, 4)
 SQUARE = arrays((4, 5), (4, 5))
 IMAGES = (3, 4, 5, 2)

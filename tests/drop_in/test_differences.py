@@ -12,7 +12,9 @@ from flax import nnx
 import jaxnorm.drop_in.linen as ours
 import jaxnorm.drop_in.nnx as ours_nnx
 from tests.drop_in.cases import assert_close, draw
-from tests.same import initialized
+from tests.support.jaxpr_text import initialized
+
+pytestmark = pytest.mark.quickly_compiled
 
 KEY = jax.random.key(0)
 

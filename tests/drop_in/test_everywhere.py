@@ -16,6 +16,8 @@ import jaxnorm.drop_in.linen as drop_in
 import jaxnorm.linen as jnn
 from jaxnorm.tools import freeze
 
+pytestmark = pytest.mark.quickly_compiled
+
 KEY = jax.random.key(0)
 
 

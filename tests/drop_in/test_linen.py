@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import AxisType
 
 import jaxnorm.drop_in.linen as ours
+from tests.contract.test_memory import handed_over
 from tests.drop_in.cases import (
     SHARED,
     X,
@@ -21,8 +22,9 @@ from tests.drop_in.cases import (
     random_init,
     results,
 )
-from tests.same import drawn, initialized
-from tests.test_contract_memory import handed_over
+from tests.support.jaxpr_text import drawn, initialized
+
+pytestmark = pytest.mark.quickly_compiled
 
 KEY = jax.random.key(0)
 NAMES = ("BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm")

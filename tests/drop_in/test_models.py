@@ -19,6 +19,8 @@ import jaxnorm.drop_in.nnx
 import jaxnorm.linen as jnn
 from tests.drop_in.training import MODELS, kept_bytes, start_training, train, with_drop_in
 
+pytestmark = pytest.mark.quickly_compiled
+
 # Bytes kept for the backward pass, in float32 and in bfloat16, and temporary memory of a compiled
 # step in float32, each as a part of what they are with flax's norms.
 FIGURES = {

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 import jaxnorm.drop_in.nnx as ours
+from tests.contract.test_memory import handed_over
 from tests.drop_in.cases import (
     SHARED,
     X,
@@ -19,7 +20,8 @@ from tests.drop_in.cases import (
     random_init,
     results,
 )
-from tests.test_contract_memory import handed_over
+
+pytestmark = pytest.mark.quickly_compiled
 
 NAMES = ("BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm")
 CASES = SHARED | {

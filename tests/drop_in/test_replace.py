@@ -11,6 +11,8 @@ import jaxnorm.drop_in.nnx as drop_in
 import jaxnorm.nnx as jnx
 from jaxnorm.drop_in.linen import everywhere
 
+pytestmark = pytest.mark.quickly_compiled
+
 
 class Exact(nnx.LayerNorm):
     """A class that is made in another way, and computes as flax does."""

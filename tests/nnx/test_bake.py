@@ -10,6 +10,8 @@ from flax import nnx
 import jaxnorm.nnx as jnx
 from tests.nnx.twins import draw, values
 
+pytestmark = pytest.mark.quickly_compiled
+
 
 class Net(nnx.Module):
     """Wrappers as attributes, in lists, in each other, and one that is used twice."""

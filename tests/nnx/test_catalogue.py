@@ -17,6 +17,8 @@ import jaxnorm.nnx as jnx
 from jaxnorm import tools
 from tests.nnx.twins import CATALOGUE, CONDITION, SHAPE, draw, values
 
+pytestmark = pytest.mark.quickly_compiled
+
 equal = chex.assert_trees_all_equal
 
 

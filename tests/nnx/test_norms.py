@@ -13,6 +13,8 @@ from flax import nnx
 import jaxnorm.nnx as jnx
 from tests.nnx.twins import draw, values
 
+pytestmark = pytest.mark.quickly_compiled
+
 equal = chex.assert_trees_all_equal
 close = functools.partial(chex.assert_trees_all_close, atol=1e-5)
 call = nnx.jit(lambda m, x: m(x))

@@ -14,7 +14,9 @@ from flax import nnx
 import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnx
 from tests.nnx.twins import KEY, built, draw, values
-from tests.same import program
+from tests.support.jaxpr_text import program
+
+pytestmark = pytest.mark.quickly_compiled
 
 cells = pytest.mark.parametrize("name", ["LayerNormLSTMCell", "LayerNormGRUCell"])
 equal = chex.assert_trees_all_equal

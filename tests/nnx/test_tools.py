@@ -16,7 +16,9 @@ import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnx
 from jaxnorm import tools
 from tests.nnx.twins import draw, values
-from tests.recalibrate import EPSILON, population_in_evaluation, uneven_batches
+from tests.support.recalibration import EPSILON, population_in_evaluation, uneven_batches
+
+pytestmark = pytest.mark.quickly_compiled
 
 MOMENTUM = 0.7
 

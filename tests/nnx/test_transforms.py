@@ -13,6 +13,8 @@ from jax.sharding import AxisType, PartitionSpec
 import jaxnorm.nnx as jnx
 from tests.nnx.twins import built, draw, values
 
+pytestmark = pytest.mark.quickly_compiled
+
 FEATURES, BATCH = 4, 8
 
 

@@ -13,7 +13,9 @@ from flax import nnx
 import jaxnorm.linen
 import jaxnorm.nnx
 from tests.nnx.twins import SHAPE, TWINS, draw, merged, values
-from tests.same import text
+from tests.support.jaxpr_text import text
+
+pytestmark = pytest.mark.quickly_compiled
 
 MODULES = [name for name, value in vars(jaxnorm.nnx).items() if isinstance(value, type)]
 AFFINE = {

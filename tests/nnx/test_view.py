@@ -11,6 +11,8 @@ import jaxnorm.drop_in.nnx
 import jaxnorm.nnx as jnx
 from tests.nnx.twins import values
 
+pytestmark = pytest.mark.quickly_compiled
+
 X = np.random.default_rng(0).normal(5.0, 2.0, (8, 4)).astype(np.float32)
 
 

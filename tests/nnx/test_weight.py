@@ -17,7 +17,9 @@ import jaxnorm
 import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnx
 from tests.nnx.twins import KEY, built, draw, values
-from tests.same import program
+from tests.support.jaxpr_text import program
+
+pytestmark = pytest.mark.quickly_compiled
 
 equal = chex.assert_trees_all_equal
 close = functools.partial(chex.assert_trees_all_close, atol=1e-5, rtol=1e-5)

@@ -14,7 +14,7 @@ from jaxnorm.plot import _cubes
 from jaxnorm.plot._division import Division
 from tests.plot.readable import assert_readable
 
-pytestmark = pytest.mark.usefixtures("close_figures")
+pytestmark = [pytest.mark.quickly_compiled, pytest.mark.usefixtures("close_figures")]
 
 
 def caption(ax) -> str:

@@ -11,7 +11,7 @@ import jaxnorm.linen as jnn
 from jaxnorm import plot
 from tests.plot.readable import assert_readable
 
-pytestmark = pytest.mark.usefixtures("close_figures")
+pytestmark = [pytest.mark.quickly_compiled, pytest.mark.usefixtures("close_figures")]
 
 
 def test_activations_are_drawn_as_histograms(rng):

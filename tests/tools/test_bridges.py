@@ -15,7 +15,10 @@ from jaxnorm import tools
 X = np.random.default_rng(0).normal(5.0, 2.0, (16, 4)).astype(np.float32)
 BATCHES = [X[:6], X[6:]]
 # Initialization draws, and flax's bridge says so when it makes its dummies.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.quickly_compiled,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
 
 
 class Inner(nnx.Module):

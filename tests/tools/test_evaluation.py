@@ -11,8 +11,10 @@ from flax import nnx
 import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnx
 from jaxnorm import tools
-from tests.recalibrate import start
-from tests.same import drawn
+from tests.support.jaxpr_text import drawn
+from tests.support.recalibration import start
+
+pytestmark = pytest.mark.quickly_compiled
 
 BATCH_NORMS = (nn.BatchNorm, jnn.BatchNorm)
 

@@ -15,6 +15,8 @@ import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnx
 from jaxnorm import Moments, tools
 
+pytestmark = pytest.mark.quickly_compiled
+
 IMAGE = np.random.default_rng(0).normal(1.0, 2.0, (2, 6, 6, 4)).astype(np.float32)
 
 

@@ -18,7 +18,9 @@ import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnx
 from jaxnorm import tools
 from jaxnorm.tools._freeze import _met
-from tests.same import drawn
+from tests.support.jaxpr_text import drawn
+
+pytestmark = pytest.mark.quickly_compiled
 
 X = np.random.default_rng(0).normal(2.0, 3.0, (8, 4)).astype(np.float32)
 

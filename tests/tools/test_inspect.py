@@ -11,9 +11,9 @@ import jaxnorm.drop_in.nnx
 import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnx
 from jaxnorm import plot, tools
-from tests.same import initialized
+from tests.support.jaxpr_text import initialized
 
-pytestmark = pytest.mark.usefixtures("close_figures")
+pytestmark = [pytest.mark.quickly_compiled, pytest.mark.usefixtures("close_figures")]
 EVALUATION = {"use_running_average": True}
 
 

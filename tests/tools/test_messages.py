@@ -11,7 +11,9 @@ import pytest
 import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnx
 from jaxnorm import batch_norm_step, init_running, tools
-from tests.same import drawn
+from tests.support.jaxpr_text import drawn
+
+pytestmark = pytest.mark.quickly_compiled
 
 NORM = jnn.BatchNorm(use_running_average=True)
 X = np.random.default_rng(0).normal(2, 3, (8, 3)).astype(np.float32)

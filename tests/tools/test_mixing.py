@@ -15,6 +15,8 @@ import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnx
 from jaxnorm import tools
 
+pytestmark = pytest.mark.quickly_compiled
+
 N = 4
 X = np.random.default_rng(0).normal(size=(N, 6, 6, 2)).astype(np.float32)
 

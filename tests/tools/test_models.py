@@ -11,6 +11,8 @@ from jaxnorm import tools
 from tests.models import diffusion, language, resnet, vit
 from tests.tools.test_fold import disturb, primitives
 
+pytestmark = pytest.mark.quickly_compiled
+
 BLOCKS = ("ResidualBlock_0", "ResidualBlock_1")
 RESNET_NORMS = {
     "norm_init": "Conv_0",

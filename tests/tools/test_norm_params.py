@@ -15,7 +15,9 @@ from flax.core import freeze
 import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnx
 from jaxnorm import tools
-from tests.same import drawn
+from tests.support.jaxpr_text import drawn
+
+pytestmark = pytest.mark.quickly_compiled
 
 ROOT = Path(__file__).parent.parent.parent
 X = np.random.default_rng(0).normal(1.0, 2.0, (8, 4)).astype(np.float32)

@@ -13,7 +13,9 @@ import jaxnorm.drop_in.linen
 import jaxnorm.drop_in.nnx
 import jaxnorm.linen as jnn
 from jaxnorm import tools
-from tests.same import drawn
+from tests.support.jaxpr_text import drawn
+
+pytestmark = pytest.mark.quickly_compiled
 
 
 def make_batches(rng):

@@ -14,6 +14,8 @@ import jaxnorm.linen as jnn
 import jaxnorm.nnx as jnx
 from jaxnorm import tools
 
+pytestmark = pytest.mark.quickly_compiled
+
 X = 5 + 2 * np.random.default_rng(0).standard_normal((32, 3)).astype(np.float32)
 LINEN = (nn.BatchNorm, jnn.BatchNorm, jaxnorm.drop_in.linen.BatchNorm)
 NNX = (nnx.BatchNorm, jnx.BatchNorm, jaxnorm.drop_in.nnx.BatchNorm)

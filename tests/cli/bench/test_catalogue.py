@@ -13,9 +13,9 @@ from jaxnorm.cli.bench.catalogue.picture import draw_bars
 from jaxnorm.cli.peers.case import Case
 from jaxnorm.cli.peers.jax_peer import foreign_code
 from tests.cli.bench.cells import assert_is_a_picture, make_cell, read_csv, run
-from tests.registry import OTHERS
+from tests.contract.registry import OTHERS
 
-pytestmark = pytest.mark.usefixtures("reused")
+pytestmark = [pytest.mark.quickly_compiled, pytest.mark.usefixtures("reused")]
 
 ENTRIES = functions.list_entries()
 SEE_HELP = "(see python -m jaxnorm bench --help)"

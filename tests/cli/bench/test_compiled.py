@@ -12,6 +12,8 @@ from jaxnorm.cli.bench.hlo import Program
 from jaxnorm.cli.peers.case import Case
 from tests.cli.bench.cells import read_csv, run
 
+pytestmark = pytest.mark.quickly_compiled
+
 
 def cycles(count):
     return f'backend_config={{"window_config":{{"estimated_cycles":"{count}"}}}}'

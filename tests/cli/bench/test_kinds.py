@@ -14,7 +14,7 @@ from jaxnorm.cli.errors import UserError
 from jaxnorm.cli.peers.case import NORMS, Case
 from tests.cli.bench.cells import assert_is_a_picture, make_cell, read_csv, run
 
-pytestmark = pytest.mark.usefixtures("reused")
+pytestmark = [pytest.mark.quickly_compiled, pytest.mark.usefixtures("reused")]
 
 
 def test_growth_gives_times_per_byte(tmp_path, capsys, reused):

@@ -6,7 +6,7 @@ import pytest
 from jaxnorm.cli.bench import measure
 from tests.cli.bench.cells import assert_is_a_picture, make_cell, read_csv, run
 
-pytestmark = pytest.mark.usefixtures("reused")
+pytestmark = [pytest.mark.quickly_compiled, pytest.mark.usefixtures("reused")]
 
 HEADER = (
     "norm,shape,dtype,direction,library,milliseconds,times_jaxnorm,times_copy,copy_milliseconds,"

@@ -14,6 +14,8 @@ from jaxnorm.cli.peers.jax_libraries import load_jaxnorm
 from jaxnorm.cli.tables import Grid, geometric_mean, make_table, number, to_markdown
 from tests.cli.bench.cells import LAYER, make_cell
 
+pytestmark = pytest.mark.quickly_compiled
+
 
 def test_the_means_are_geometric_and_of_large_inputs():
     large, small = (1000, 2000), (10, 2000)  # 8 MB and 80 kB

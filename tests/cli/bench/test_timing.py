@@ -14,6 +14,8 @@ from jaxnorm.cli.peers import jax_peer
 from jaxnorm.cli.peers.jax_peer import compile_program
 from jaxnorm.cli.peers.peer import Program
 
+pytestmark = pytest.mark.quickly_compiled
+
 
 class Clock:
     """Time that passes only while the programs below run, and while the clock is told to sleep."""

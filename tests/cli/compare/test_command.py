@@ -18,6 +18,8 @@ from jaxnorm.cli.compare import command, training
 from jaxnorm.cli.compare.norms import NORMS
 from tests.cli.compare.rows import HEADER, make_result
 
+pytestmark = pytest.mark.quickly_compiled
+
 
 def read_csv(path):
     with path.open(newline="") as file:

@@ -11,6 +11,8 @@ from jaxnorm.cli.compare import command
 from jaxnorm.cli.compare.norms import NORMS
 from tests.cli.compare.rows import X, Y
 
+pytestmark = pytest.mark.quickly_compiled
+
 
 def assert_fails(capsys, arguments, message):
     assert main(["compare", *arguments]) == 2

@@ -22,6 +22,8 @@ from jaxnorm.cli.outputs import write_csv
 from jaxnorm.cli.tables import make_table
 from tests.cli.compare.rows import HEADER, make_result
 
+pytestmark = pytest.mark.quickly_compiled
+
 
 def test_the_classical_norms_have_styles_of_their_own():
     assert list(STYLES)[: len(CLASSICAL)] == list(CLASSICAL)

@@ -16,6 +16,8 @@ from jaxnorm.cli.compare.norms import CLASSICAL, NORMS
 from jaxnorm.cli.compare.settings import Setting
 from tests.cli.compare.rows import X, Y
 
+pytestmark = pytest.mark.quickly_compiled
+
 # The data
 
 

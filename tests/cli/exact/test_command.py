@@ -10,7 +10,7 @@ from jaxnorm.cli.exact import command, measure
 from jaxnorm.cli.machine import Machine
 from jaxnorm.cli.peers import installed
 from jaxnorm.cli.peers.case import EPSILON, NORMS, Case, Data
-from tests import reference
+from tests.support import reference
 
 HEADER = (
     "norm,library,error_at_1,error_at_100,error_at_10000,error_at_1e+06,kept_float32,kept_bfloat16,"

@@ -1,0 +1,1 @@
+"""The contract: a registry of every public normalization, and the tests that run over it."""
