@@ -37,7 +37,9 @@ def local_response_norm(
     size // 2 before and (size - 1) // 2 after; outside there are zeros, which count.
 
     Libraries differ in the window's lopsidedness where `size` is even (here PyTorch's; ONNX's is
-    the other way round) and in `average` (TensorFlow and the paper: False).
+    the other way round) and in `average` (TensorFlow and the paper: False). With its backward pass
+    it takes as long as thirty copies of the input on CPU, as the formula by hand does: a power and
+    four sums over windows; layer norm takes ten.
 
     Args:
       x: floating-point or complex array of rank 1 or more.
@@ -105,6 +107,10 @@ def divisive_norm(
     v = x - mean(x) and y = v / sqrt(sigma^2 + mean(|v|^2)) * gamma + beta, each mean over the
     window around the element, in which only elements inside the array count. Over the positions of
     an image it is local contrast normalization; over channels, layer norm with a short reach.
+
+    Sums are taken along one axis after the other, so that the cost grows little with the window:
+    over two axes of an image, with the backward pass on CPU, 40 copies of the input for a window of
+    15 and 50 for 31. On the way are up to six arrays of the input's size, nine for prime windows.
 
     Args:
       x: floating-point or complex array of rank 1 or more.

@@ -67,7 +67,9 @@ def whiten(
     units of a group, and the mean and the biased covariance are over `axis`. Of all maps that
     whiten, this one (ZCA) changes x the least. Axes that are in neither `axis` nor
     `feature_axes` have statistics of their own at each index. It needs more examples than units
-    per group to remove all correlation; with fewer, the output is as white as they allow.
+    per group to remove all correlation; with fewer, the output is as white as they allow. What
+    costs is the root of a matrix for each group, which grows with the cube of its units and not
+    with the examples: many groups of few units are cheap.
 
     Args:
       x: floating-point or complex array of rank 2 or more.
