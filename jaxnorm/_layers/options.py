@@ -33,7 +33,8 @@ def documented(cls: type[Class]) -> type[Class]:
     first, more = _parts(own)
     found: dict[str, str] = {}
     for base in cls.__mro__:
-        found = {**found, **_documentation(base.__module__).get(base.__name__, {}), **found}
+        for name, text in _documentation(base.__module__).get(base.__name__, {}).items():
+            found.setdefault(name, text)
     parameters = inspect.signature(cls.__init__).parameters
     # Those that can be given by position come first.
     first_names = [n for n, p in parameters.items() if p.kind is not p.KEYWORD_ONLY and n in found]
